@@ -1,0 +1,22 @@
+"""metaloss: meta-learned loss functions, by an exact meta-gradient in one forward-mode pass.
+
+In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"]())`.
+"""
+
+from metaloss.backbones import BACKBONES
+from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.learner import AdaLFL
+from metaloss.meta_optimizers import META_OPTIMIZERS
+from metaloss.representations import REPRESENTATIONS
+from metaloss.tasks import TASKS
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BACKBONES",
+    "BASE_OPTIMIZERS",
+    "META_OPTIMIZERS",
+    "REPRESENTATIONS",
+    "TASKS",
+    "AdaLFL",
+]

@@ -1,0 +1,31 @@
+"""Multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+from metaloss import checks
+from metaloss.backbones.base import BACKBONES, xavier_uniform
+
+
+@BACKBONES.register("mlp")
+def mlp(
+    input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] = (1000, 1000)
+) -> nn.Module:
+    """ReLU layers on the flattened input; 1000-1000 as in the paper (Baydin et al., 2018).
+
+    Args:
+        hidden: units of each hidden layer.
+    """
+    checks.integers(hidden, "backbones.mlp.hidden", minimum=1)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise((prod(input_shape), *hidden)):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    layers.append(nn.Linear((prod(input_shape), *hidden)[-1], outputs))
+    model = nn.Sequential(*layers)
+    xavier_uniform(model)
+    return model

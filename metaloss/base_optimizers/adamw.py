@@ -1,0 +1,38 @@
+"""AdamW (Loshchilov & Hutter, 2019): Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from metaloss.base_optimizers.adam import AdamUpdate
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.update import certify
+
+
+@BASE_OPTIMIZERS.register("adamw")
+def adamw(
+    parameters: Iterable[Tensor],
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> torch.optim.AdamW:
+    """Adam whose weight decay shrinks the parameters directly (torch.optim.AdamW)."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        maximize=maximize,
+    )
+
+
+# torch's AdamW is an Adam whose groups carry decoupled_weight_decay=True: one Update serves both.
+certify(torch.optim.AdamW)(AdamUpdate)

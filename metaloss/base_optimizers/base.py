@@ -1,0 +1,10 @@
+"""What a base optimizer is: a recipe, called with parameters, that returns a torch.optim object.
+
+Contract: `recipe(parameters, lr, ...) -> torch.optim.Optimizer`; the arguments carry torch.optim's
+own names and defaults; the returned class has an `Update` (see metaloss.update) that equals its
+step. `metaloss.testing.check_base_optimizer` holds a recipe to it.
+"""
+
+from metaloss.registry import Registry
+
+BASE_OPTIMIZERS = Registry("base_optimizers")

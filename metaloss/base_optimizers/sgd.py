@@ -1,0 +1,81 @@
+"""Stochastic gradient descent, with every option of torch.optim.SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.update import GroupStep, Hyperparameters, State, Update, certify
+
+
+@BASE_OPTIMIZERS.register("sgd")
+def sgd(
+    parameters: Iterable[Tensor],
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> torch.optim.SGD:
+    """SGD with momentum, Nesterov momentum and weight decay (torch.optim.SGD)."""
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+    )
+
+
+@certify(torch.optim.SGD)
+class SGDUpdate(Update):
+    """g̃ = ±g + λθ;  b' = μb + (1-τ)g̃, at first b' = g̃;  θ' = θ - lr·(b' or g̃ + μb' or g̃)."""
+
+    linear = True
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
+    ) -> tuple[Tensor, State]:
+        grad = -grad if hyper["maximize"] else grad
+        if hyper["weight_decay"] != 0:
+            grad = grad.add(theta, alpha=hyper["weight_decay"])
+        if hyper["momentum"] == 0:
+            return theta - hyper["lr"] * grad, state
+        buffer = state.get("momentum_buffer")
+        if buffer is None:
+            buffer = grad  # torch skips the dampening of the first step
+        else:
+            buffer = hyper["momentum"] * buffer + (1 - hyper["dampening"]) * grad
+        descent = grad + hyper["momentum"] * buffer if hyper["nesterov"] else buffer
+        return theta - hyper["lr"] * descent, {"momentum_buffer": buffer}
+
+    def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
+        hyper = step.hyper
+        scale = hyper["lr"] if hyper["maximize"] else -hyper["lr"]
+        if hyper["momentum"] == 0:
+            return list(torch._foreach_mul(v, scale)) if v else []
+        later = 1 - hyper["dampening"]
+        if hyper["nesterov"]:
+            scale = scale * (1 + hyper["momentum"])  # torch allows no dampening here
+        scales = [scale * (1.0 if first else later) for first in step.first]
+        if len(set(scales)) == 1:
+            return list(torch._foreach_mul(v, scales[0]))
+        return [value * factor for value, factor in zip(v, scales, strict=True)]
+
+    def direction(self, step: GroupStep) -> list[Tensor]:
+        hyper = step.hyper
+        if hyper["momentum"] != 0 and not hyper["nesterov"]:
+            return [-state["momentum_buffer"] for state in step.state]
+        grads = [-grad for grad in step.grad] if hyper["maximize"] else step.grad
+        if hyper["weight_decay"] != 0 and grads:
+            grads = list(torch._foreach_add(grads, step.theta, alpha=hyper["weight_decay"]))
+        if hyper["momentum"] != 0:
+            buffers = [state["momentum_buffer"] for state in step.state]
+            grads = [g + hyper["momentum"] * b for g, b in zip(grads, buffers, strict=True)]
+        return [-grad for grad in grads]

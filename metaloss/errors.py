@@ -1,0 +1,40 @@
+"""The errors whose message is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What was given cannot be used: a config, a data file, a run folder, an optimizer.
+
+    The message is one line: what was asked, what is near or known, where it was written. The tools
+    print it and exit with code 2; any other exception is a bug of ours and keeps its traceback.
+    """
+
+
+class ConfigError(InputError):
+    """A gin file, a gin binding or a component's argument that cannot be used."""
+
+
+class DataError(InputError):
+    """A data file that is missing, cut short or not what it should be."""
+
+
+class RunFolderError(InputError):
+    """A run folder or a checkpoint that cannot be written to or continued from."""
+
+
+class UncertifiedOptimizerError(InputError):
+    """A base optimizer whose step the meta-gradient engines do not know."""
+
+
+class MissingGradientError(RuntimeError):
+    """No meta-parameter received a usable gradient, so the loss could never learn."""
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """A clause naming the known word nearest to `asked`, or nothing if none is near."""
+    near = difflib.get_close_matches(asked, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,31 @@
+"""Links: how a model's outputs and the labels become the (prediction, target) that a loss sees.
+
+A link maps `(outputs [batch, C], labels)` to two tensors [batch, C] and is twice differentiable in
+the outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Classification: softmax probabilities and one-hot targets (paper, section 5.7).
+
+    Args:
+        outputs: logits, [batch, C].
+        labels: class indices, [batch], integer.
+    """
+    return outputs.softmax(-1), F.one_hot(labels, outputs.shape[-1]).to(outputs.dtype)
+
+
+def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Regression: the outputs and the labels as they are, both [batch, C]."""
+    return outputs, labels
+
+
+def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`values` for floating-point labels, `probabilities` for integer labels."""
+    return (values if torch.is_floating_point(labels) else probabilities)(outputs, labels)

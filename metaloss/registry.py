@@ -1,0 +1,115 @@
+"""Registry: the named components of one kind, known to Python and to gin by the same words."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import gin
+
+from metaloss.errors import ConfigError, did_you_mean
+
+Component = TypeVar("Component", bound=Callable[..., Any])
+
+#: Every registry, by kind. A kind is a folder of the package: "representations", "tasks", ...
+REGISTRIES: dict[str, Registry] = {}
+
+#: Plugins that did not load, and why; unknown-name errors show it (filled by metaloss.plugins).
+FAILED_PLUGINS: dict[str, str] = {}
+
+
+class UnknownComponentError(ConfigError, KeyError):
+    """A name that no component of the kind carries."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the repr
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """A read-only mapping from name to component, filled by one decorator.
+
+    `@REPRESENTATIONS.register("nn")` returns the class unchanged and makes it known under the same
+    words everywhere: `REPRESENTATIONS["nn"]` in Python, `@representations.nn()` in gin files.
+
+    Args:
+        kind: plural noun; the folder of the package and gin's first word.
+        interface: base class of the kind's components; None where they are recipes (functions, or
+            classes called later by the Runner).
+    """
+
+    def __init__(self, kind: str, interface: type | None = None) -> None:
+        self.kind = kind
+        self.interface = interface
+        self._components: dict[str, Callable[..., Any]] = {}
+        REGISTRIES[kind] = self
+
+    def register(self, name: str) -> Callable[[Component], Component]:
+        """A decorator that enters a component under `name` (lower_snake_case, the file's stem).
+
+        Raises:
+            TypeError: the component is not a subclass of the kind's interface.
+            ConfigError: the name is taken by another component; both are named.
+        """
+
+        def enter(component: Component) -> Component:
+            if self.interface is not None and not (
+                inspect.isclass(component) and issubclass(component, self.interface)
+            ):
+                raise TypeError(
+                    f"{self.kind}.{name} must be a subclass of {_origin(self.interface)}; "
+                    f"got {component!r}"
+                )
+            taken = self._components.get(name)
+            if taken is not None and _origin(taken) != _origin(component):
+                raise ConfigError(
+                    f"{self.kind}.{name} is taken by {_origin(taken)}; "
+                    f"{_origin(component)} needs another name"
+                )
+            if taken is None:
+                gin.register(name, module=self.kind)(component)
+            self._components[name] = component
+            return component
+
+        return enter
+
+    def name_of(self, component: Any) -> str:
+        """The name of a registered class or function, of an instance, or of gin's copy of one."""
+        component = inspect.unwrap(component) if callable(component) else component
+        classes = inspect.getmro(component if inspect.isclass(component) else type(component))
+        for name, known in self._components.items():
+            if component is known or known in classes:
+                return name
+        return getattr(component, "__name__", type(component).__name__)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        try:
+            return self._components[name]
+        except KeyError:
+            raise UnknownComponentError(self.describe_unknown(name)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._components))
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def describe_unknown(self, name: str) -> str:
+        """One line for a name that is not here: nearest and known names, plugins that failed."""
+        failed = "".join(
+            f" · plugin '{plugin}' did not load: {why}" for plugin, why in FAILED_PLUGINS.items()
+        )
+        near = did_you_mean(name, self)
+        return f"no '{name}' in {self.kind}{near} · known: {', '.join(self) or 'none'}{failed}"
+
+
+def import_components(package: str, path: list[str]) -> None:
+    """Imports every module of a kind's folder, so that its components register themselves."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def _origin(component: Any) -> str:
+    return f"{component.__module__}.{component.__qualname__}"

@@ -1,0 +1,81 @@
+"""The paper's learned loss: a small feed-forward network, applied to each output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaloss import checks
+from metaloss.representations.base import REPRESENTATIONS, Representation
+
+HIDDEN_ACTIVATIONS = ("smooth_leaky_relu", "relu", "tanh", "softplus")
+OUTPUT_ACTIVATIONS = ("identity", "softplus", "smooth_leaky_relu")
+
+
+@REPRESENTATIONS.register("nn")
+class NN(Representation):
+    """Feed-forward network without biases on (prediction, target) pairs (paper, section 2.2).
+
+    ℓ_φ maps each pair (f_i, y_i) to a number by the same weights, so that one loss serves any
+    number of outputs; the loss is the mean over the outputs (eqs. 3 and 14). Weights start
+    Kaiming-normal. `activation="relu", output="softplus"` is the form of ML³ (Bechtle et al.,
+    2021), which the paper finds prone to flat regions (appendix B.1).
+
+    Args:
+        hidden: units of each hidden layer.
+        activation: of the hidden layers: "smooth_leaky_relu" (eq. 4), "relu", "tanh", "softplus".
+        output: of the output: "identity", "softplus" or "smooth_leaky_relu".
+        gamma: leak of the smooth leaky ReLU.
+        beta: its smoothness: the kink at 0 is about 1/beta wide.
+
+    Raises:
+        ConfigError: a width below 1, or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (40, 40),
+        activation: Literal["smooth_leaky_relu", "relu", "tanh", "softplus"] = "smooth_leaky_relu",
+        output: Literal["identity", "softplus", "smooth_leaky_relu"] = "identity",
+        gamma: float = 0.01,
+        beta: float = 10.0,
+    ) -> None:
+        super().__init__()
+        checks.choice(activation, "representations.nn.activation", HIDDEN_ACTIVATIONS)
+        checks.choice(output, "representations.nn.output", OUTPUT_ACTIVATIONS)
+        checks.integers(hidden, "representations.nn.hidden", minimum=1)
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        self.output = output
+        self.gamma = gamma
+        self.beta = beta
+        self.layers = nn.ModuleList(
+            nn.Linear(fan_in, fan_out, bias=False)
+            for fan_in, fan_out in pairwise((2, *self.hidden, 1))
+        )
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        x = torch.stack((prediction, target), dim=-1)  # [batch, C, 2]
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self._activate(layer(x), self.activation)
+        return self._activate(last(x), self.output).squeeze(-1).mean(-1)
+
+    def _activate(self, x: Tensor, activation: str) -> Tensor:
+        if activation == "identity":
+            return x
+        if activation == "relu":
+            return x.relu()
+        if activation == "tanh":
+            return x.tanh()
+        if activation == "softplus":
+            return F.softplus(x)
+        return torch.lerp(F.softplus(x, self.beta), x, self.gamma)  # eq. 4, in two kernels
+

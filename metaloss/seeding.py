@@ -1,0 +1,58 @@
+"""Randomness: one seed, independent streams, and the state of torch's global generators.
+
+θ, φ, splits, batches and the rest each draw from a stream of their own, so that every method under
+one seed starts from the same θ_0 and sees the same training batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def stream(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the stream's name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Within it, whatever draws from torch's global CPU generator draws from this stream."""
+    outside = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(outside)
+
+
+def global_state(device: torch.device) -> list[Tensor]:
+    """The state of torch's global generators that a model on `device` may draw from (dropout)."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_global_state(states: list[Tensor], device: torch.device) -> None:
+    """Puts the global generators back to a state that `global_state` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def replaying(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Within it, the global generators draw again what they drew after `states` was taken."""
+    outside = global_state(device)
+    set_global_state(states, device)
+    try:
+        yield
+    finally:
+        set_global_state(outside, device)
