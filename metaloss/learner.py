@@ -133,14 +133,16 @@ class AdaLFL:
         """
         model, optimizer = self.problem.model, self.problem.optimizer
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        for _ in range(start, initialization.steps):
+        for done in range(start + 1, initialization.steps + 1):
             redraw()
             optimizer.state.clear()
-            yield initialization.step(draw_train, draw_objective)
-        model.load_state_dict(before)
-        optimizer.state.clear()
-        if self.adaptation is not None:
-            self.adaptation.attach(self.problem)  # Adam starts afresh, as in the authors' code
+            result = initialization.step(draw_train, draw_objective)
+            if done == initialization.steps:
+                model.load_state_dict(before)
+                optimizer.state.clear()
+                if self.adaptation is not None:
+                    self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
+            yield result
 
     def state_dict(self) -> dict[str, Any]:
         """φ and what continues its learning; the model and the optimizer are the caller's to save."""

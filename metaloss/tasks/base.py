@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from metaloss import checks
 from metaloss.objective import Objective
 from metaloss.problem import Batch
 from metaloss.registry import Registry
@@ -51,10 +53,16 @@ class Task(ABC):
     Attributes:
         objective: loss, link and metric.
         batch_size: examples per batch, for training and for the task loss alike.
+        valid_fraction: share of the training data held out for validation.
     """
 
     objective: Objective
-    batch_size: int
+
+    def __init__(self, batch_size: int = 128, valid_fraction: float = 0.1) -> None:
+        checks.integer(batch_size, "batch_size of a task", minimum=1)
+        checks.number(valid_fraction, "valid_fraction of a task", below=1)
+        self.batch_size = batch_size
+        self.valid_fraction = valid_fraction
 
     @abstractmethod
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
@@ -85,24 +93,68 @@ def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices of a kept and a held-out part; the same fraction of every class is held out.
+    """Indices of a kept and a held-out part, round(fraction · n) held out, at least one.
 
     Args:
-        labels: integer classes [n], which are stratified; floating-point labels are not.
-        fraction: of the examples, held out (rounded, at least one).
+        labels: integer classes [n], each of which gives its share; or floating-point values, which
+            are not stratified.
     """
-    groups = (
-        [torch.arange(len(labels))]
-        if labels.is_floating_point()
-        else [torch.nonzero(labels == c).flatten() for c in labels.unique()]
+    order = torch.randperm(len(labels), generator=generator)
+    if not labels.is_floating_point():
+        # Within its class an example's rank is a fraction in (0, 1); taking the smallest fractions
+        # of all classes together takes the same share of each and exactly the right number.
+        ranks = torch.empty(len(labels), dtype=torch.float64)
+        for c in labels.unique():
+            members = order[labels[order] == c]
+            ranks[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
+        order = order[ranks[order].argsort(stable=True)]
+    count = max(1, round(fraction * len(labels)))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def regression_data(
+    inputs: np.ndarray, target: np.ndarray, valid_fraction: float, generator: torch.Generator
+) -> Data:
+    """A table as a regression task, prepared as the authors' loaders are read to do it.
+
+    A fixed fifth of the rows is the test split under every seed, and `valid_fraction` of the rest
+    is drawn for validation. Inputs are standardised by the training rows; the target is scaled to
+    [0, 1] by its range in the whole table, as the unit of the metric.
+
+    Args:
+        inputs: [rows, features].
+        target: [rows].
+    """
+    from sklearn.model_selection import train_test_split
+
+    scaled = (target - target.min()) / (target.max() - target.min())
+    x, y = torch.from_numpy(inputs).double(), torch.from_numpy(scaled).double()[:, None]
+    rest, test = (
+        torch.from_numpy(rows)
+        for rows in train_test_split(np.arange(len(x)), test_size=0.2, random_state=0)
     )
-    kept, held = [], []
-    for group in groups:
-        shuffled = group[torch.randperm(len(group), generator=generator)]
-        count = max(1, round(fraction * len(group)))
-        held.append(shuffled[:count])
-        kept.append(shuffled[count:])
-    return torch.cat(kept).sort().values, torch.cat(held).sort().values
+    kept, held = hold_out(y[rest], valid_fraction, generator)
+    train, valid = rest[kept], rest[held]
+    mean, deviation = x[train].mean(0), x[train].std(0, correction=0)
+    x = (x - mean) / deviation.where(deviation > 0, 1.0)
+    rows = {"train": train, "valid": valid, "test": test}
+    return Data(
+        {name: (x[index].float(), y[index].float()) for name, index in rows.items()}, outputs=1
+    )
+
+
+def image_classification_data(
+    train: Batch, test: Batch, classes: int, valid_fraction: float, generator: torch.Generator
+) -> Data:
+    """Images with an official test split; a stratified part of the rest is held out."""
+    inputs, labels = train
+    kept, held = hold_out(labels, valid_fraction, generator)
+    splits = {
+        "train": (inputs[kept], labels[kept]),
+        "valid": (inputs[held], labels[held]),
+        "test": test,
+    }
+    return Data(splits, classes)
 
 
 TASKS = Registry("tasks", Task)

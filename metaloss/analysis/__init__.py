@@ -1,0 +1,1 @@
+"""Looking at what was learned: loss curves and figures. Each figure takes data, not a run."""

@@ -1,0 +1,139 @@
+"""Launch: from the words of a command line to a finished run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from metaloss import config, plugins, seeding
+from metaloss.backbones import BACKBONES
+from metaloss.errors import ConfigError, InputError
+from metaloss.run import Run
+from metaloss.run_folder import RunFolder, describe
+from metaloss.runner import Runner
+from metaloss.tasks import TASKS
+
+EXIT_CODES = {"finished": 0, "diverged": 3}
+
+
+def train(
+    gin_file: Sequence[str] = (),
+    gin_param: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    data_dir: str | None = None,
+    output_dir: str | None = None,
+    resume: bool = False,
+    plugin: Sequence[str] = (),
+    strict: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> int:
+    """One run, as `tools/train.py` is asked for it; the arguments are its flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is lost or overwritten.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads {threads}: at least 1")
+        torch.set_num_threads(threads)
+    place = find_device(device)
+    plugins.load_all(list(plugin))
+    if resume and output_dir is not None and not gin_file and not gin_param:
+        gin_file = [str(RunFolder(Path(output_dir)).config)]
+    parsed = config.load(gin_file, gin_param)
+    if parsed.unread:
+        message = f"nobody reads: {', '.join(parsed.unread)}"
+        if strict:
+            raise ConfigError(message)
+        print(f"warning: {message}", file=sys.stderr)
+    with seeding.drawing_from(seeding.stream(seed, "phi")):
+        plan = config.build()
+    folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
+    if not dry_run:
+        ended = folder.check(parsed.text, seed, resume=resume)
+        if ended is not None:
+            print(f"{folder.path}: this run has ended already; {_summary(ended)}")
+            return EXIT_CODES[ended["status"]]
+    with config.explaining_calls():
+        run = Run(plan, seed, place, Path(data_dir or os.environ.get("METALOSS_DATA") or "data"))
+    if dry_run:
+        _print_dry_run(run, parsed.text)
+        return 0
+    folder.begin(parsed.text, describe(seed, place))
+    with _stopping_on_signals(run) as received:
+        result = run.execute(folder, parsed.text)
+    print(f"{folder.path}: {_summary(result)}")
+    return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
+
+
+def find_device(name: str) -> torch.device:
+    """The device by its name; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _default_folder(plan: Runner, seed: int) -> Path:
+    pair = f"{TASKS.name_of(plan.task)}_{BACKBONES.name_of(plan.backbone)}"
+    return Path("runs") / pair / plan.method / f"seed{seed}"
+
+
+def _summary(result: dict[str, object]) -> str:
+    return (
+        f"{result['status']}, {result['task']} + {result['backbone']}, {result['method']}: "
+        f"test {result['metric']} {result['test']} after {result['steps']} steps, "
+        f"{result['seconds']} s"
+    )
+
+
+def _print_dry_run(run: Run, text: str) -> None:
+    """Makes one step of each phase on a run that leaves no files, and says what it is made of."""
+    learner, plan = run.learner, run.plan
+    theta = sum(p.numel() for p in learner.problem.theta)
+    phi = sum(p.numel() for p in learner.problem.phi)
+    run.rehearse()
+    print(text)
+    print(f"# {theta:,} base parameters, {phi:,} loss parameters; one step of each phase works")
+    print("# " + ", ".join(f"{name} {len(x):,}" for name, (x, _) in run.data.splits.items()))
+
+
+@contextmanager
+def _stopping_on_signals(run: Run) -> Iterator[list[int]]:
+    """Within it, SIGTERM and SIGINT let the run finish its step, save itself and stop.
+
+    A second signal acts as it does without us. Gives the list of signals that came.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.stop = True
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

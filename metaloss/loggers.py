@@ -1,0 +1,146 @@
+"""Where a run reports to: metrics.jsonl (the source of truth), TensorBoard and the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, Any]
+
+#: TensorBoard's group of a number that does not belong to a split.
+GROUPS = {"seconds": "time", **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta")}
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, in the order of the run.
+
+    Args:
+        path: the file.
+        size: bytes that belong to the run so far; what a killed process wrote after its last
+            checkpoint is cut off, since it will be written again.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._file = path.open("ab")
+        self._file.truncate(size)
+
+    def write(self, row: Row) -> None:
+        """Appends a row."""
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Makes what was written durable; its size in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """A view of the metrics: one TensorBoard run for the training, one for the initialisation.
+
+    Args:
+        folder: the run folder.
+        starts: the first step of each phase that is still to come; a resumed run's events from
+            there on replace those of the killed process.
+    """
+
+    def __init__(self, folder: Path, starts: dict[str, int]) -> None:
+        self._folder = folder
+        self._starts = starts
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def scalars(self, row: Row) -> None:
+        """Draws a row's numbers as `group/name`, by the row's phase and step."""
+        writer = self._writer(row["phase"])
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name != "step":
+                group = GROUPS.get(name, row.get("split", "train"))
+                writer.add_scalar(f"{group}/{name}", value, row["step"])
+
+    def text(self, tag: str, text: str) -> None:
+        """Shows a text, such as the config, unchanged."""
+        self._writer("train").add_text(tag, "    " + text.replace("\n", "\n    "))
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Shows a figure with a step slider."""
+        self._writer("train").add_figure(tag, figure, step)
+
+    def close(self) -> None:
+        """Writes out what is waiting."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, phase: str) -> SummaryWriter:
+        if phase not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = self._folder if phase == "train" else self._folder / phase
+            start = self._starts[phase]
+            self._writers[phase] = SummaryWriter(str(folder), purge_step=start or None)
+        return self._writers[phase]
+
+
+class Progress:
+    """Tells a person how far the run is: a bar in a terminal, else a line now and then.
+
+    Args:
+        every: seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, every: float = 10.0) -> None:
+        self._every = every
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._phase = ""
+
+    def start(self, phase: str, done: int, total: int) -> None:
+        """A phase begins, or goes on from `done` steps."""
+        self.close()
+        self._phase, self._total, self._first, self._done = phase, total, done, done
+        self._began = self._told = time.monotonic()
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc=phase, initial=done, total=total, dynamic_ncols=True)
+
+    def show(self, row: Row) -> None:
+        """A row of the phase's metrics is there."""
+        numbers = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in row.items()
+            if isinstance(value, float) and name != "seconds"
+        )
+        if self._bar is not None:
+            self._bar.update(row["step"] - self._done)
+            self._bar.set_postfix_str(numbers)
+        elif time.monotonic() - self._told >= self._every or row["step"] == self._total:
+            self._told = time.monotonic()
+            rate = (row["step"] - self._first) / max(1e-9, self._told - self._began)
+            left = (self._total - row["step"]) / rate if rate else float("nan")
+            self.say(f"{self._phase} {row['step']}/{self._total}, {left:.0f} s left: {numbers}")
+        self._done = row["step"]
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

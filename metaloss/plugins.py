@@ -1,0 +1,88 @@
+"""Plugins: components from elsewhere, loaded before a gin file is read.
+
+Three sources, in this order: installed packages with an entry point in the group
+`metaloss.plugins` (its value is a module to import), the Python files of a `plugins` folder, and
+what `--plugin` names. A plugin that does not load warns; its reason shows in the next
+unknown-name error. One that `--plugin` asked for by name is an error at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from metaloss.errors import ConfigError
+from metaloss.registry import FAILED_PLUGINS
+
+GROUP = "metaloss.plugins"
+FOLDER = Path(__file__).parent.parent / "plugins"  #: of a checkout
+
+
+def load_all(asked: list[str], folder: Path = FOLDER) -> None:
+    """Loads the plugins of every source.
+
+    Args:
+        asked: modules ("my_package.losses") or files ("my_loss.py"), as given to `--plugin`.
+        folder: each `*.py` in it is a plugin.
+
+    Raises:
+        ConfigError: a plugin in `asked` does not load.
+    """
+    FAILED_PLUGINS.clear()
+    for entry_point in entry_points(group=GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:  # a stranger's code: anything may come
+            _remember_failure(f"{entry_point.name} ({entry_point.value})", error)
+    for file in sorted(folder.glob("*.py")):
+        try:
+            load_file(file)
+        except Exception as error:
+            _remember_failure(str(file), error)
+    for name in asked:
+        try:
+            load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        except Exception as error:
+            raise ConfigError(
+                f"--plugin {name} did not load: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+
+
+def load_file(path: Path) -> ModuleType:
+    """Imports a file as a module of the synthetic package `metaloss_plugins`; once per path.
+
+    Instances of its classes can then be pickled within the process, and no top-level package called
+    "plugins" is needed.
+    """
+    path = path.resolve()
+    name = f"metaloss_plugins.{path.stem}"
+    package = sys.modules.setdefault("metaloss_plugins", ModuleType("metaloss_plugins"))
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no plugin file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    setattr(package, path.stem, module)
+    return module
+
+
+def _remember_failure(plugin: str, error: Exception) -> None:
+    FAILED_PLUGINS[plugin] = f"{type(error).__name__}: {_first_line(error)}"
+    warnings.warn(f"plugin {plugin} did not load: {FAILED_PLUGINS[plugin]}", stacklevel=3)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

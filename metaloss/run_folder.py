@@ -1,0 +1,153 @@
+"""The run folder: what a run leaves on disk, and who may write there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from difflib import ndiff
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaloss import checkpoint
+from metaloss.errors import RunFolderError
+
+PACKAGES = ("metaloss", "torch", "torchvision", "timm", "gin-config", "numpy", "scikit-learn")
+
+
+class RunFolder:
+    """One run's folder.
+
+    It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
+    machine), `metrics.jsonl`, `result.json`, `checkpoint.pt`, TensorBoard events, `loss/` (the
+    exported learned loss) and `figures/`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.gin"
+        self.meta = path / "meta.json"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.checkpoint = path / "checkpoint.pt"
+        self.loss = path / "loss"
+        self.figures = path / "figures"
+
+    def check(self, config: str, seed: int, *, resume: bool) -> dict[str, Any] | None:
+        """Whether a run may write here; changes nothing.
+
+        Args:
+            config: the complete configuration.
+            resume: whether a run that is there already may be continued.
+
+        Returns:
+            The result, if this run is there and has ended by itself ("finished" or "diverged").
+
+        Raises:
+            RunFolderError: another run is there, or this one and `resume` is not set.
+        """
+        if not self.config.is_file():
+            return None
+        result = read_json(self.result) if self.result.is_file() else {"status": "unfinished"}
+        if not resume:
+            test = f", test {result['metric']} {result['test']}" if result.get("test") else ""
+            raise RunFolderError(
+                f"{self.path} holds a run already ({result['status']}{test}): --resume goes on "
+                "with it, another --output_dir leaves it alone"
+            )
+        there = self.config.read_text()
+        if there != config:
+            lines = ndiff(there.splitlines(), config.splitlines())
+            changed = [line for line in lines if line.startswith(("- ", "+ "))]
+            raise RunFolderError(
+                f"{self.path} holds a run of another configuration, so --resume cannot go on with "
+                f"it (- there, + asked): {' · '.join(changed[:2])}"
+            )
+        seed_there = read_json(self.meta).get("seed")
+        if seed_there != seed:
+            raise RunFolderError(
+                f"{self.path} holds a run with seed {seed_there}, not {seed}: give that --seed, or "
+                "another --output_dir"
+            )
+        return result if result["status"] in ("finished", "diverged") else None
+
+    def begin(self, config: str, meta: dict[str, Any]) -> None:
+        """Makes the folder a run's, and notes the command; `check` comes first.
+
+        Raises:
+            RunFolderError: the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / "command.txt").open("a") as commands:
+                commands.write(shlex.join(sys.argv) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be written to: {error}") from error
+        if not self.config.is_file():
+            write_json(self.meta, meta)
+            checkpoint.write_atomically(self.config, lambda path: path.write_text(config))
+
+
+def describe(seed: int, device: torch.device) -> dict[str, Any]:
+    """What a later reader needs to know of the circumstances; plain data."""
+    return {
+        "seed": seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "git_commit": _git_commit(),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes readable JSON in one move."""
+    text = json.dumps(content, indent=2) + "\n"
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} holds no JSON object")
+    return content
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with "+" if it was changed since; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")

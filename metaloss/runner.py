@@ -1,0 +1,87 @@
+"""Runner: what a run is made of; gin builds it, `metaloss.run.Run` carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from metaloss import checks
+from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.representations.base import Representation
+from metaloss.tasks.base import Task
+
+
+class Runner:
+    """Trains a backbone on a task, with a loss that is learned, fixed or the task's own.
+
+    Args:
+        task: data, task loss and metric.
+        backbone: a recipe, called with the task's input shape and number of outputs.
+        base_optimizer: a recipe, called with the backbone's parameters.
+        steps: base steps, S_train.
+        representation: the learned loss M_φ; None trains on the task loss.
+        initialization: the meta-optimizer of the phase before training; None starts from the
+            meta-parameters as they are.
+        adaptation: the meta-optimizer that goes on during training; None leaves them as they are.
+        method: a word for tables: "baseline", "ml3", "meta_lr", "adalfl", ...
+        log_every: base steps (or meta-steps of the initialisation) between rows of metrics.
+        evaluate_every: base steps between evaluations on validation and training data.
+        checkpoint_every: steps of either phase between checkpoints.
+        samples: how often φ is sampled over the training, at equal distances.
+        figures: how often the learned loss is drawn into TensorBoard.
+
+    Raises:
+        ConfigError: an argument is of the wrong kind, or something is to be learned without a
+            parameter for it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        backbone: Callable[..., nn.Module],
+        base_optimizer: Callable[..., torch.optim.Optimizer],
+        steps: int,
+        representation: Representation | None = None,
+        initialization: MetaOptimizer | None = None,
+        adaptation: MetaOptimizer | None = None,
+        method: str = "baseline",
+        log_every: int = 100,
+        evaluate_every: int = 500,
+        checkpoint_every: int = 1000,
+        samples: int = 50,
+        figures: int = 10,
+    ) -> None:
+        checks.instance(task, "Runner.task", Task, "@tasks.mnist()")
+        checks.recipe(backbone, "Runner.backbone", "@backbones.lenet5")
+        checks.recipe(base_optimizer, "Runner.base_optimizer", "@base_optimizers.sgd")
+        for name, value, kind, example in (
+            ("representation", representation, Representation, "@representations.nn()"),
+            ("initialization", initialization, MetaOptimizer, "@meta_optimizers.offline_unrolled()"),
+            ("adaptation", adaptation, MetaOptimizer, "@meta_optimizers.online_one_step()"),
+        ):
+            if value is not None:
+                checks.instance(value, f"Runner.{name}", kind, example)
+        checks.integer(steps, "Runner.steps", minimum=0)
+        for name, count in (
+            ("log_every", log_every),
+            ("evaluate_every", evaluate_every),
+            ("checkpoint_every", checkpoint_every),
+            ("samples", samples),
+            ("figures", figures),
+        ):
+            checks.integer(count, f"Runner.{name}", minimum=1)
+        self.task = task
+        self.backbone = backbone
+        self.base_optimizer = base_optimizer
+        self.steps = steps
+        self.representation = representation
+        self.initialization = initialization
+        self.adaptation = adaptation
+        self.method = method
+        self.log_every = log_every
+        self.evaluate_every = evaluate_every
+        self.checkpoint_every = checkpoint_every
+        self.samples = samples
+        self.figures = figures

@@ -1,0 +1,23 @@
+"""Diabetes progression, from inside scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from metaloss.objective import REGRESSION
+from metaloss.tasks.base import TASKS, Data, Task, regression_data
+
+
+@TASKS.register("diabetes")
+class Diabetes(Task):
+    """442 patients, 10 inputs (Efron et al., 2004; paper, section 4.2); needs no download."""
+
+    objective = REGRESSION
+
+    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
+        from sklearn.datasets import load_diabetes
+
+        inputs, target = load_diabetes(return_X_y=True)
+        return regression_data(inputs, target, self.valid_fraction, generator)

@@ -1,0 +1,87 @@
+"""MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaloss.errors import DataError
+from metaloss.objective import CLASSIFICATION
+from metaloss.problem import Batch
+from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+
+MEAN, DEVIATION = 0.1307, 0.3081  # of the training pixels in [0, 1]
+FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+
+
+@TASKS.register("mnist")
+class MNIST(Task):
+    """70,000 handwritten digits [1, 28, 28], normalised (LeCun et al., 1998; paper, section 4.2).
+
+    The official test split; a stratified 10 % of the training images is drawn for validation.
+    """
+
+    objective = CLASSIFICATION
+
+    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
+        folder = data_dir / "MNIST" / "raw"
+        _download_if_missing(data_dir, folder)
+        return image_classification_data(
+            read(folder, "train"), read(folder, "test"), 10, self.valid_fraction, generator
+        )
+
+
+def read(folder: Path, split: str) -> Batch:
+    """Normalised images [n, 1, 28, 28] and labels [n] of the official "train" or "test" split."""
+    prefix, count = FILES[split]
+    images = read_idx(_path(folder, f"{prefix}-images-idx3-ubyte"), (count, 28, 28))
+    labels = read_idx(_path(folder, f"{prefix}-labels-idx1-ubyte"), (count,))
+    return (images[:, None].float() / 255 - MEAN) / DEVIATION, labels.long()
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """An IDX file of bytes, gzipped or not, without writing beside it; uint8 of `shape`.
+
+    Raises:
+        DataError: it is damaged, cut short or of another shape.
+    """
+    try:
+        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    header = np.array([0x0800 + len(shape), *shape], dtype=">i4").tobytes()
+    size = int(np.prod(shape))
+    if content[: len(header)] != header or len(content) != len(header) + size:
+        raise DataError(
+            f"{path}: not {size} bytes of shape {list(shape)}: the file is cut short or another's"
+        )
+    return torch.frombuffer(bytearray(content[len(header) :]), dtype=torch.uint8).view(shape)
+
+
+def _path(folder: Path, name: str) -> Path:
+    """The plain file if it is there, else the gzipped one."""
+    plain = folder / name
+    return plain if plain.is_file() else folder / f"{name}.gz"
+
+
+def _download_if_missing(data_dir: Path, folder: Path) -> None:
+    """Lets torchvision download what is not there."""
+    names = [f"{p}-{k}-ubyte" for p, _ in FILES.values() for k in ("images-idx3", "labels-idx1")]
+    missing = [path for name in names if not (path := _path(folder, name)).is_file()]
+    if not missing:
+        return
+    from torchvision import datasets
+
+    try:
+        datasets.MNIST(str(data_dir), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(
+            f"no file {missing[0]}, and torchvision's download failed ({reason}): put MNIST's four "
+            f"*-ubyte.gz files into {folder}, or set --data_dir"
+        ) from None

@@ -1,0 +1,41 @@
+"""Metadata; the tools' settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"]
+BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
+
+setup(
+    name="metaloss",
+    version="0.1.0",
+    description="Meta-learned loss functions, by an exact meta-gradient in one forward-mode pass",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
+    package_dir={"metaloss.gin_configs": "gin_configs"},
+    package_data={"metaloss": ["py.typed"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision",
+        "timm>=1.0",
+        "gin-config>=0.5,<0.6",
+        "tensorboard>=2.21",
+        "einops>=0.8",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "safetensors>=0.4",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": TESTS,
+        "benchmark": BENCHMARK,
+        "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
