@@ -6,6 +6,7 @@ tensors by the same primal and the same tangent from fewer kernels; everything e
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+
+with warnings.catch_warnings():
+    # forward_ad imports this on first use, and torch 2.14 and later then warn of their own
+    # torch.jit.script in it.
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 class FusedTangents(TorchFunctionMode):

@@ -34,7 +34,9 @@ class Representation(nn.Module, ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor arguments that build an equal representation."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        parameters = inspect.signature(type(self)).parameters.values()
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {name: getattr(self, name) for name in named}
 
 
 REPRESENTATIONS = Registry("representations", Representation)
