@@ -52,7 +52,10 @@ def train(
     place = find_device(device)
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
-        gin_file = [str(RunFolder(Path(output_dir)).config)]
+        there = RunFolder(Path(output_dir)).config
+        if not there.is_file():
+            raise InputError(f"{output_dir} holds no run to go on with: give --gin_file to start one")
+        gin_file = [str(there)]
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"

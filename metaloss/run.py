@@ -289,8 +289,12 @@ class Run:
         state = checkpoint.load(path)
         if state.get("config") != config:
             raise RunFolderError(f"{path} is a checkpoint of another configuration; nothing changed")
-        self.load_state_dict(state)
-        return int(state["metrics_bytes"])
+        try:
+            self.load_state_dict(state)
+            return int(state["metrics_bytes"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+            raise RunFolderError(checkpoint.damage(path, reason)) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on: tensors and plain data."""

@@ -34,9 +34,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(command_line: list[str] | None = None) -> int:
     """Parses, runs, and turns what the user got wrong into one line and exit code 2."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(command_line)
 
     from metaloss import launch
     from metaloss.errors import InputError
