@@ -15,7 +15,7 @@ import torch
 from metaloss.errors import RunFolderError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it there in one move.
 
     Whoever reads `path` sees the old content or the new, also after a kill or a power cut.

@@ -7,6 +7,7 @@ checked: the Runner receives objects and never reads gin.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,12 +74,15 @@ def load(files: Sequence[str | Path], bindings: Sequence[str] = ()) -> Config:
     for file in files:
         source.read_file(find(file))
     for binding in bindings:
-        place = f"--gin_param {binding!r}"
-        source.read(binding, lambda line, place=place: place, Path())
+        source.read(binding, functools.partial(_place_of_binding, binding), Path())
     resolution = _Resolution(source)
     runner = resolution.call(Reference(ROOT, evaluate=True), "", "the command line")
     blocks = [f"import {module}\n" for module in source.imports] + list(resolution.blocks.values())
     return Config("\n".join(filter(None, blocks)), tuple(resolution.unread()), runner)
+
+
+def _place_of_binding(binding: str, line: int) -> str:
+    return f"--gin_param {binding!r}"
 
 
 class _Resolution:

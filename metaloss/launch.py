@@ -54,7 +54,7 @@ def train(
     if resume and output_dir is not None and not gin_file and not gin_param:
         there = RunFolder(Path(output_dir)).config
         if not there.is_file():
-            raise InputError(f"{output_dir} holds no run to go on with: give --gin_file to start one")
+            raise InputError(f"{output_dir} holds no run to go on with: give --gin_file")
         gin_file = [str(there)]
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
@@ -133,7 +133,7 @@ def _stopping_on_signals(run: Run) -> Iterator[list[int]]:
     def stop(number: int, frame: FrameType | None) -> None:
         run.stop = True
         received.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

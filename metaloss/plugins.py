@@ -47,9 +47,7 @@ def load_all(asked: list[str], folder: Path = FOLDER) -> None:
         try:
             load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
         except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"--plugin {name!r} did not load: {_reason(error)}"
-            ) from error
+            raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
 
 
 def load_file(path: Path) -> ModuleType:

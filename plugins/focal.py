@@ -21,7 +21,7 @@ class Focal(Representation):
         self.phi = nn.Parameter(torch.tensor([float(gamma), float(scale)]))
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        tiny = torch.finfo(prediction.dtype).eps  # away from 0 and 1, where derivatives are infinite
+        tiny = torch.finfo(prediction.dtype).eps  # 0 and 1 have infinite derivatives
         p = (prediction * target).sum(-1).clamp(tiny, 1 - tiny)  # [batch]
         gamma, scale = self.phi
         return -scale * (1 - p) ** gamma * p.log()

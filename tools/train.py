@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix of components.
+r"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix of components.
 
-    python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \\
+    python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \
         --gin_file=gin_configs/methods/adalfl.gin --data_dir=DIR --seed=0
 
 Exit codes: 0 finished, 2 bad input, 3 diverged, 130 or 143 stopped by SIGINT or SIGTERM (saved:

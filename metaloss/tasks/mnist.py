@@ -51,7 +51,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         DataError: it is damaged, cut short or of another shape.
     """
     try:
-        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     header = np.array([0x0800 + len(shape), *shape], dtype=">i4").tobytes()
