@@ -1,6 +1,7 @@
 """Every test starts from the same seed, on one thread, with nothing bound in gin."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import gin
@@ -11,6 +12,7 @@ from metaloss.registry import REGISTRIES, Registry
 
 torch.set_num_threads(1)
 
+NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -23,9 +25,9 @@ def clean():
 
 
 @pytest.fixture
-def kind(request):
-    """A registry of its own kind: gin's registry cannot be emptied, so names are used once."""
-    name = f"kind_of_{request.node.name.split('[')[0]}"
+def kind():
+    """A registry of its own kind: gin's registry cannot be emptied, so a name serves one test."""
+    name = f"throwaway{next(NUMBERS)}"
     yield Registry(name)
     del REGISTRIES[name]
 
