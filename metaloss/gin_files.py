@@ -173,8 +173,8 @@ def look_up(name: str) -> str:
     if kind in REGISTRIES:
         raise ConfigError(REGISTRIES[kind].describe_unknown(last))
     known = ["Runner", *(f"{kind}.{name}" for kind, names in REGISTRIES.items() for name in names)]
-    near = difflib.get_close_matches(name, known, n=2)
-    near += [k for k in known if k.endswith(f".{last}") and k not in near]
+    near = [k for k in known if k.endswith(f".{last}")]
+    near = near or difflib.get_close_matches(name, known, n=2)
     raise ConfigError(
         f"no component '{name}'; near: {', '.join(near) or 'none'} · kinds: {', '.join(REGISTRIES)}"
     )
