@@ -100,10 +100,8 @@ def test_an_output_folder_that_is_a_file_stays_a_file(start, tmp_path):
     path = tmp_path / "file"
     path.write_text("precious")
     code, line = start(folder=path)
-    assert (code, line) == (
-        2,
-        f"error: {path} cannot be written to: [Errno 17] File exists: '{path}'",
-    )
+    assert code == 2
+    assert line == f"error: {path} cannot be written to: [Errno 17] File exists: '{path}'"
     code, line = start(folder=path / "below")
     assert code == 2
     assert line.startswith(f"error: {path / 'below'} cannot be written to: ")
@@ -228,7 +226,26 @@ def test_a_diverged_run_has_exit_code_3_and_a_whole_folder(start, method):
     assert start("--resume", files=files)[0] == 3  # it has ended
 
 
-def test_sigterm_saves_the_run_and_resume_finishes_it(start):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(start, tmp_path, number, exit_code):
+    save, whole = checkpoint.save, RunFolder(tmp_path / "whole")
+
+    def save_then_stop(path, state):
+        save(path, state)
+        if state["steps"] == 2:
+            signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_stop)
+        assert start()[0] == exit_code
+    result = json.loads(start.folder.result.read_text())
+    assert (result["status"], result["steps"], result["test"]) == ("stopped", 3, None)
+    assert start("--resume")[0] == 0
+    assert start(folder=whole.path)[0] == 0
+    assert without_seconds(start.folder.metrics) == without_seconds(whole.metrics)
+
+
+def test_sigterm_ends_the_process_with_143(start):
     folder = start.folder
     files = [*SMALL, "--gin_param=Runner.steps = 100000", "--gin_param=Runner.log_every = 50"]
     command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), *files]
