@@ -53,7 +53,7 @@ class TensorBoard:
     Args:
         folder: the run folder.
         starts: the first step of each phase that is still to come; a resumed run's events from
-            there on replace those of the killed process.
+            there on replace those of the killed process. Empty for a new run.
     """
 
     def __init__(self, folder: Path, starts: dict[str, int]) -> None:
@@ -87,8 +87,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder if phase == "train" else self._folder / phase
-            start = self._starts[phase]
-            self._writers[phase] = SummaryWriter(str(folder), purge_step=start or None)
+            self._writers[phase] = SummaryWriter(str(folder), purge_step=self._starts.get(phase))
         return self._writers[phase]
 
 

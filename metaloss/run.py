@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from metaloss.errors import RunFolderError
 from metaloss.export import Trajectory, flat, save_loss
 from metaloss.learner import AdaLFL
 from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
-from metaloss.meta_optimizers.base import MetaStep
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.problem import Batch
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
@@ -96,26 +97,23 @@ class Run:
         written = self._continue_from(folder.checkpoint, config)
         self.folder, self.config = folder, config
         self.began = time.monotonic()
-        self.metrics = MetricsFile(folder.metrics, written)
         starts = {"initialization": self.init_steps + 1, "train": self.steps + 1}
-        self.board = TensorBoard(folder.path, starts if written else dict.fromkeys(starts, 0))
-        self.progress = Progress()
-        status = "finished"
-        try:
+        with (
+            closing(MetricsFile(folder.metrics, written)) as self.metrics,
+            closing(TensorBoard(folder.path, starts if written else {})) as self.board,
+            closing(Progress()) as self.progress,
+        ):
             self.board.text("config", config)
-            self._initialize()
-            self._train()
-            self._save_checkpoint()
-        except Diverged:
-            status = "diverged"
-        except Stopped:
-            status = "stopped"
-        finally:
-            self.progress.close()
-        result = self._finish(status)
-        self.metrics.close()
-        self.board.close()
-        return result
+            status = "finished"
+            try:
+                self._initialize()
+                self._train()
+                self._save_checkpoint()
+            except Diverged:
+                status = "diverged"
+            except Stopped:
+                status = "stopped"
+            return self._finish(status)
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
@@ -130,8 +128,8 @@ class Run:
         )
 
     def _initialize(self) -> None:
-        initialization = self.plan.initialization
-        if initialization is None or self.init_steps >= initialization.steps:
+        initialization = self._initializing
+        if initialization is None:
             return
         self.progress.start("initialization", self.init_steps, initialization.steps)
         phase = self.learner.initializing(
@@ -294,12 +292,11 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on: tensors and plain data."""
-        initialization = self.plan.initialization
         return {
             "model": self.model.state_dict(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
             "learner": self.learner.state_dict(),
-            "initialization": {} if initialization is None else initialization.state_dict(),
+            "initialization": self._initializing.state_dict() if self._initializing else {},
             "init_steps": self.init_steps,
             "steps": self.steps,
             "skipped": self.skipped,
@@ -313,20 +310,27 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on bit for bit from what `state_dict` gave."""
-        initialization = self.plan.initialization
         self.init_steps, self.steps = state["init_steps"], state["steps"]
-        if self.steps or initialization is None or self.init_steps == initialization.steps:
-            self.model.load_state_dict(state["model"])
-        # else: the initialisation re-draws θ anyway, and the model that stands here is its θ_0.
         self.learner.problem.optimizer.load_state_dict(state["optimizer"])
         self.learner.load_state_dict(state["learner"])
-        if initialization is not None:
-            initialization.load_state_dict(state["initialization"])
+        if self._initializing:
+            # θ is drawn anew at each step, and the model that stands here is the seed's θ_0.
+            self._initializing.load_state_dict(state["initialization"])
+        else:
+            self.model.load_state_dict(state["model"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         for name, stream in self.streams.items():
             stream.set_state(state["streams"][name])
         seeding.set_global_state(state["global"], self.device)
+
+    @property
+    def _initializing(self) -> MetaOptimizer | None:
+        """The initialisation's meta-optimizer, while it is at work."""
+        initialization = self.plan.initialization
+        if initialization is None or self.init_steps >= initialization.steps:
+            return None
+        return initialization
 
     # --- what is left to look at ---
 

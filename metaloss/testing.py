@@ -61,9 +61,9 @@ def check_representation(cls: type[Representation], **arguments: Any) -> None:
         phi = [p for p in loss.parameters() if p.requires_grad]
         if phi:
             (slope,) = torch.autograd.grad(loss(prediction, target).sum(), prediction, create_graph=True)
-            require(slope.requires_grad, "∂loss/∂prediction does not depend on its parameters")
+            require(slope.requires_grad, "no parameter can learn: its slope has no graph")
             reached = torch.autograd.grad(slope.square().sum(), phi, allow_unused=True)
-            require(any(g is not None and g.any() for g in reached), "no parameter can learn")
+            require(any(g is not None and g.any() for g in reached), "no parameter can learn: none changes ∂loss/∂prediction")
 
 
 def check_backbone(
