@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 #: TensorBoard's group of a number that does not belong to a split.
-GROUPS = {"seconds": "time", **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta")}
+GROUPS = {
+    "seconds": "time",
+    **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta"),
+}
 
 
 class MetricsFile:
@@ -121,6 +124,7 @@ class Progress:
             for name, value in row.items()
             if isinstance(value, float) and name != "seconds"
         )
+        numbers = f"{row['split']} {numbers}" if "split" in row else numbers
         if self._bar is not None:
             self._bar.update(row["step"] - self._done)
             self._bar.set_postfix_str(numbers)

@@ -116,10 +116,12 @@ def meta_gradient(problem: Problem, batches: list[Batch], warm: int, engine: str
     rollout = roll_out(problem, train[warm:], engine)
     _, v = problem.task_gradient(valid)
     gradient = rollout.pullback(v)
-    return torch.cat([
-        (torch.zeros_like(p) if g is None else g).flatten()
-        for p, g in zip(problem.phi, gradient, strict=True)
-    ])
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if g is None else g).flatten()
+            for p, g in zip(problem.phi, gradient, strict=True)
+        ]
+    )
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -132,7 +134,9 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_exact_equals_double_backward(model, optimizer, loss):
     for warm in (0, 2):
         exact, reference = (
-            meta_gradient(make_problem(model, optimizer, loss), make_batches(warm + 2), warm, engine)
+            meta_gradient(
+                make_problem(model, optimizer, loss), make_batches(warm + 2), warm, engine
+            )
             for engine in ("exact", "unrolled")
         )
         assert exact.isfinite().all()

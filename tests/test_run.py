@@ -69,7 +69,7 @@ def assert_same_state(a: Path, b: Path) -> None:
         elif isinstance(x, list):
             for i, (one, other) in enumerate(zip(x, y, strict=True)):
                 compare(one, other, f"{name}.{i}")
-        elif name not in (".seconds", ".metrics_bytes"):  # the clock, and its digits
+        elif name not in (".state.seconds", ".metrics_bytes"):  # the clock, and its digits
             assert x == y, name
 
     compare(*(checkpoint.load(folder / "checkpoint.pt") for folder in (a, b)), "")
@@ -108,11 +108,10 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
     initialize = Run._train
 
     def remember(self):
-        theta = torch.cat([p.detach().flatten() for p in self.model.parameters()])
-        inputs, labels = self.data.draw("train", 5, torch.Generator().manual_seed(0))
-        stream = torch.Generator()
-        stream.set_state(self.streams["train"].get_state())
-        starts[self.plan.method] = (theta, inputs, labels, torch.rand(3, generator=stream))
+        state = self.state
+        theta = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        inputs, labels = state.data.splits["train"]
+        starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
         initialize(self)
 
     monkeypatch.setattr(Run, "_train", remember)
@@ -140,11 +139,11 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, tmp_path, mo
 
         def die_after_step(self, phase, step, *rest, moment=moment):
             after_step(self, phase, step, *rest)
-            if self.init_steps + self.steps == moment:
+            if self.state.init_steps + self.state.steps == moment:
                 raise Killed
 
         def die_before_checkpoint(self, moment=moment):
-            if self.init_steps + self.steps == moment:
+            if self.state.init_steps + self.state.steps == moment:
                 raise Killed
             save(self)
 
@@ -242,10 +241,9 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
 
 
 def test_figures_and_curves_from_data(tmp_path):
+    import metaloss
     from metaloss.analysis import curves, figures
     from metaloss.export import Trajectory, flat
-
-    import metaloss
 
     loss = metaloss.REPRESENTATIONS["nn"](hidden=(4,))
     phi = flat(loss)
