@@ -125,6 +125,7 @@ class Run:
         sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
         if state.steps == 0:
+            state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
         while state.steps < plan.steps:
             result = state.learner.step(
