@@ -5,6 +5,7 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.export import load_loss
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.representations import REPRESENTATIONS
@@ -19,4 +20,5 @@ __all__ = [
     "REPRESENTATIONS",
     "TASKS",
     "AdaLFL",
+    "load_loss",
 ]

@@ -19,7 +19,7 @@ def catalogue(patterns: list[str]) -> str:
     Raises:
         InputError: a pattern matches nothing.
     """
-    names = [f"{kind}.{name}" for kind, registry in REGISTRIES.items() for name in registry]
+    names = [f"{kind}.{name}" for kind, registry in sorted(REGISTRIES.items()) for name in registry]
     chosen = set()
     for pattern in patterns or ["*"]:
         matching = {
@@ -28,7 +28,7 @@ def catalogue(patterns: list[str]) -> str:
         if not matching:
             near = did_you_mean(pattern, [*REGISTRIES, *names])
             raise InputError(
-                f"no component matches '{pattern}'{near} · kinds: {', '.join(REGISTRIES)}"
+                f"no component matches '{pattern}'{near} · kinds: {', '.join(sorted(REGISTRIES))}"
             )
         chosen |= matching
     return "\n".join(_entry(name) for name in names if name in chosen)

@@ -1,8 +1,8 @@
 """Learned losses outside of runs: a folder of JSON and safetensors, and a loss to call.
 
-    loss/config.json              representation, its arguments, the link, where it comes from
-    loss/model.safetensors        φ
-    loss/trajectory.safetensors   φ at the sampled steps of an adaptive loss (optional)
+loss/config.json              representation, its arguments, the link, where it comes from
+loss/model.safetensors        φ
+loss/trajectory.safetensors   φ at the sampled steps of an adaptive loss (optional)
 """
 
 from __future__ import annotations
@@ -97,24 +97,46 @@ def load_loss(folder: str | Path) -> LearnedLoss:
         RunFolderError: there is none, a file is damaged, or its format is newer.
         UnknownComponentError: no component has the representation's name: a plugin is missing.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if (folder / "loss" / "config.json").is_file():
-        folder = folder / "loss"
+    folder = _loss_folder(folder)
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise RunFolderError(
             f"{folder}/config.json has format {config.get('format')!r}; this version reads {FORMAT}"
         )
     representation = REPRESENTATIONS[config["representation"]](**config["arguments"])
+    phi = _load_tensors(folder / "model.safetensors")
     try:
-        representation.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{folder}/model.safetensors cannot be read: {reason}") from error
+        representation.load_state_dict(phi)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(f"{folder}/model.safetensors does not fit: {reason}") from error
     return LearnedLoss(representation, LINKS[config["link"]])
+
+
+def load_trajectory(folder: str | Path) -> Trajectory:
+    """φ over the training, of a run or of a folder that `save_loss` wrote.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    return Trajectory(**_load_tensors(_loss_folder(folder) / "trajectory.safetensors"))
+
+
+def _loss_folder(folder: str | Path) -> Path:
+    """The folder of the loss itself, given that or the run's."""
+    folder = Path(folder)
+    return folder / "loss" if (folder / "loss" / "config.json").is_file() else folder
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} cannot be read: {reason}") from error
 
 
 def flat(representation: nn.Module) -> Tensor:

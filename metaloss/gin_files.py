@@ -176,7 +176,7 @@ def look_up(name: str) -> str:
     near = [k for k in known if k.endswith(f".{last}")]
     near = near or difflib.get_close_matches(name, known, n=2)
     raise ConfigError(
-        f"no component '{name}'; near: {', '.join(near) or 'none'} · kinds: {', '.join(REGISTRIES)}"
+        f"no component '{name}'; near: {', '.join(near) or 'none'} · kinds: {', '.join(sorted(REGISTRIES))}"
     )
 
 

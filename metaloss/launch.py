@@ -114,12 +114,12 @@ def _summary(result: dict[str, object]) -> str:
 
 def _print_dry_run(run: Run, text: str) -> None:
     """Makes one step of each phase on a run that leaves no files, and says what it is made of."""
-    theta = sum(p.numel() for p in run.learner.problem.theta)
-    phi = sum(p.numel() for p in run.learner.problem.phi)
+    theta = sum(p.numel() for p in run.state.learner.problem.theta)
+    phi = sum(p.numel() for p in run.state.learner.problem.phi)
     run.rehearse()
     print(text)
     print(f"# {theta:,} base parameters, {phi:,} loss parameters; one step of each phase works")
-    print("# " + ", ".join(f"{name} {len(x):,}" for name, (x, _) in run.data.splits.items()))
+    print("# " + ", ".join(f"{name} {len(x):,}" for name, (x, _) in run.state.data.splits.items()))
 
 
 @contextmanager

@@ -64,9 +64,7 @@ class AdaLFL:
         if adaptation is not None:
             adaptation.attach(self.problem)
 
-    def step(
-        self, train_batch: Batch | Draw, valid_batch: Batch | Draw | None = None
-    ) -> MetaStep:
+    def step(self, train_batch: Batch | Draw, valid_batch: Batch | Draw | None = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
 
         Args:

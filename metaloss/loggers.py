@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 #: TensorBoard's group of a number that does not belong to a split.
-GROUPS = {"seconds": "time", **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta")}
+GROUPS = {
+    "seconds": "time",
+    **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta"),
+}
 
 
 class MetricsFile:
@@ -53,7 +56,7 @@ class TensorBoard:
     Args:
         folder: the run folder.
         starts: the first step of each phase that is still to come; a resumed run's events from
-            there on replace those of the killed process.
+            there on replace those of the killed process. Empty for a new run.
     """
 
     def __init__(self, folder: Path, starts: dict[str, int]) -> None:
@@ -87,8 +90,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder if phase == "train" else self._folder / phase
-            start = self._starts[phase]
-            self._writers[phase] = SummaryWriter(str(folder), purge_step=start or None)
+            self._writers[phase] = SummaryWriter(str(folder), purge_step=self._starts.get(phase))
         return self._writers[phase]
 
 
@@ -122,6 +124,7 @@ class Progress:
             for name, value in row.items()
             if isinstance(value, float) and name != "seconds"
         )
+        numbers = f"{row['split']} {numbers}" if "split" in row else numbers
         if self._bar is not None:
             self._bar.update(row["step"] - self._done)
             self._bar.set_postfix_str(numbers)

@@ -1,36 +1,32 @@
-"""Run: a Runner carried out, in reading order: set up, initialise, train, evaluate, finish."""
+"""Run: a Runner carried out, in reading order: initialise, train, evaluate, finish."""
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from metaloss import checkpoint, seeding
+from metaloss import checkpoint
 from metaloss.backbones import BACKBONES
 from metaloss.errors import RunFolderError
-from metaloss.export import Trajectory, flat, save_loss
-from metaloss.learner import AdaLFL
+from metaloss.evaluation import evaluate
+from metaloss.export import LearnedLoss, save_loss
 from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
 from metaloss.meta_optimizers.base import MetaStep
-from metaloss.problem import Batch
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
+from metaloss.state import State
 from metaloss.tasks import TASKS
-
-#: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
-STREAMS = ("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective")
 
 
 class Diverged(Exception):
-    """A loss or a parameter is no longer finite."""
+    """The learned loss is no longer finite."""
 
 
 class Stopped(Exception):
@@ -47,6 +43,7 @@ class Run:
         data_dir: see `Task.load`.
 
     Attributes:
+        state: everything that decides how the run goes on.
         stop: set it to True (from a signal handler, say) to have the run save itself and stop.
 
     Raises:
@@ -57,32 +54,8 @@ class Run:
         self.plan = plan
         self.seed = seed
         self.device = device
+        self.state = State(plan, seed, device, data_dir)
         self.stop = False
-        self.streams = {name: seeding.stream(seed, name) for name in STREAMS}
-        torch.manual_seed(seeding.stream(seed, "global").initial_seed())  # dropout
-        self.data = plan.task.load(data_dir, self.streams["split"]).to(device)
-        self.model = self._draw_model("theta").to(device).train()
-        self.loss = None if plan.representation is None else plan.representation.to(device)
-        objective = plan.task.objective
-        self.learner = AdaLFL(
-            self.model,
-            plan.base_optimizer(self.model.parameters()),
-            self.loss,
-            objective.loss,
-            link=objective.link,
-            meta_lr=None,
-            adaptation=plan.adaptation,
-        )
-        if plan.initialization is not None:
-            plan.initialization.attach(self.learner.problem)
-        self.init_steps = 0  # meta-steps of the initialisation made so far
-        self.steps = 0  # base steps of the training made so far
-        self.skipped = 0
-        self.seconds = 0.0  # of earlier starts
-        self.samples: dict[int, Tensor] = {}  # φ by base step
-        self.latest: dict[str, float | None] = {}  # of the latest meta-step
-
-    # --- the run, from top to bottom ---
 
     def execute(self, folder: RunFolder, config: str) -> dict[str, Any]:
         """Carries the run out, going on from the folder's checkpoint if there is one.
@@ -91,113 +64,118 @@ class Run:
             The content of result.json.
 
         Raises:
-            RunFolderError: the checkpoint is damaged or another configuration's; nothing is changed.
+            RunFolderError: the checkpoint is damaged or another configuration's; nothing is
+                changed.
         """
         written = self._continue_from(folder.checkpoint, config)
         self.folder, self.config = folder, config
-        self.began = time.monotonic()
-        self.metrics = MetricsFile(folder.metrics, written)
-        starts = {"initialization": self.init_steps + 1, "train": self.steps + 1}
-        self.board = TensorBoard(folder.path, starts if written else dict.fromkeys(starts, 0))
-        self.progress = Progress()
-        status = "finished"
-        try:
+        self.began, self.earlier = time.monotonic(), self.state.seconds
+        starts = {"initialization": self.state.init_steps + 1, "train": self.state.steps + 1}
+        with (
+            closing(MetricsFile(folder.metrics, written)) as self.metrics,
+            closing(TensorBoard(folder.path, starts if written else {})) as self.board,
+            closing(Progress()) as self.progress,
+        ):
             self.board.text("config", config)
-            self._initialize()
-            self._train()
-            self._save_checkpoint()
-        except Diverged:
-            status = "diverged"
-        except Stopped:
-            status = "stopped"
-        finally:
-            self.progress.close()
-        result = self._finish(status)
-        self.metrics.close()
-        self.board.close()
-        return result
+            status = "finished"
+            try:
+                self._initialize()
+                self._train()
+                self._save_checkpoint()
+            except Diverged:
+                status = "diverged"
+            except Stopped:
+                status = "stopped"
+            return self._finish(status)
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
         for meta_optimizer in (self.plan.initialization, self.plan.adaptation):
             if meta_optimizer is not None:
                 meta_optimizer.step(
-                    lambda: self._draw("train", "init_train"),
-                    lambda: self._draw("valid", "init_objective"),
+                    lambda: self.state.draw("train", "init_train"),
+                    lambda: self.state.draw("valid", "init_objective"),
                 )
-        self.learner.step(
-            lambda: self._draw("train", "train"), lambda: self._draw("valid", "objective")
+        self.state.learner.step(
+            lambda: self.state.draw("train", "train"), lambda: self.state.draw("valid", "objective")
         )
 
     def _initialize(self) -> None:
-        initialization = self.plan.initialization
-        if initialization is None or self.init_steps >= initialization.steps:
+        """The initialisation phase, if there is one and what is left of it."""
+        state, initialization = self.state, self.state.initializing
+        if initialization is None:
             return
-        self.progress.start("initialization", self.init_steps, initialization.steps)
-        phase = self.learner.initializing(
+        self.progress.start("initialization", state.init_steps, initialization.steps)
+        phase = state.learner.initializing(
             initialization,
-            lambda: self._draw("train", "init_train"),
-            lambda: self._draw(initialization.objective, "init_objective"),
-            self._redraw,
-            start=self.init_steps,
+            lambda: state.draw("train", "init_train"),
+            lambda: state.draw(initialization.objective, "init_objective"),
+            state.redraw_model,
+            start=state.init_steps,
         )
         for result in phase:
-            self.init_steps += 1
-            last = self.init_steps == initialization.steps
-            self._after_step("initialization", self.init_steps, last, result)
+            state.init_steps += 1
+            last = state.init_steps == initialization.steps
+            self._after_step("initialization", state.init_steps, last, result)
 
     def _train(self) -> None:
-        self.progress.start("training", self.steps, self.plan.steps)
-        objective = "valid" if self.plan.adaptation is None else self.plan.adaptation.objective
-        if self.steps == 0:
-            self._sample_loss()
-        while self.steps < self.plan.steps:
-            result = self.learner.step(
-                lambda: self._draw("train", "train"), lambda: self._draw(objective, "objective")
+        """The training, or what is left of it."""
+        state, plan = self.state, self.plan
+        objective = "valid" if plan.adaptation is None else plan.adaptation.objective
+        sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
+        self.progress.start("training", state.steps, plan.steps)
+        if state.steps == 0:
+            state.latest.clear()  # the initialisation's numbers end with it
+            state.sample_loss()
+        while state.steps < plan.steps:
+            result = state.learner.step(
+                lambda: state.draw("train", "train"), lambda: state.draw(objective, "objective")
             )
-            self.steps += 1
-            last = self.steps == self.plan.steps
-            if self.steps in self._sample_steps():
-                self._sample_loss()
-            if last or self.steps % self.plan.evaluate_every == 0:
-                self._log({**self._evaluate("train"), "split": "train"})
-                self._log({**self._evaluate("valid"), "split": "valid"})
-            self._after_step("train", self.steps, last, result)
+            state.steps += 1
+            last = state.steps == plan.steps
+            if state.steps in sampled:
+                state.sample_loss()
+            if state.steps in drawn:
+                self._draw_loss()
+            if last or state.steps % plan.evaluate_every == 0:
+                self._log(self._evaluate("train"))
+                self._log(self._evaluate("valid"))
+            self._after_step("train", state.steps, last, result)
 
     def _finish(self, status: str) -> dict[str, Any]:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
-        plan, metric = self.plan, self.plan.task.objective.metric
+        from metaloss.analysis import pictures  # matplotlib takes half a second
+
+        state, plan, objective = self.state, self.plan, self.plan.task.objective
         test = None
         if status == "finished":
             row = self._evaluate("test")
-            self._log({**row, "split": "test"})
-            test = row[metric]
+            self._log(row)
+            test = row[objective.metric]
         result = {
             "task": TASKS.name_of(plan.task),
             "backbone": BACKBONES.name_of(plan.backbone),
             "method": plan.method,
             "seed": self.seed,
-            "steps": self.steps,
-            "init_steps": self.init_steps,
-            "metric": metric,
+            "steps": state.steps,
+            "init_steps": state.init_steps,
+            "metric": objective.metric,
             "test": test,
             "status": status,
-            "skipped_meta_steps": self.skipped,
+            "skipped_meta_steps": state.skipped,
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
-        if self.loss is not None:
-            save_loss(
-                self.folder.loss, self.loss, plan.task.objective.link, self._trajectory(), result
-            )
-        self._draw_figures()
+        if state.loss is not None and state.samples:
+            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), result)
+        pictures.draw(self.folder.path, result)
         write_json(self.folder.result, result)
         return result
 
     # --- after each step ---
 
     def _after_step(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
-        self.skipped += result.skipped
+        self.state.skipped += result.skipped
         if last or step % self.plan.log_every == 0:
             self._log_step(phase, step, result)
         if self.stop:
@@ -210,157 +188,79 @@ class Run:
         """A row of metrics; the numbers leave the device only here.
 
         Raises:
-            Diverged: the learned loss or the outputs behind it are no longer finite.
+            Diverged: the learned loss of a training step is no longer finite.
         """
-        row: Row = {"phase": phase, "step": step, "learned_loss": result.learned_loss.item()}
+        state = self.state
+        learned_loss = result.learned_loss.item()
         if result.task_loss is not None and result.gradient_norm is not None:
-            self.latest["task_loss"] = result.task_loss.item()
-            self.latest["gradient_norm"] = result.gradient_norm.item()
-        row |= self.latest
-        row["base_lr"] = float(self.learner.problem.optimizer.param_groups[0]["lr"])
-        row["skipped"] = self.skipped
-        finite = math.isfinite(row["learned_loss"])
-        self._log({name: _finite_or_none(value) for name, value in row.items()})
-        if phase == "train" and not finite:
+            state.latest["task_loss"] = result.task_loss.item()
+            state.latest["gradient_norm"] = result.gradient_norm.item()
+        self._log(
+            {
+                "phase": phase,
+                "step": step,
+                "learned_loss": learned_loss,
+                **state.latest,
+                "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
+                "skipped": state.skipped,
+            }
+        )
+        if phase == "train" and not math.isfinite(learned_loss):
             raise Diverged
 
     def _log(self, row: Row) -> None:
-        row = {"phase": "train", "step": self.steps, **row, "seconds": round(self._seconds(), 3)}
+        row = {name: _finite_or_none(value) for name, value in row.items()}
+        row["seconds"] = round(self._seconds(), 3)
         self.metrics.write(row)
         self.board.scalars(row)
         self.progress.show(row)
 
-    def _sample_loss(self) -> None:
-        """Keeps φ, and draws the loss into TensorBoard every so often."""
-        if self.loss is None:
-            return
-        self.samples[self.steps] = flat(self.loss)
-        if len(self.samples) % max(1, self.plan.samples // self.plan.figures) == 1:
-            self.board.figure("loss/curves", self._loss_figure(), self.steps)
-
-    def _sample_steps(self) -> frozenset[int]:
-        plan = self.plan
-        return frozenset(round(i * plan.steps / plan.samples) for i in range(plan.samples + 1))
-
-    @torch.no_grad()
     def _evaluate(self, split: str) -> Row:
-        """Loss and metric on a split in eval mode; of the training data, as many as are held out.
-
-        The seconds of evaluations are part of the run's time.
-        """
-        task = self.plan.task
-        inputs, labels = self.data.splits[split]
+        """Loss and metric on a split; of the training data, on as much as is held out."""
+        inputs, labels = self.state.data.splits[split]
         if split == "train":
-            count = len(self.data.splits["valid"][0])
+            count = len(self.state.data.splits["valid"][0])
             inputs, labels = inputs[:count], labels[:count]
-        loss, error = 0.0, 0.0
-        self.model.eval()
-        for x, y in zip(inputs.split(1000), labels.split(1000), strict=True):
-            outputs = self.model(x)
-            loss += task.objective.loss(outputs, y).item() * len(x)
-            error += task.objective.errors(outputs, y).double().sum().item()
-        self.model.train()
-        row = {"loss": loss / len(inputs), task.objective.metric: error / len(inputs)}
-        return {name: _finite_or_none(value) for name, value in row.items()}
+        numbers = evaluate(self.state.model, (inputs, labels), self.plan.task.objective)
+        return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
-    # --- randomness: each draw has its stream ---
+    def _draw_loss(self) -> None:
+        """The learned loss so far, as a figure in TensorBoard."""
+        if self.state.loss is None:
+            return
+        from metaloss.analysis import pictures
 
-    def _draw(self, split: str, stream: str) -> Batch:
-        return self.data.draw(split, self.plan.task.batch_size, self.streams[stream])
+        learned = LearnedLoss(self.state.loss, self.plan.task.objective.link)
+        figure = pictures.loss_figure(learned, self.state.trajectory(), f"step {self.state.steps}")
+        self.board.figure("loss/curves", figure, self.state.steps)
 
-    def _draw_model(self, stream: str) -> nn.Module:
-        with seeding.drawing_from(self.streams[stream]):
-            return self.plan.backbone(
-                input_shape=self.data.input_shape, outputs=self.data.outputs
-            )
+    def _equidistant(self, count: int) -> frozenset[int]:
+        """Steps at equal distances, the last among them."""
+        return frozenset(round(i * self.plan.steps / count) for i in range(1, count + 1))
 
-    def _redraw(self) -> None:
-        self.model.load_state_dict(self._draw_model("init_theta").state_dict())
-
-    # --- what a checkpoint holds ---
+    # --- checkpoints ---
 
     def _save_checkpoint(self) -> None:
-        checkpoint.save(self.folder.checkpoint, self.state_dict() | {"config": self.config})
+        self.state.seconds = self._seconds()
+        content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
+        checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
 
     def _continue_from(self, path: Path, config: str) -> int:
         """Takes the state of the checkpoint, if there is one; the bytes of metrics it counts."""
         if not path.is_file():
             return 0
-        state = checkpoint.load(path)
-        if state.get("config") != config:
-            raise RunFolderError(f"{path} is a checkpoint of another configuration; nothing changed")
+        saved = checkpoint.load(path)
+        if saved.get("config") != config:
+            raise RunFolderError(f"{path} is of another configuration: nothing was changed")
         try:
-            self.load_state_dict(state)
-            return int(state["metrics_bytes"])
+            self.state.load_state_dict(saved["state"])
+            return int(saved["metrics_bytes"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
             raise RunFolderError(checkpoint.damage(path, reason)) from error
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on: tensors and plain data."""
-        initialization = self.plan.initialization
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.learner.problem.optimizer.state_dict(),
-            "learner": self.learner.state_dict(),
-            "initialization": {} if initialization is None else initialization.state_dict(),
-            "init_steps": self.init_steps,
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "seconds": self._seconds(),
-            "samples": self.samples,
-            "latest": self.latest,
-            "streams": {name: stream.get_state() for name, stream in self.streams.items()},
-            "global": seeding.global_state(self.device),
-            "metrics_bytes": self.metrics.sync(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on bit for bit from what `state_dict` gave."""
-        initialization = self.plan.initialization
-        self.init_steps, self.steps = state["init_steps"], state["steps"]
-        if self.steps or initialization is None or self.init_steps == initialization.steps:
-            self.model.load_state_dict(state["model"])
-        # else: the initialisation re-draws θ anyway, and the model that stands here is its θ_0.
-        self.learner.problem.optimizer.load_state_dict(state["optimizer"])
-        self.learner.load_state_dict(state["learner"])
-        if initialization is not None:
-            initialization.load_state_dict(state["initialization"])
-        self.skipped, self.seconds = state["skipped"], state["seconds"]
-        self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
-        for name, stream in self.streams.items():
-            stream.set_state(state["streams"][name])
-        seeding.set_global_state(state["global"], self.device)
-
-    # --- what is left to look at ---
-
-    def _trajectory(self) -> Trajectory:
-        steps = sorted(self.samples)
-        phi = [self.samples[step] for step in steps] or [flat(self.loss)]
-        return Trajectory(torch.tensor(steps or [0]), torch.stack(phi))
-
-    def _loss_figure(self) -> Any:
-        from metaloss.analysis import curves, figures
-
-        classification = self.plan.task.objective.metric == "error_rate"
-        sampled = curves.sample(self.loss, self._trajectory(), classification)
-        return figures.loss_curves(sampled, f"{self.plan.method}, seed {self.seed}")
-
-    def _draw_figures(self) -> None:
-        from metaloss.analysis import figures
-
-        self.folder.figures.mkdir(exist_ok=True)
-        rows = [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
-        metric = self.plan.task.objective.metric
-        drawn = {"learning_curve.png": figures.learning_curve(rows, metric, self.plan.method)}
-        if self.loss is not None:
-            drawn["loss.png"] = self._loss_figure()
-            self.board.figure("loss/curves", drawn["loss.png"], self.steps)
-        for name, figure in drawn.items():
-            figure.savefig(self.folder.figures / name, dpi=120)
-
     def _seconds(self) -> float:
-        return self.seconds + time.monotonic() - self.began
+        return self.earlier + time.monotonic() - self.began
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -58,7 +58,12 @@ class Runner:
         checks.recipe(base_optimizer, "Runner.base_optimizer", "@base_optimizers.sgd")
         for name, value, kind, example in (
             ("representation", representation, Representation, "@representations.nn()"),
-            ("initialization", initialization, MetaOptimizer, "@meta_optimizers.offline_unrolled()"),
+            (
+                "initialization",
+                initialization,
+                MetaOptimizer,
+                "@meta_optimizers.offline_unrolled()",
+            ),
             ("adaptation", adaptation, MetaOptimizer, "@meta_optimizers.online_one_step()"),
         ):
             if value is not None:

@@ -50,3 +50,33 @@ def train(capsys):
         return code, capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def refused(train, tmp_path):
+    """Asserts that arguments give exit code 2 and no run folder; -> what follows "error: "."""
+
+    def run(
+        *arguments, files=("tasks/digits_mlp.gin", "methods/adalfl.gin"), output=tmp_path / "run"
+    ):
+        files = [f"--gin_file={file}" for file in files]
+        before = set(tmp_path.rglob("*"))
+        code, stderr = train(*files, f"--output_dir={output}", *arguments)
+        line = stderr.splitlines()[-1]
+        assert code == 2
+        assert set(tmp_path.rglob("*")) == before
+        assert line.startswith("error: ")
+        assert all(other.startswith("warning: ") for other in stderr.splitlines()[:-1])
+        return line.removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder of small data sets in the on-disk format of the real ones."""
+    from tests.small_data import write_all
+
+    folder = tmp_path_factory.mktemp("data")
+    write_all(folder)
+    return folder

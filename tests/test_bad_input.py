@@ -1,41 +1,21 @@
 """Bad input: one line on standard error, exit code 2, and nothing on disk is touched."""
 
-import gzip
 import inspect
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from metaloss.gin_files import CONFIG_DIR, SYNTAX
 from metaloss.runner import Runner
+from tests.conftest import REPOSITORY
 
 TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl.gin"
 KINDS = "kinds: backbones, base_optimizers, meta_optimizers, representations, tasks"
 INTEGERS = "give a list, each item an integer"
 A_LOSS = "give one of representations, such as @representations.cross_entropy() or None"
 SIZES = "the run calls it with input_shape, outputs"
-
-
-@pytest.fixture
-def refused(train, tmp_path):
-    """Asserts that arguments give exit code 2 and no run folder; -> what follows "error: "."""
-
-    def run(*arguments, files=(TASK, METHOD), output=tmp_path / "run"):
-        files = [f"--gin_file={file}" for file in files]
-        before = set(tmp_path.rglob("*"))
-        code, stderr = train(*files, f"--output_dir={output}", *arguments)
-        line = stderr.splitlines()[-1]
-        assert code == 2
-        assert set(tmp_path.rglob("*")) == before
-        assert line.startswith("error: ")
-        assert all(other.startswith("warning: ") for other in stderr.splitlines()[:-1])
-        return line.removeprefix("error: ")
-
-    return run
 
 
 BINDINGS = {
@@ -236,92 +216,6 @@ def test_an_unread_binding_warns_and_is_an_error_where_asked_for(refused, train,
     )  # fmt: skip
     assert code == 0
     assert stderr == f"warning: {message}\n"
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Every download fails at once."""
-    import urllib.request
-
-    def fail(*arguments, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
-    monkeypatch.setattr("sklearn.datasets._base.urlretrieve", fail)
-
-
-@pytest.mark.parametrize(
-    ("task", "file"),
-    [
-        ("mnist_mlp", "MNIST/raw/train-images-idx3-ubyte.gz"),
-        ("crime_mlp", "communities_and_crime/communities.data"),
-        ("california_mlp", "CaliforniaHousing/cal_housing.data"),
-    ],
-)
-def test_missing_data_names_the_file_and_the_flag(train, tmp_path, offline, task, file):
-    code, stderr = train(
-        f"--gin_file=tasks/{task}.gin", f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}"
-    )
-    assert code == 2
-    assert stderr.startswith(f"error: no file {tmp_path / file}, and ")
-    assert stderr.endswith("or set --data_dir\n")
-    assert stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-DAMAGE = {
-    "communities_and_crime/communities.data": {
-        "1,2\n": "line 1 has 2 fields, not 128",
-        ",".join(["0"] * 128) + "\n": "1 rows, not 1994: the file is cut short or changed",
-        (",".join(["0"] * 127 + ["?"]) + "\n") * 1994: "line 1 has no target in its last field",
-        (",".join(["0"] * 127 + ["x"]) + "\n") * 1994: "line 1, field 128 is no number: 'x'",
-    },
-    "CaliforniaHousing/cal_housing.data": {
-        "1,2,3\n": "a table of (1, 3), not (20640, 9): the file is cut short",
-        "1,2,3\n1,2\n": "cannot be read: the number of columns changed from 3 to 2 at row 2",
-        "": "a table of (0, 1), not (20640, 9): the file is cut short",
-    },
-}
-
-
-@pytest.mark.parametrize(
-    ("file", "content"), [(file, content) for file in DAMAGE for content in DAMAGE[file]],
-    ids=range(7),
-)  # fmt: skip
-def test_a_damaged_table_names_the_file_and_the_line(refused, tmp_path, file, content):
-    path = tmp_path / file
-    path.parent.mkdir()
-    path.write_text(content)
-    task = "crime_mlp" if "crime" in file else "california_mlp"
-    files = (f"tasks/{task}.gin", "methods/baseline.gin")
-    message = refused(f"--data_dir={tmp_path}", files=files)
-    assert message == f"{path}: {DAMAGE[file][content]}"
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "another file"])
-def test_a_damaged_mnist_file_is_named(refused, tmp_path, monkeypatch, damage):
-    few = {"train": ("train", 20), "test": ("t10k", 20)}
-    monkeypatch.setattr("metaloss.tasks.mnist.FILES", few)
-    folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for name in ("train", "t10k"):
-        images = np.array([0x803, 20, 28, 28], ">i4").tobytes() + bytes(20 * 784)
-        labels = np.array([0x801, 20], ">i4").tobytes() + bytes(20)
-        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    path = folder / "train-labels-idx1-ubyte.gz"
-    whole = bytearray(path.read_bytes())
-    whole[-6] ^= 1  # of the checksum
-    contents = {
-        "cut": whole[:-10],
-        "empty": b"",
-        "flipped": whole,
-        "another file": gzip.compress(b"else"),
-    }
-    path.write_bytes(contents[damage])
-    files = ("tasks/mnist_mlp.gin", "methods/baseline.gin")
-    message = refused(f"--data_dir={tmp_path}", files=files)
-    assert message.startswith(f"{path}: ")
 
 
 def tools(name, *arguments, **options):

@@ -1,14 +1,13 @@
 """Every shipped gin file builds, leaves nothing unread, and runs two steps, on tiny data."""
 
-import gzip
 import json
 
-import numpy as np
 import pytest
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
 from metaloss.tasks import california, crime, mnist
+from tests.small_data import write_all
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
@@ -27,42 +26,26 @@ TINY = {
 }
 
 
+FEW = (
+    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
+    (california, "ROWS", 50),
+    (crime, "ROWS", 50),
+)
+
+
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Data sets of 50 examples in the layout of their standard loaders."""
-    folder = tmp_path_factory.mktemp("data")
-    draw = np.random.default_rng(0)
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for prefix in ("train", "t10k"):
-        images = draw.integers(0, 256, 50 * 784, dtype=np.uint8)
-        header = np.array([0x803, 50, 28, 28], ">i4").tobytes()
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = np.arange(50, dtype=np.uint8) % 10
-        header = np.array([0x801, 50], ">i4").tobytes()
-        path = raw / f"{prefix}-labels-idx1-ubyte.gz"
-        path.write_bytes(gzip.compress(header + labels.tobytes()))
-    (folder / "CaliforniaHousing").mkdir()
-    houses = draw.uniform(1, 9, (50, california.FIELDS))
-    np.savetxt(folder / "CaliforniaHousing" / "cal_housing.data", houses, "%.3f", ",")
-    (folder / "communities_and_crime").mkdir()
-    rows = draw.uniform(0, 1, (50, crime.FIELDS)).round(2).astype(str)
-    rows[:, 3] = "Townville"
-    rows[0, 30] = "?"
-    lines = "".join(",".join(row) + "\n" for row in rows)
-    (folder / "communities_and_crime" / "communities.data").write_text(lines)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def few_examples(monkeypatch):
-    monkeypatch.setattr(mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)})
-    monkeypatch.setattr(california, "ROWS", 50)
-    monkeypatch.setattr(crime, "ROWS", 50)
+def few_examples(tmp_path_factory):
+    """Data sets of 50 examples, and loaders that expect as many; -> their folder."""
+    folder = tmp_path_factory.mktemp("few")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in FEW:
+            patch.setattr(module, name, value)
+        write_all(folder)
+        yield folder
 
 
 @pytest.fixture
-def run(train, tmp_path, data_dir):
+def run(train, tmp_path, few_examples):
     """Runs gin files with those of the tiny overrides that they read; -> the result."""
 
     def run(files):
@@ -73,7 +56,7 @@ def run(train, tmp_path, data_dir):
         assert len(overrides) >= 2
         code, stderr = train(
             *(f"--gin_file={file}" for file in files), *overrides, "--strict",
-            f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}",
+            f"--data_dir={few_examples}", f"--output_dir={tmp_path / 'run'}",
         )  # fmt: skip
         assert code == 0, stderr
         return json.loads((tmp_path / "run" / "result.json").read_text())

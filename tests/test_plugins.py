@@ -5,12 +5,12 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
-from conftest import REPOSITORY, tool
 
 from metaloss import REPRESENTATIONS, plugins
 from metaloss.config import load
 from metaloss.errors import ConfigError
 from metaloss.registry import FAILED_PLUGINS
+from tests.conftest import REPOSITORY, tool
 
 COMPONENT = """
 from metaloss.representations.squared_error import SquaredError

@@ -45,7 +45,9 @@ def sample(
     """
     if targets is None:
         targets = (1.0, 0.0) if classification else (0.1, 0.5, 0.9)
-    grid = torch.linspace(1e-4, 1 - 1e-4, points) if classification else torch.linspace(-1, 2, points)
+    grid = (
+        torch.linspace(1e-4, 1 - 1e-4, points) if classification else torch.linspace(-1, 2, points)
+    )
     model = copy.deepcopy(representation).cpu()
     values = torch.stack([_curves(model, phi, grid, targets) for phi in trajectory.phi])
     return LossCurves(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class MetaDescent:
         meta_lr: η.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], meta_lr: float) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], meta_lr: float) -> None:
         if not parameters:
             raise MissingGradientError(
                 "there is nothing to learn: the loss has no parameter that requires a gradient"

@@ -1,0 +1,29 @@
+# `make quickstart` and `make test` need git, make and Python 3.10 or newer; each makes .venv itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python tools/quickstart.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/pre-commit run --all-files
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'metaloss needs Python 3.10 or newer, not ' + sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,123 @@
+"""State: everything that decides how a run goes on, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaloss import seeding
+from metaloss.export import Trajectory, flat
+from metaloss.learner import AdaLFL
+from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem import Batch
+from metaloss.runner import Runner
+
+#: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
+STREAMS = ("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective")
+
+
+class State:
+    """Data, model, learner, random streams and counters of a run.
+
+    Args:
+        plan: the components of the run.
+        seed: decides θ_0, the validation split, all batches and dropout masks.
+        device: where data and model live.
+        data_dir: see `Task.load`.
+
+    Raises:
+        DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
+    """
+
+    def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
+        self._plan = plan
+        self._device = device
+        self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
+        torch.manual_seed(seeding.stream(seed, "global").initial_seed())  # dropout
+        self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
+        self.model = self._draw_model("theta").to(device).train()
+        self.loss = None if plan.representation is None else plan.representation.to(device)
+        objective = plan.task.objective
+        self.learner = AdaLFL(
+            self.model,
+            plan.base_optimizer(self.model.parameters()),
+            self.loss,
+            objective.loss,
+            link=objective.link,
+            meta_lr=None,
+            adaptation=plan.adaptation,
+        )
+        if plan.initialization is not None:
+            plan.initialization.attach(self.learner.problem)
+        self.init_steps = 0  # meta-steps of the initialisation made so far
+        self.steps = 0  # base steps of the training made so far
+        self.skipped = 0  # meta-steps whose gradient was not finite
+        self.seconds = 0.0  # spent before the process that runs now
+        self.samples: dict[int, Tensor] = {}  # φ by base step
+        self.latest: dict[str, float] = {}  # numbers of the latest meta-step
+
+    @property
+    def initializing(self) -> MetaOptimizer | None:
+        """The initialisation's meta-optimizer, while it is at work."""
+        initialization = self._plan.initialization
+        if initialization is None or self.init_steps >= initialization.steps:
+            return None
+        return initialization
+
+    def draw(self, split: str, stream: str) -> Batch:
+        """The next batch of a split, by the given stream."""
+        return self.data.draw(split, self._plan.task.batch_size, self._streams[stream])
+
+    def redraw_model(self) -> None:
+        """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
+        self.model.load_state_dict(self._draw_model("init_theta").state_dict())
+
+    def sample_loss(self) -> None:
+        """Keeps φ as it is now, for the trajectory."""
+        if self.loss is not None:
+            self.samples[self.steps] = flat(self.loss)
+
+    def trajectory(self) -> Trajectory:
+        """The samples of φ so far."""
+        steps = sorted(self.samples)
+        return Trajectory(torch.tensor(steps), torch.stack([self.samples[s] for s in steps]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data that `load_state_dict` goes on from, bit for bit."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.learner.problem.optimizer.state_dict(),
+            "learner": self.learner.state_dict(),
+            "initialization": self.initializing.state_dict() if self.initializing else {},
+            "init_steps": self.init_steps,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "latest": self.latest,
+            "streams": {name: stream.get_state() for name, stream in self._streams.items()},
+            "global": seeding.global_state(self._device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.init_steps, self.steps = state["init_steps"], state["steps"]
+        self.learner.problem.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state["learner"])
+        if self.initializing:
+            # θ is drawn anew at each step, and the model that stands here is the seed's θ_0.
+            self.initializing.load_state_dict(state["initialization"])
+        else:
+            self.model.load_state_dict(state["model"])
+        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
+        for name, stream in self._streams.items():
+            stream.set_state(state["streams"][name])
+        seeding.set_global_state(state["global"], self._device)
+
+    def _draw_model(self, stream: str) -> nn.Module:
+        with seeding.drawing_from(self._streams[stream]):
+            return self._plan.backbone(input_shape=self.data.input_shape, outputs=self.data.outputs)

@@ -1,0 +1,70 @@
+"""The contract of representations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss import links
+from metaloss.representations.base import Representation
+from metaloss.testing.base import ContractError, float64, require
+
+
+def check_representation(cls: type[Representation], **arguments: Any) -> None:
+    """Holds a representation to the contract in `metaloss.representations.base`.
+
+    Args:
+        cls: the class.
+        arguments: of its constructor.
+    """
+    with float64():
+        loss = cls(**arguments)
+        for name, value in loss.arguments().items():
+            require(_is_plain(value), f"argument '{name}' is kept as {value!r}, not plain data")
+        again = cls(**loss.arguments())
+        again.load_state_dict(loss.state_dict())
+        prediction, target = _loss_inputs(batch=6, outputs=3)
+        values = loss(prediction, target)
+        require(values.shape == (6,), f"gives {list(values.shape)}, not one loss per example [6]")
+        require(values.isfinite().all(), "is not finite on probabilities")
+        require(
+            values.equal(again(prediction, target)), "arguments() and state_dict lose something"
+        )
+        alone = torch.cat([loss(prediction[i : i + 1], target[i : i + 1]) for i in range(6)])
+        require(torch.allclose(values, alone, rtol=1e-12), "examples of a batch see each other")
+        prediction.requires_grad_()
+        _require_twice_differentiable(lambda p: loss(p, target), prediction)
+        phi = [p for p in loss.parameters() if p.requires_grad]
+        if phi:
+            (slope,) = torch.autograd.grad(
+                loss(prediction, target).sum(), prediction, create_graph=True
+            )
+            require(slope.requires_grad, "no parameter can learn: its slope has no graph")
+            reached = torch.autograd.grad(slope.square().sum(), phi, allow_unused=True)
+            require(
+                any(g is not None and g.any() for g in reached),
+                "no parameter can learn: none changes ∂loss/∂prediction",
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _loss_inputs(batch: int, outputs: int) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(outputs, (batch,))
+    return links.probabilities(torch.randn(batch, outputs), labels)
+
+
+def _require_twice_differentiable(loss: Callable[[Tensor], Tensor], prediction: Tensor) -> None:
+    try:
+        torch.autograd.gradcheck(loss, prediction)
+        torch.autograd.gradgradcheck(loss, prediction)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[0]
+        raise ContractError(f"is not twice differentiable in the prediction: {line}") from error

@@ -1,0 +1,302 @@
+"""The meta-gradient against double backward and against finite differences of the real step."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.hypergradient import roll_out
+from metaloss.problem import Batch, Problem
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.5),
+    "nesterov": lambda p: torch.optim.SGD(
+        p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
+    ),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=1e-2, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+}
+
+
+# With its own ε = 1e-8 a fresh Adam's step is nearly the sign of the gradient, a step function that
+# no finite difference can follow where gradients are small.
+SMOOTH_OPTIMIZERS = {
+    **{name: OPTIMIZERS[name] for name in ("sgd", "momentum", "nesterov")},
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=1e-2, amsgrad=True, eps=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-2),
+}
+
+
+class Residual(nn.Module):
+    """A BatchNorm ResNet of one block; its convolutions' biases have exactly zero gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
+        )  # fmt: skip
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.block(x)).relu().mean((2, 3)))
+
+
+def mlp() -> nn.Module:
+    return BACKBONES["mlp"]((1, 16, 16), 3, hidden=(8, 8))
+
+
+MODELS = {
+    "mlp": mlp,
+    "lenet5": lambda: BACKBONES["lenet5"]((1, 16, 16), 3),
+    "resnet": Residual,
+    "dropout": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    ),
+    # Smooth, for finite differences; a convolution's bias before BatchNorm among them.
+    "tanh_mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 3)),
+    "tanh_batchnorm": lambda: nn.Sequential(
+        nn.Conv2d(1, 2, 5, stride=3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)
+    ),
+}
+
+LOSSES = {
+    **{name: REPRESENTATIONS[name] for name in REPRESENTATIONS},
+    "taylor2": lambda: REPRESENTATIONS["taylor"](order=2),
+    "ml3": lambda: REPRESENTATIONS["nn"](activation="relu", output="softplus"),
+}
+LEARNABLE = [name for name in LOSSES if any(True for _ in LOSSES[name]().parameters())]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def make_problem(model: str, optimizer: str, loss: str, optimizers=OPTIMIZERS) -> Problem:
+    torch.manual_seed(0)
+    network = MODELS[model]()
+    return Problem(
+        network,
+        optimizers[optimizer](network.parameters()),
+        LOSSES[loss](),
+        F.cross_entropy,
+        links.probabilities,
+    )
+
+
+def make_batches(count: int, size: int = 6) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(size, 1, 16, 16, generator=generator),
+            torch.randint(3, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def meta_gradient(problem: Problem, batches: list[Batch], warm: int, engine: str) -> Tensor:
+    """∇_φ of the task loss on the last batch, through the steps after the `warm` ones."""
+    *train, valid = batches
+    for batch in train[:warm]:
+        problem.base_step(batch)
+    torch.manual_seed(2)
+    rollout = roll_out(problem, train[warm:], engine)
+    _, v = problem.task_gradient(valid)
+    gradient = rollout.pullback(v)
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if g is None else g).flatten()
+            for p, g in zip(problem.phi, gradient, strict=True)
+        ]
+    )
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("loss", LEARNABLE)
+@pytest.mark.parametrize("model", ["mlp", "lenet5", "resnet", "dropout"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_exact_equals_double_backward(model, optimizer, loss):
+    for warm in (0, 2):
+        exact, reference = (
+            meta_gradient(
+                make_problem(model, optimizer, loss), make_batches(warm + 2), warm, engine
+            )
+            for engine in ("exact", "unrolled")
+        )
+        assert exact.isfinite().all()
+        assert relative(exact, reference) <= 1e-10
+
+
+@pytest.mark.parametrize("inner_steps", [5, 20])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", ["mlp", "dropout", "tanh_batchnorm"])
+def test_sweep_equals_plain_unroll(model, optimizer, inner_steps):
+    batches = make_batches(inner_steps + 3)
+    exact, reference = (
+        meta_gradient(make_problem(model, optimizer, "nn"), batches, 2, engine)
+        for engine in ("exact", "unrolled")
+    )
+    assert relative(exact, reference) <= 1e-10
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("warm", [0, 2])
+@pytest.mark.parametrize("optimizer", SMOOTH_OPTIMIZERS)
+@pytest.mark.parametrize("model", ["tanh_mlp", "tanh_batchnorm"])
+def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm, inner_steps):
+    """A central difference along a random direction of φ, through torch.optim's own step()."""
+    problem = make_problem(model, optimizer, "nn", SMOOTH_OPTIMIZERS)
+    batches = make_batches(warm + inner_steps + 1)
+    for batch in batches[:warm]:
+        problem.base_step(batch)
+    start = copy.deepcopy((problem.model.state_dict(), problem.optimizer.state_dict()))
+    direction = [torch.randn_like(p) for p in problem.phi]
+
+    def task_loss(shift: float) -> float:
+        problem.model.load_state_dict(start[0])
+        problem.optimizer.load_state_dict(copy.deepcopy(start[1]))
+        with torch.no_grad():
+            for p, d in zip(problem.phi, direction, strict=True):
+                p.add_(d, alpha=shift)
+        for x, y in batches[warm:-1]:
+            problem.optimizer.zero_grad()
+            problem.learned_loss(problem.model(x), y).backward()
+            problem.optimizer.step()
+        with torch.no_grad():
+            for p, d in zip(problem.phi, direction, strict=True):
+                p.sub_(d, alpha=shift)
+            return float(F.cross_entropy(problem.model(batches[-1][0]), batches[-1][1]))
+
+    h = 1e-5
+    difference = (task_loss(h) - task_loss(-h)) / (2 * h)
+    problem.model.load_state_dict(start[0])
+    problem.optimizer.load_state_dict(copy.deepcopy(start[1]))
+    gradient = meta_gradient(problem, batches[warm:], 0, "exact")
+    along = float(gradient @ torch.cat([d.flatten() for d in direction]))
+    assert along == pytest.approx(difference, rel=1e-5, abs=1e-8 * float(gradient.norm()))
+
+
+def test_closed_form_on_a_scalar():
+    """θ' = θ - α·dM/dθ with M = φ·(θx - y)², L = (θ'z - w)².
+
+    With θ=1, x=2, y=1, φ=3, α=0.1, z=1, w=2: the slope of (θx - y)² in θ is 2·(2 - 1)·2 = 4, so
+    θ' = 1 - 0.1·3·4 = -0.2, dθ'/dφ = -0.4, dL/dφ = 2·(-0.2 - 2)·1·(-0.4) = 1.76.
+    """
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phi = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            return self.phi * (prediction - target).square().mean(-1)
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    problem = Problem(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), Scaled(), F.mse_loss, links.values
+    )
+    rollout = roll_out(problem, [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))], "exact")
+    assert model.weight.item() == pytest.approx(-0.2)
+    _, v = problem.task_gradient((torch.tensor([[1.0]]), torch.tensor([[2.0]])))
+    (gradient,) = rollout.pullback(v)
+    assert gradient.item() == pytest.approx(1.76)
+
+
+def test_parameter_groups_and_frozen_parameters():
+    def problem() -> Problem:
+        torch.manual_seed(0)
+        model = mlp()
+        model[1].bias.requires_grad_(False)
+        first, *rest = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": [first], "lr": 0.3}, {"params": rest, "momentum": 0.9}]
+        return Problem(
+            model,
+            torch.optim.SGD(groups, lr=0.05, weight_decay=0.1),
+            REPRESENTATIONS["nn"](),
+            F.cross_entropy,
+            links.probabilities,
+        )
+
+    exact, reference = (
+        meta_gradient(problem(), make_batches(4), 2, engine) for engine in ("exact", "unrolled")
+    )
+    assert relative(exact, reference) <= 1e-10
+
+
+def test_a_parameter_that_the_model_does_not_use():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(256, 3)
+            self.unused = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x.flatten(1))
+
+    for optimizer, inner_steps in itertools.product(OPTIMIZERS.values(), (1, 3)):
+        gradients = []
+        for engine in ("exact", "unrolled"):
+            torch.manual_seed(0)
+            model = Unused()
+            problem = Problem(
+                model,
+                optimizer(model.parameters()),
+                REPRESENTATIONS["nn"](),
+                F.cross_entropy,
+                links.probabilities,
+            )
+            before = model.unused.weight.clone()
+            gradients.append(meta_gradient(problem, make_batches(inner_steps + 1), 0, engine))
+            assert model.unused.weight.equal(before)
+        assert relative(*gradients) <= 1e-10
+
+
+@pytest.mark.parametrize("engine", ["exact", "unrolled"])
+def test_running_statistics_move_once_a_step(engine):
+    problem = make_problem("tanh_batchnorm", "sgd", "nn")
+    batches = make_batches(3)
+    plain = copy.deepcopy(problem.model)
+    with torch.no_grad():
+        plain(batches[0][0])
+    meta_gradient(problem, [batches[0], batches[1]], 0, engine)
+    for name, buffer in plain.named_buffers():
+        assert dict(problem.model.named_buffers())[name].equal(buffer), name
+
+
+def test_memory_of_the_sweep_does_not_grow_with_the_steps():
+    """Peak tensor memory at 50 steps within 1.3 of that at 5, but for the copies of θ."""
+
+    def peak(inner_steps: int) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        problem = Problem(
+            model, optimizer, REPRESENTATIONS["nn"](), F.cross_entropy, links.probabilities
+        )
+        batches = make_batches(inner_steps + 1, size=16)
+        theta = sum(p.numel() * p.element_size() for p in problem.theta)
+        with memory.measuring(torch.device("cpu")) as used:
+            meta_gradient(problem, batches, 0, "exact")
+        return used.peak_bytes - inner_steps * theta
+
+    assert peak(50) <= 1.3 * peak(5)

@@ -1,0 +1,264 @@
+"""Runs: the folder they leave, resuming bit for bit, equal starts, endings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaloss import checkpoint, launch
+from metaloss.export import load_loss
+from metaloss.run import Run
+
+QUICK = [
+    "Runner.steps = 14",
+    "Runner.log_every = 3",
+    "Runner.evaluate_every = 5",
+    "Runner.checkpoint_every = 4",
+    "Runner.samples = 4",
+    "Runner.figures = 2",
+    "tasks.digits.batch_size = 16",
+    "backbones.mlp.hidden = (8,)",
+]
+INITIALIZATION = {
+    "baseline": [],
+    "ml3": ["meta_optimizers.offline_unrolled.steps = 9"],
+    "adalfl": [
+        "meta_optimizers.offline_unrolled.steps = 9",
+        "meta_optimizers.offline_unrolled.inner_steps = 2",
+        "meta_optimizers.online_one_step.every = 2",
+        "base_optimizers.sgd.momentum = 0.9",
+    ],
+    "meta_lr": ["offline/meta_optimizers.meta_lr.steps = 9"],
+}
+
+
+def train(folder: Path, method: str = "adalfl", extra: tuple = (), **flags) -> int:
+    return launch.train(
+        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
+        gin_param=[*QUICK, *INITIALIZATION[method], *extra],
+        output_dir=str(folder),
+        device="cpu",
+        **flags,
+    )
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.jsonl without its wall-clock fields."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """Equal θ, φ, optimizers, streams and counters; the clock aside."""
+
+    def compare(x, y, name):
+        if torch.is_tensor(x):
+            assert x.equal(y), name
+        elif isinstance(x, dict):
+            assert x.keys() == y.keys(), name
+            for key in x:
+                compare(x[key], y[key], f"{name}.{key}")
+        elif isinstance(x, list):
+            for i, (one, other) in enumerate(zip(x, y, strict=True)):
+                compare(one, other, f"{name}.{i}")
+        elif name not in (".state.seconds", ".metrics_bytes"):  # the clock, and its digits
+            assert x == y, name
+
+    compare(*(checkpoint.load(folder / "checkpoint.pt") for folder in (a, b)), "")
+
+
+@pytest.mark.parametrize("method", INITIALIZATION)
+def test_a_run_leaves_its_folder(method, tmp_path, capsys):
+    assert train(tmp_path / "run", method) == 0
+    folder = tmp_path / "run"
+    assert "test error_rate" in capsys.readouterr().out
+    result = json.loads((folder / "result.json").read_text())
+    expected = {
+        "task": "digits", "backbone": "mlp", "method": method, "seed": 0, "steps": 14,
+        "metric": "error_rate", "status": "finished",
+    }  # fmt: skip
+    assert expected.items() <= result.items()
+    assert 0 <= result["test"] <= 1 and result["seconds"] > 0 and result["peak_memory_bytes"] > 0
+    names = {path.name for path in folder.iterdir()}
+    assert {"command.txt", "config.gin", "meta.json", "metrics.jsonl", "checkpoint.pt"} <= names
+    assert (folder / "figures" / "learning_curve.png").stat().st_size > 1000
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["seed"] == 0 and meta["threads"] == 1 and "torch" in meta["versions"]
+    written = rows(folder)
+    assert [row["step"] for row in written if row.get("split") == "valid"] == [5, 10, 14]
+    assert [r["step"] for r in written if r["phase"] == "train" and "learned_loss" in r] == [
+        3, 6, 9, 12, 14,
+    ]  # fmt: skip
+    if method in ("ml3", "adalfl"):
+        loss = load_loss(folder)
+        assert loss(torch.randn(4, 10), torch.randint(10, (4,))).ndim == 0
+        assert (folder / "figures" / "loss.png").stat().st_size > 1000
+
+
+def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypatch):
+    starts = {}
+    initialize = Run._train
+
+    def remember(self):
+        state = self.state
+        theta = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        inputs, labels = state.data.splits["train"]
+        starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
+        initialize(self)
+
+    monkeypatch.setattr(Run, "_train", remember)
+    for method in INITIALIZATION:
+        assert train(tmp_path / method, method) == 0
+    for method, start in starts.items():
+        for a, b in zip(start, starts["baseline"], strict=True):
+            assert a.equal(b), method
+    train(tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(tmp_path / "adalfl")
+    train(tmp_path / "other", seed=1)
+    assert rows(tmp_path / "other") != rows(tmp_path / "adalfl")
+
+
+@pytest.mark.parametrize("method", ["adalfl", "meta_lr"])
+def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, tmp_path, monkeypatch):
+    """Dies again and again: after a step, or when its checkpoint was due; resumes each time."""
+    train(tmp_path / "whole", method)
+    after_step, save = Run._after_step, Run._save_checkpoint
+
+    class Killed(BaseException):
+        pass
+
+    for moment in (2, 9, 11, 15, 17, 20):  # steps of both phases together
+
+        def die_after_step(self, phase, step, *rest, moment=moment):
+            after_step(self, phase, step, *rest)
+            if self.state.init_steps + self.state.steps == moment:
+                raise Killed
+
+        def die_before_checkpoint(self, moment=moment):
+            if self.state.init_steps + self.state.steps == moment:
+                raise Killed
+            save(self)
+
+        monkeypatch.setattr(Run, "_after_step", die_after_step)
+        monkeypatch.setattr(Run, "_save_checkpoint", die_before_checkpoint)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", method, resume=True)
+    monkeypatch.undo()
+    assert train(tmp_path / "killed", method, resume=True) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_killed_for_real_and_resumed(tmp_path):
+    """SIGKILL while it trains; the process that resumes ends with the same numbers."""
+    steps = ("Runner.steps = 1500", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
+    train(tmp_path / "whole", extra=steps)
+    command = [
+        sys.executable, "-W", "ignore", str(Path(__file__).parent.parent / "tools" / "train.py"),
+        "--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin", "--threads=1",
+        *(f"--gin_param={p}" for p in [*QUICK, *INITIALIZATION["adalfl"], *steps]),
+        f"--output_dir={tmp_path / 'killed'}", "--device=cpu", "--resume",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.is_file() and metrics.stat().st_size > 5000):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    train(tmp_path / "killed", extra=steps, resume=True)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    after_step = Run._after_step
+
+    def terminate_at_step_7(self, phase, step, *rest):
+        if phase == "train" and step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_step(self, phase, step, *rest)
+
+    monkeypatch.setattr(Run, "_after_step", terminate_at_step_7)
+    assert train(tmp_path / "stopped") == 128 + signal.SIGTERM
+    result = json.loads((tmp_path / "stopped" / "result.json").read_text())
+    assert (result["status"], result["steps"], result["test"]) == ("stopped", 7, None)
+    monkeypatch.undo()
+    assert train(tmp_path / "stopped", resume=True) == 0
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_diverged_run_says_so(tmp_path):
+    extra = ("base_optimizers.sgd.lr = 1e30",)
+    assert train(tmp_path / "run", "baseline", extra=extra) == 3
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["test"]) == ("diverged", None)
+    assert (tmp_path / "run" / "figures" / "learning_curve.png").is_file()
+    assert train(tmp_path / "run", "baseline", extra=extra, resume=True) == 3
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    after_step = Run._after_step
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, phase, step, *rest):
+        after_step(self, phase, step, *rest)
+        if phase == "train" and step == 11:
+            self.board.close()  # what a writer's thread would have written by then
+            raise Killed
+
+    monkeypatch.setattr(Run, "_after_step", die)
+    with pytest.raises(Killed):
+        train(tmp_path / "run")
+    monkeypatch.undo()
+    train(tmp_path / "run", resume=True)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    tags = events.Tags()
+    assert {"train/learned_loss", "meta/task_loss", "valid/error_rate", "test/error_rate"} <= set(
+        tags["scalars"]
+    )
+    assert [e.step for e in events.Scalars("train/learned_loss")] == [3, 6, 9, 12, 14]
+    assert "loss/curves" in tags["images"]
+    assert "config/text_summary" in tags["tensors"]
+    initial = EventAccumulator(str(tmp_path / "run" / "initialization")).Reload()
+    assert [e.step for e in initial.Scalars("meta/task_loss")] == [3, 6, 9]
+
+
+def test_figures_and_curves_from_data(tmp_path):
+    import metaloss
+    from metaloss.analysis import curves, figures
+    from metaloss.export import Trajectory, flat
+
+    loss = metaloss.REPRESENTATIONS["nn"](hidden=(4,))
+    phi = flat(loss)
+    trajectory = Trajectory(torch.tensor([0, 5]), torch.stack([phi, 2 * phi]))
+    sampled = curves.sample(loss, trajectory, classification=True, points=11)
+    assert sampled.values.shape == (2, 2, 11)
+    prediction = torch.tensor(sampled.grid[3]).view(1, 1)
+    assert sampled.values[0, 1, 3] == pytest.approx(loss(prediction, torch.zeros(1, 1)).item())
+    figure = figures.loss_curves(sampled, "title")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["y = 1", "y = 0"]
+    (lines,) = figure.axes[0].collections
+    assert len(lines.get_segments()) == 2
+    regression = figures.loss_curves(curves.sample(loss, trajectory, classification=False))
+    assert [axis.get_title() for axis in regression.axes[:3]] == ["y = 0.1", "y = 0.5", "y = 0.9"]
+    rows = [{"split": s, "step": i, "mse": 0.1 / i} for i in (1, 2) for s in ("train", "valid")]
+    curve = figures.learning_curve(rows, "mse")
+    assert [line.get_label() for line in curve.axes[0].lines] == ["train", "valid"]
+    assert curve.axes[0].get_yscale() == "log"
