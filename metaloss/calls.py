@@ -24,6 +24,8 @@ WORDS = {
     str: "a string in quotes",
     NoneType: "None",
     dict: "a dict",
+    list: "a list",
+    tuple: "a tuple",
 }
 
 
@@ -128,7 +130,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if origin is Callable:
         return False  # of what gin can write, only a component can be called
-    return hint is Any or not inspect.isclass(hint) or isinstance(value, hint)
+    return hint is Any or not inspect.isclass(hint) or _is_a(type(value), hint)
 
 
 def describe(hint: Any, value: Any = None) -> str:
@@ -151,7 +153,7 @@ def _call_fits(call: Call, hint: Any) -> bool:
         return not call.evaluate and (call.result is None or _is_a(call.result, asked))
     if not inspect.isclass(hint) or hint is Any:
         return get_origin(hint) is None
-    return call.evaluate and (call.result is None or issubclass(call.result, hint))
+    return call.evaluate and (call.result is None or _is_a(call.result, hint))
 
 
 def _example(hint: Any) -> str | None:
@@ -169,5 +171,8 @@ def reference(kind: str, name: str) -> str:
     return f"@{kind}.{name}" + ("" if REGISTRIES[kind].supplied else "()")
 
 
-def _is_a(origin: Any, kind: Any) -> bool:
-    return inspect.isclass(origin) and inspect.isclass(kind) and issubclass(origin, kind)
+def _is_a(found: Any, asked: Any) -> bool:
+    try:
+        return inspect.isclass(found) and inspect.isclass(asked) and issubclass(found, asked)
+    except TypeError:  # a Protocol or a TypedDict, which cannot be asked
+        return True

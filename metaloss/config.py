@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,39 +100,33 @@ class _Resolution:
         own_scope, _, name = asked.name.rpartition("/")
         scope, selector = own_scope or scope, look_up(name)
         component, supplied = component_of(selector), supplied_to(selector)
+        text = f"@{_path(own_scope, selector)}{'()' * asked.evaluate}"
         kind, _, name = selector.rpartition(".")
-        text = f"@{'/'.join(filter(None, (own_scope, short(selector))))}{'()' * asked.evaluate}"
         if kind in REGISTRIES and asked.evaluate == bool(supplied):
             why = f"the run calls it with {', '.join(supplied)}" if supplied else "to make it"
             raise ConfigError(f"{text}: write {reference(kind, name)}, {why} · in {place}")
-        self.path.append(self._not_twice((scope, selector), text, place))
-        self.blocks[scope, selector] = ""  # its place in the text: before what it refers to
         bound = self._bindings(scope, selector)
         hints = annotations_of(component)
         arguments, lines = {}, []
-        prefix = "/".join(filter(None, (scope, short(selector))))
-        for name, parameter in parameters_of(component).items():
-            if name in bound:
-                value = self._value(bound[name], scope, f"{prefix}.{name}")
-                if not fits(value, hints.get(name, Any)):
-                    asked_for = describe(hints[name], value)
+        self.blocks[scope, selector] = ""  # its place in the text: before what it refers to
+        with self._once((scope, selector), text, place):
+            for name, parameter in parameters_of(component).items():
+                if name in supplied:
+                    continue
+                full_name = f"{_path(scope, selector)}.{name}"
+                if name in bound:
+                    value = self._argument(bound[name], scope, full_name, hints.get(name, Any))
+                    arguments[name] = value
+                elif parameter.default is parameter.empty:
                     raise ConfigError(
-                        f"{prefix}.{name} = {_format(value)}: give {asked_for} · in "
-                        f"{bound[name].place}"
+                        f"{full_name} is not set: add it to a gin file, or --gin_param "
+                        f"'{full_name} = ...'"
                     )
-                arguments[name] = value
-            elif name in supplied:
-                continue
-            elif parameter.default is parameter.empty:
-                raise ConfigError(
-                    f"{prefix}.{name} is not set: add it to a gin file, or --gin_param "
-                    f"'{prefix}.{name} = ...'"
-                )
-            value = arguments.get(name, parameter.default)
-            if _is_writable(value):  # else it is a default, and holds without being written
-                lines.append(f"{prefix}.{name} = {_format(value)}\n")
+                else:
+                    value = parameter.default
+                if _is_writable(value):  # else it is a default, and holds without being written
+                    lines.append(f"{full_name} = {_format(value)}\n")
         self.blocks[scope, selector] = "".join(lines)
-        self.path.pop()
         places = {name: bound[name].place for name in arguments}
         return Call(text, component, asked.evaluate, arguments, places, place)
 
@@ -140,8 +135,7 @@ class _Resolution:
         for key, bound in self.source.bindings.items():
             if key not in self.read:
                 scope, selector, name = key
-                path = "/".join(filter(None, (scope, f"{short(selector)}.{name}")))
-                yield f"{path} in {bound.place}"
+                yield f"{_path(scope, selector)}.{name} in {bound.place}"
         for name, bound in self.source.macros.items():
             if name not in self.read:
                 yield f"macro {name} (no dot, so no parameter) in {bound.place}"
@@ -155,6 +149,13 @@ class _Resolution:
             keys |= {k[2]: k for k in self.source.bindings if k[:2] == (outer, selector)}
         self.read |= set(keys.values())
         return {name: self.source.bindings[key] for name, key in keys.items()}
+
+    def _argument(self, bound: Bound, scope: str, name: str, hint: Any) -> Any:
+        value = self._value(bound, scope, name)
+        if not fits(value, hint):
+            asked = describe(hint, value)
+            raise ConfigError(f"{name} = {_format(value)}: give {asked} · in {bound.place}")
+        return value
 
     def _value(self, bound: Bound, scope: str, name: str) -> Any:
         """The value with macros replaced by theirs, and its references followed."""
@@ -180,16 +181,23 @@ class _Resolution:
             raise ConfigError(
                 f"%{macro} is used but never set{near}; add '{macro} = ...' · in {place}"
             )
-        self.path.append(self._not_twice(macro, f"%{macro}", place))
         self.read.add(macro)
-        value = self._value(self.source.macros[macro], "", name)
-        self.path.pop()
-        return value
+        with self._once(macro, f"%{macro}", place):
+            return self._value(self.source.macros[macro], "", name)
 
-    def _not_twice(self, node: Any, text: str, place: str) -> Any:
+    @contextmanager
+    def _once(self, node: Any, text: str, place: str) -> Iterator[None]:
+        """Following a node, which must not lead to itself."""
         if node in self.path:
             raise ConfigError(f"{text} refers to itself · in {place}")
-        return node
+        self.path.append(node)
+        yield
+        self.path.pop()
+
+
+def _path(scope: str, selector: str) -> str:
+    """A component in a scope, as gin files write it."""
+    return f"{scope}/{short(selector)}" if scope else short(selector)
 
 
 def _is_writable(value: Any) -> bool:

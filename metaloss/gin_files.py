@@ -175,9 +175,8 @@ def look_up(name: str) -> str:
     known = ["Runner", *(f"{kind}.{name}" for kind, names in REGISTRIES.items() for name in names)]
     near = [k for k in known if k.endswith(f".{last}")]
     near = near or difflib.get_close_matches(name, known, n=2)
-    raise ConfigError(
-        f"no component '{name}'; near: {', '.join(near) or 'none'} · kinds: {', '.join(sorted(REGISTRIES))}"
-    )
+    kinds = ", ".join(sorted(REGISTRIES))
+    raise ConfigError(f"no component '{name}'; near: {', '.join(near) or 'none'} · kinds: {kinds}")
 
 
 def component_of(selector: str) -> Callable[..., Any]:

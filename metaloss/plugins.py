@@ -19,10 +19,13 @@ from metaloss.errors import ConfigError
 from metaloss.registry import FAILED_PLUGINS
 
 GROUP = "metaloss.plugins"
-FOLDER = Path(__file__).parent.parent / "plugins"  #: of a checkout
+
+#: The folder of a checkout; beside an installed package, "plugins" would be a stranger's.
+_ROOT = Path(__file__).parent.parent
+FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
 
-def load_all(asked: list[str], folder: Path = FOLDER) -> None:
+def load_all(asked: list[str], folder: Path | None = FOLDER) -> None:
     """Loads the plugins of every source.
 
     Args:
@@ -38,7 +41,7 @@ def load_all(asked: list[str], folder: Path = FOLDER) -> None:
             entry_point.load()
         except (Exception, SystemExit) as error:  # a stranger's code: anything may come
             _remember_failure(f"{entry_point.name} ({entry_point.value})", error)
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.glob("*.py")) if folder else ():
         try:
             load_file(file)
         except (Exception, SystemExit) as error:

@@ -56,12 +56,10 @@ def train(capsys):
 def refused(train, tmp_path):
     """Asserts that arguments give exit code 2 and no run folder; -> what follows "error: "."""
 
-    def run(
-        *arguments, files=("tasks/digits_mlp.gin", "methods/adalfl.gin"), output=tmp_path / "run"
-    ):
+    def run(*arguments, files=("tasks/digits_mlp.gin", "methods/adalfl.gin")):
         files = [f"--gin_file={file}" for file in files]
         before = set(tmp_path.rglob("*"))
-        code, stderr = train(*files, f"--output_dir={output}", *arguments)
+        code, stderr = train(*files, f"--output_dir={tmp_path / 'run'}", *arguments)
         line = stderr.splitlines()[-1]
         assert code == 2
         assert set(tmp_path.rglob("*")) == before

@@ -1,7 +1,7 @@
 """Configurations: a text that is a fixed point, unread bindings, values held to annotations."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Sequence, Sized
+from typing import Any, Literal, Protocol
 
 import pytest
 
@@ -15,6 +15,12 @@ RUN = (
     "Runner.task = @tasks.digits()\nRunner.backbone = @backbones.mlp\n"
     "Runner.base_optimizer = @base_optimizers.sgd\nRunner.steps = 1\nbase_optimizers.sgd.lr = 0.1\n"
 )
+
+
+class Unchecked(Protocol):
+    """A class that isinstance cannot ask about."""
+
+    size: int
 
 
 def reload(text, tmp_path):
@@ -208,6 +214,8 @@ def test_the_leftovers_of_another_method_are_reported_with_file_and_line():
         ([], dict[str, Any], False),
         (object(), Any, True),
         (3, "not understood", True),
+        (3, Sized, False),
+        (3, Unchecked, True),
     ],
 )
 def test_values_are_held_against_annotations(value, hint, fit):
