@@ -143,6 +143,10 @@ def test_an_error_in_an_included_file_names_that_file(refused, tmp_path):
     assert refused(files=(TASK, METHOD, tmp_path / "outer.gin")) == f"{SYNTAX} · in {inner}:2"
     inner.write_text("include 'outer.gin'\n")
     assert refused(files=(tmp_path / "outer.gin",)) == (f"{tmp_path / 'outer.gin'} includes itself")
+    inner.write_text("Runner.log_every = 0\n")
+    assert refused(files=(TASK, inner, inner)).startswith(
+        "Runner.log_every = 0: "
+    )  # twice is no loop
     inner.write_bytes(b"\xff")
     assert refused(files=(inner,)).startswith(f"{inner} cannot be read: 'utf-8' codec can't decode")
 

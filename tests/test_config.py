@@ -91,6 +91,7 @@ def test_the_text_of_scoped_components_loads_back_to_itself(tmp_path):
 def test_the_text_still_loads_after_a_namesake_is_registered(kind, tmp_path):
     text = load(DIGITS).text
     kind.register("nn")(lambda: None)
+    kind.register("Runner")(lambda: None)
     assert reload(text, tmp_path).text == text
 
 

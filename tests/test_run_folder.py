@@ -46,6 +46,77 @@ def contents(folder):
     return {path: path.read_bytes() for path in files if path.name != "command.txt"}
 
 
+def test_a_run_leaves_all_its_files_and_is_never_overwritten(start):
+    folder = start.folder
+    assert start()[0] == 0
+    names = {path.name for path in folder.path.iterdir()}
+    assert {name for name in names if not name.startswith("events.")} == FILES
+    result = json.loads(folder.result.read_text())
+    assert (result["status"], result["steps"], result["init_steps"]) == ("finished", 6, 3)
+    before = contents(folder)
+
+    code, line = start()
+    assert code == 2
+    assert line == (
+        f"error: {folder.path} holds a run already (finished, test error_rate {result['test']}): "
+        "--resume goes on with it, another --output_dir leaves it alone"
+    )
+    assert start("--resume")[0] == 0  # it has ended: nothing to do
+    assert start("--resume", files=())[0] == 0  # by its own config.gin
+    code, line = start("--resume", "--gin_param=Runner.steps = 7")
+    assert code == 2
+    assert line == (
+        f"error: {folder.path} holds a run of another configuration, so --resume cannot go on with "
+        "it (- there, + asked): - Runner.steps = 6 · + Runner.steps = 7"
+    )
+    code, line = start("--resume", "--seed=1")
+    assert code == 2
+    assert line == (
+        f"error: {folder.path} holds a run with seed 0, not 1: give that --seed, or another "
+        "--output_dir"
+    )
+    assert contents(folder) == before
+
+
+def test_resume_starts_a_new_run_where_there_is_none(start):
+    assert start("--resume")[0] == 0
+    assert start.folder.result.is_file()
+
+
+def test_resume_without_a_run_and_without_files_asks_for_files(start):
+    path = start.folder.path
+    expected = f"error: {path} holds no run to go on with: give --gin_file"
+    assert start("--resume", files=()) == (2, expected)
+    assert not path.exists()
+
+
+def test_an_output_folder_that_is_a_file_stays_a_file(start, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("precious")
+    code, line = start(folder=path)
+    assert code == 2
+    assert line == f"error: {path} cannot be written to: [Errno 17] File exists: '{path}'"
+    code, line = start(folder=path / "below")
+    assert code == 2
+    assert line.startswith(f"error: {path / 'below'} cannot be written to: ")
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", "result.json", "figures"])
+def test_files_of_something_else_are_not_touched(start, name):
+    start.folder.path.mkdir()
+    path = start.folder.path / name
+    path.write_text("precious")
+    code, line = start()
+    assert code == 2
+    assert line == (
+        f"error: {path} is in the way: there is no config.gin beside it to say which run it "
+        "belongs to; give another --output_dir"
+    )
+    assert list(start.folder.path.iterdir()) == [path]
+    assert path.read_text() == "precious"
+
+
 @pytest.fixture
 def killed(start):
     """A run that was killed after its last checkpoint, at step 4 of 6."""
