@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaloss import seeding
-from metaloss.forward_mode import FusedTangents
+from metaloss.forward_mode import ForwardMode
 from metaloss.problem import BaseStep, Batch, Problem
 from metaloss.update import State
 
@@ -57,7 +57,7 @@ class ExactRollout(Rollout):
         with (
             torch.no_grad(),
             forward_ad.dual_level(),
-            FusedTangents(),
+            ForwardMode(step.primals),
             seeding.replaying(step.random_state, problem.device),
         ):
             for name, direction in zip(problem.theta_names, u, strict=True):
