@@ -46,6 +46,8 @@ class KeepPrimals(TorchFunctionMode):
 
     def next(self) -> Tensor | None:
         """The next output, no longer kept; None if the model has changed it in place since."""
+        if not self._kept:
+            return None
         output, version = self._kept.popleft()
         return output if output._version == version else None
 
@@ -82,18 +84,15 @@ def bilinear(
     x, x_dot = forward_ad.unpack_dual(input)
     w, w_dot = forward_ad.unpack_dual(weight)
     b, b_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
+    if x_dot is None and w_dot is None:
+        return func(input, weight, bias, *args, **kwargs)
     if primal is None:
         primal = func(x, w, b, *args, **kwargs)
-    terms = [
-        func(*pair, *args, **kwargs)
-        for pair in ((x_dot, w, None), (x, w_dot, b_dot))
-        if pair[0] is not None and pair[1] is not None
-    ]
-    if w_dot is None and b_dot is not None:
-        terms.append(func(x, torch.zeros_like(w), b_dot, *args, **kwargs))
-    if not terms:
-        return primal
-    tangent = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+    tangent = None if x_dot is None else func(x_dot, w, b_dot, *args, **kwargs)
+    if w_dot is not None and tangent is not None:
+        tangent.add_(func(x, w_dot, None, *args, **kwargs))
+    elif w_dot is not None:
+        tangent = func(x, w_dot, b_dot, *args, **kwargs)
     return forward_ad.make_dual(primal, tangent)
 
 

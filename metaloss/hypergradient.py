@@ -44,10 +44,16 @@ class ExactRollout(Rollout):
         self._problem = problem
         self._step = problem.base_step(batch, loss_graph=True)
         self.learned_loss = self._step.learned_loss
+        if self._step.taken.scale() is not None:  # then u does not depend on g
+            for parameter in problem.theta:
+                parameter.grad = None
 
     def pullback(self, v: Cotangent) -> list[Tensor | None]:
-        slope = self._step.slope
-        tangent = self._jvp(self._step.taken.cotangent(v))
+        slope, taken = self._step.slope, self._step.taken
+        scale = taken.scale()
+        tangent = self._jvp(taken.cotangent(v) if scale is None else v)
+        if scale is not None and tangent is not None:
+            tangent = scale * tangent  # u = c·v: t is smaller than v, and linear in it
         return _grad([slope], self._problem.phi, [tangent])
 
     def _jvp(self, u: Cotangent) -> Tensor | None:
