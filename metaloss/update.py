@@ -55,6 +55,10 @@ class Update(ABC):
     def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
         """u = (∂θ'/∂g)ᵀ v in closed form, finite also where a gradient is exactly zero."""
 
+    def scale(self, step: GroupStep) -> float | None:
+        """c if u = c·v, one number for the whole group; else None."""
+        return None
+
     @abstractmethod
     def direction(self, step: GroupStep) -> list[Tensor]:
         """∂θ'/∂lr in closed form: the negative update direction."""
@@ -140,6 +144,15 @@ class TakenStep:
             for (i, _), result in zip(given, results, strict=True):
                 u[i] = result
         return u
+
+    def scale(self) -> float | None:
+        """c if u = c·v by one number for all parameters that have a gradient; else None."""
+        scales = {
+            self._update.scale(self._seen_from_after(hyper, places))
+            for hyper, places in self._groups
+            if places
+        }
+        return scales.pop() if len(scales) == 1 else None
 
     def direction(self, ratios: Sequence[float]) -> list[Tensor | None]:
         """∂θ'/∂α for groups with lr = ratio · α, by the closed form. Valid as `cotangent` is."""

@@ -215,8 +215,8 @@ def peak_bytes(step: Step, train: Batch, valid: Batch, device: torch.device) -> 
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a markdown table."""
-    lines = ["| model | batch | engine | ms / step | x baseline | peak MiB |", "|---|" + 5 * "---|"]
+    """The rows as lines of a markdown table."""
+    lines = []
     for row in rows:
         cells = (
             (row.note, "", "")
@@ -254,11 +254,12 @@ def main() -> None:
     device = torch.device(arguments.device)
     chosen = arguments.engine or list(ENGINES)
     engines = [name for name in ENGINES if name == "baseline" or name in chosen]
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
+    print("| model | batch | engine | ms / step | x baseline | peak MiB |\n|---|" + 5 * "---|")
     rows = []
     for model in arguments.model or MODELS:
         rows += measure(model, engines, arguments.steps, device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
-    print(table(rows))
+        print(table(rows[-len(engines) :]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
