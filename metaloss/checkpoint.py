@@ -15,7 +15,7 @@ import torch
 from metaloss.errors import RunFolderError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it there in one move.
 
     Whoever reads `path` sees the old content or the new, also after a kill or a power cut.
@@ -56,14 +56,24 @@ def load(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise RunFolderError(f"{path} is damaged: the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunFolderError(
-            f"{path} is no whole checkpoint ({reason}): nothing was changed; remove it to start "
-            "this run over"
-        ) from error
+            raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what damaged bytes raise depends on where they are
+        reason = (str(error).splitlines() or [""])[0].split(". ")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain data"
+        raise RunFolderError(damage(path, reason)) from error
+    if not isinstance(state, dict):
+        raise RunFolderError(damage(path, f"it holds a {type(state).__name__}"))
+    return state
+
+
+def damage(path: Path, reason: str) -> str:
+    """What is wrong with a checkpoint, and what to do."""
+    return (
+        f"{path} is no whole checkpoint ({reason}): the run is left as it was; remove the file to "
+        "start the run over"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks of component arguments: gin passes any value to any parameter, so types are checked too."""
+"""Checks of component arguments, for what an annotation cannot say and for callers in Python."""
 
 from __future__ import annotations
 
@@ -31,11 +31,7 @@ def integers(values: object, name: str, minimum: int) -> None:
 
 def number(value: object, name: str, above: float = 0.0, below: float = float("inf")) -> None:
     """Raises ConfigError unless `value` is a number strictly between the bounds."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not above < value < below
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < below:
         upper = "" if below == float("inf") else f" and below {below:g}"
         raise ConfigError(f"{name} = {value!r}: give a number above {above:g}{upper}")
 

@@ -30,7 +30,7 @@ class UncertifiedOptimizerError(InputError):
     """A base optimizer whose step the meta-gradient engines do not know."""
 
 
-class MissingGradientError(RuntimeError):
+class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,10 @@ def train(
     place = find_device(device)
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
-        gin_file = [str(RunFolder(Path(output_dir)).config)]
+        there = RunFolder(Path(output_dir)).config
+        if not there.is_file():
+            raise InputError(f"{output_dir} holds no run to go on with: give --gin_file")
+        gin_file = [str(there)]
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
@@ -59,15 +63,14 @@ def train(
             raise ConfigError(message)
         print(f"warning: {message}", file=sys.stderr)
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan = config.build()
+        plan = parsed.build()
     folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
     if not dry_run:
         ended = folder.check(parsed.text, seed, resume=resume)
         if ended is not None:
             print(f"{folder.path}: this run has ended already; {_summary(ended)}")
             return EXIT_CODES[ended["status"]]
-    with config.explaining_calls():
-        run = Run(plan, seed, place, Path(data_dir or os.environ.get("METALOSS_DATA") or "data"))
+    run = Run(plan, seed, place, Path(data_dir or os.environ.get("METALOSS_DATA") or "data"))
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
@@ -86,8 +89,10 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: give auto, cpu, cuda, or cuda:1 for the second GPU")
+    device = torch.device(name)
     try:
-        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
@@ -109,9 +114,8 @@ def _summary(result: dict[str, object]) -> str:
 
 def _print_dry_run(run: Run, text: str) -> None:
     """Makes one step of each phase on a run that leaves no files, and says what it is made of."""
-    learner, plan = run.state.learner, run.plan
-    theta = sum(p.numel() for p in learner.problem.theta)
-    phi = sum(p.numel() for p in learner.problem.phi)
+    theta = sum(p.numel() for p in run.state.learner.problem.theta)
+    phi = sum(p.numel() for p in run.state.learner.problem.phi)
     run.rehearse()
     print(text)
     print(f"# {theta:,} base parameters, {phi:,} loss parameters; one step of each phase works")
@@ -129,7 +133,7 @@ def _stopping_on_signals(run: Run) -> Iterator[list[int]]:
     def stop(number: int, frame: FrameType | None) -> None:
         run.stop = True
         received.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +19,13 @@ from metaloss.errors import ConfigError
 from metaloss.registry import FAILED_PLUGINS
 
 GROUP = "metaloss.plugins"
-FOLDER = Path(__file__).parent.parent / "plugins"  #: of a checkout
+
+#: The folder of a checkout; beside an installed package, "plugins" would be a stranger's.
+_ROOT = Path(__file__).parent.parent
+FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
 
-def load_all(asked: list[str], folder: Path = FOLDER) -> None:
+def load_all(asked: list[str], folder: Path | None = FOLDER) -> None:
     """Loads the plugins of every source.
 
     Args:
@@ -37,20 +39,18 @@ def load_all(asked: list[str], folder: Path = FOLDER) -> None:
     for entry_point in entry_points(group=GROUP):
         try:
             entry_point.load()
-        except Exception as error:  # a stranger's code: anything may come
+        except (Exception, SystemExit) as error:  # a stranger's code: anything may come
             _remember_failure(f"{entry_point.name} ({entry_point.value})", error)
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.glob("*.py")) if folder else ():
         try:
             load_file(file)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _remember_failure(str(file), error)
     for name in asked:
         try:
             load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-        except Exception as error:
-            raise ConfigError(
-                f"--plugin {name} did not load: {type(error).__name__}: {_first_line(error)}"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
 
 
 def load_file(path: Path) -> ModuleType:
@@ -63,7 +63,9 @@ def load_file(path: Path) -> ModuleType:
     name = f"metaloss_plugins.{path.stem}"
     package = sys.modules.setdefault("metaloss_plugins", ModuleType("metaloss_plugins"))
     loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+    if loaded is not None:
+        if loaded.__file__ != str(path):
+            raise ImportError(f"a plugin of the same name was loaded from {loaded.__file__}")
         return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -79,10 +81,11 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def _remember_failure(plugin: str, error: Exception) -> None:
-    FAILED_PLUGINS[plugin] = f"{type(error).__name__}: {_first_line(error)}"
-    warnings.warn(f"plugin {plugin} did not load: {FAILED_PLUGINS[plugin]}", stacklevel=3)
+def _remember_failure(plugin: str, error: BaseException) -> None:
+    FAILED_PLUGINS[plugin] = _reason(error)
+    print(f"warning: plugin {plugin} did not load: {_reason(error)}", file=sys.stderr)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _reason(error: BaseException) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

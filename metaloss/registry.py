@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import gin
@@ -36,13 +37,17 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     Args:
         kind: plural noun; the folder of the package and gin's first word.
-        interface: base class of the kind's components; None where they are recipes (functions, or
-            classes called later by the Runner).
+        interface: base class of the kind's components; None where they are functions.
+        supplied: parameters that a run gives, which makes the kind's components recipes: gin files
+            name them without (), and the run calls them once it knows these.
     """
 
-    def __init__(self, kind: str, interface: type | None = None) -> None:
+    def __init__(
+        self, kind: str, interface: type | None = None, supplied: tuple[str, ...] = ()
+    ) -> None:
         self.kind = kind
         self.interface = interface
+        self.supplied = supplied
         self._components: dict[str, Callable[..., Any]] = {}
         REGISTRIES[kind] = self
 
@@ -50,7 +55,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """A decorator that enters a component under `name` (lower_snake_case, the file's stem).
 
         Raises:
-            TypeError: the component is not a subclass of the kind's interface.
+            TypeError: the component is not a subclass of the kind's interface, or a recipe does
+                not take what the run gives.
             ConfigError: the name is taken by another component; both are named.
         """
 
@@ -62,14 +68,20 @@ class Registry(Mapping[str, Callable[..., Any]]):
                     f"{self.kind}.{name} must be a subclass of {_origin(self.interface)}; "
                     f"got {component!r}"
                 )
+            missing = [p for p in self.supplied if p not in parameters_of(component)]
+            if missing:
+                raise TypeError(
+                    f"{self.kind}.{name} must take the parameters {', '.join(self.supplied)}; "
+                    f"{_origin(component)} lacks {missing[0]}"
+                )
             taken = self._components.get(name)
             if taken is not None and _origin(taken) != _origin(component):
                 raise ConfigError(
                     f"{self.kind}.{name} is taken by {_origin(taken)}; "
                     f"{_origin(component)} needs another name"
                 )
-            if taken is None:
-                gin.register(name, module=self.kind)(component)
+            with gin.config.interactive_mode() if taken is not None else nullcontext():
+                gin.register(name, module=self.kind)(component)  # again: a module was reloaded
             self._components[name] = component
             return component
 
@@ -103,6 +115,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
         )
         near = did_you_mean(name, self)
         return f"no '{name}' in {self.kind}{near} · known: {', '.join(self) or 'none'}{failed}"
+
+
+def parameters_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that a gin file can bind, by name."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(component).parameters
+    return {name: p for name, p in parameters.items() if p.kind not in variadic}
 
 
 def import_components(package: str, path: list[str]) -> None:

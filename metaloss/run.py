@@ -252,8 +252,12 @@ class Run:
         saved = checkpoint.load(path)
         if saved.get("config") != config:
             raise RunFolderError(f"{path} is of another configuration: nothing was changed")
-        self.state.load_state_dict(saved["state"])
-        return int(saved["metrics_bytes"])
+        try:
+            self.state.load_state_dict(saved["state"])
+            return int(saved["metrics_bytes"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+            raise RunFolderError(checkpoint.damage(path, reason)) from error
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began

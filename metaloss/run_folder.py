@@ -52,7 +52,14 @@ class RunFolder:
         Raises:
             RunFolderError: another run is there, or this one and `resume` is not set.
         """
-        if not self.config.is_file():
+        if not self.config.exists():
+            kept = (self.metrics, self.checkpoint, self.result, self.loss, self.figures)
+            for path in kept:
+                if path.exists():
+                    raise RunFolderError(
+                        f"{path} is in the way: there is no config.gin beside it to say which run "
+                        "it belongs to; give another --output_dir"
+                    )
             return None
         result = read_json(self.result) if self.result.is_file() else {"status": "unfinished"}
         if not resume:
@@ -61,7 +68,7 @@ class RunFolder:
                 f"{self.path} holds a run already ({result['status']}{test}): --resume goes on "
                 "with it, another --output_dir leaves it alone"
             )
-        there = self.config.read_text()
+        there = self.config.read_text("utf-8", errors="replace")
         if there != config:
             lines = ndiff(there.splitlines(), config.splitlines())
             changed = [line for line in lines if line.startswith(("- ", "+ "))]
@@ -91,7 +98,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path} cannot be written to: {error}") from error
         if not self.config.is_file():
             write_json(self.meta, meta)
-            checkpoint.write_atomically(self.config, lambda path: path.write_text(config))
+            checkpoint.write_atomically(self.config, lambda path: path.write_text(config, "utf-8"))
 
 
 def describe(seed: int, device: torch.device) -> dict[str, Any]:

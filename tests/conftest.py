@@ -1,14 +1,73 @@
-"""Every test starts from the same seed, on one thread."""
+"""Every test starts from the same seed, on one thread, with nothing bound in gin."""
 
+import importlib.util
+import itertools
+from pathlib import Path
+
+import gin
 import pytest
 import torch
 
+from metaloss.registry import REGISTRIES, Registry
+
 torch.set_num_threads(1)
+
+NUMBERS = itertools.count()
+REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def clean():
+    gin.clear_config(clear_constants=True)
     torch.manual_seed(0)
+    yield
+    gin.clear_config(clear_constants=True)
+
+
+@pytest.fixture
+def kind():
+    """A registry of its own kind: gin's registry cannot be emptied, so a name serves one test."""
+    name = f"throwaway{next(NUMBERS)}"
+    yield Registry(name)
+    del REGISTRIES[name]
+
+
+def tool(name):
+    """A file of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", REPOSITORY / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(capsys):
+    """Runs tools/train.py in this process: arguments -> exit code, standard error."""
+    main = tool("train").main
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def refused(train, tmp_path):
+    """Asserts that arguments give exit code 2 and no run folder; -> what follows "error: "."""
+
+    def run(*arguments, files=("tasks/digits_mlp.gin", "methods/adalfl.gin")):
+        files = [f"--gin_file={file}" for file in files]
+        before = set(tmp_path.rglob("*"))
+        code, stderr = train(*files, f"--output_dir={tmp_path / 'run'}", *arguments)
+        line = stderr.splitlines()[-1]
+        assert code == 2
+        assert set(tmp_path.rglob("*")) == before
+        assert line.startswith("error: ")
+        assert all(other.startswith("warning: ") for other in stderr.splitlines()[:-1])
+        return line.removeprefix("error: ")
+
+    return run
 
 
 @pytest.fixture(scope="session")

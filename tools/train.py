@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix of components.
+r"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix of components.
 
-    python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \\
+    python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \
         --gin_file=gin_configs/methods/adalfl.gin --data_dir=DIR --seed=0
 
 Exit codes: 0 finished, 2 bad input, 3 diverged, 130 or 143 stopped by SIGINT or SIGTERM (saved:
@@ -34,9 +34,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(command_line: list[str] | None = None) -> int:
     """Parses, runs, and turns what the user got wrong into one line and exit code 2."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(command_line)
 
     from metaloss import launch
     from metaloss.errors import InputError

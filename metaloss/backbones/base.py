@@ -13,7 +13,7 @@ from torch import nn
 from metaloss.errors import ConfigError
 from metaloss.registry import Registry
 
-BACKBONES = Registry("backbones")
+BACKBONES = Registry("backbones", supplied=("input_shape", "outputs"))
 
 
 def xavier_uniform(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.update import GroupStep, Hyperparameters, State, Update, certify
 
@@ -22,6 +23,7 @@ def adam(
     maximize: bool = False,
 ) -> torch.optim.Adam:
     """Adam; its weight decay is added to the gradient (torch.optim.Adam)."""
+    checks.number(lr, "base_optimizers.adam.lr")
     return torch.optim.Adam(
         parameters,
         lr=lr,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from metaloss import checks
 from metaloss.base_optimizers.adam import AdamUpdate
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.update import certify
@@ -23,6 +24,7 @@ def adamw(
     maximize: bool = False,
 ) -> torch.optim.AdamW:
     """Adam whose weight decay shrinks the parameters directly (torch.optim.AdamW)."""
+    checks.number(lr, "base_optimizers.adamw.lr")
     return torch.optim.AdamW(
         parameters,
         lr=lr,

@@ -7,4 +7,4 @@ step. `metaloss.testing.check_base_optimizer` holds a recipe to it.
 
 from metaloss.registry import Registry
 
-BASE_OPTIMIZERS = Registry("base_optimizers")
+BASE_OPTIMIZERS = Registry("base_optimizers", supplied=("parameters",))

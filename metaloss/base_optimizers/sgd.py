@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.update import GroupStep, Hyperparameters, State, Update, certify
 
@@ -22,6 +23,7 @@ def sgd(
     maximize: bool = False,
 ) -> torch.optim.SGD:
     """SGD with momentum, Nesterov momentum and weight decay (torch.optim.SGD)."""
+    checks.number(lr, "base_optimizers.sgd.lr")
     return torch.optim.SGD(
         parameters,
         lr=lr,

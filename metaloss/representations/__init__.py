@@ -1,7 +1,7 @@
 """Representations: the learned losses M_φ, and the handcrafted ones they are compared with."""
 
-from metaloss.representations.base import REPRESENTATIONS
 from metaloss.registry import import_components
+from metaloss.representations.base import REPRESENTATIONS
 
 import_components(__name__, __path__)
 

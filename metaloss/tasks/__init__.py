@@ -1,7 +1,7 @@
 """Tasks: data, task loss and metric."""
 
-from metaloss.tasks.base import TASKS
 from metaloss.registry import import_components
+from metaloss.tasks.base import TASKS
 
 import_components(__name__, __path__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,11 @@ def read(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         return _fetch(data_dir, path)
     try:
-        table = np.loadtxt(path, delimiter=",", ndmin=2)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file; the shape says it
+            table = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {str(error).split(';')[0]}") from None
     if table.shape != (ROWS, FIELDS):
         raise DataError(
             f"{path}: a table of {table.shape}, not {(ROWS, FIELDS)}: the file is cut short"
@@ -60,9 +63,10 @@ def _fetch(data_dir: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import fetch_california_housing
 
     try:
-        return fetch_california_housing(data_home=data_dir, return_X_y=True)
-    except (OSError, EOFError, ValueError) as error:
+        return fetch_california_housing(data_home=data_dir, return_X_y=True, n_retries=1)
+    except Exception as error:  # its cache is a pickle: a damaged one may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"no file {path}, and scikit-learn could not load or download California Housing "
-            f"({error}): put cal_housing.data there, or set --data_dir"
+            f"no file {path}, and scikit-learn could not load its cache or download California "
+            f"Housing ({reason}): put cal_housing.data there, or set --data_dir"
         ) from None

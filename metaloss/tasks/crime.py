@@ -38,7 +38,10 @@ def read(path: Path) -> np.ndarray:
     """The file as numbers [1994, 128], NaN where a field is missing or is a name."""
     if not path.is_file():
         _download(path)
-    rows = [line.split(",") for line in path.read_text().splitlines() if line.strip()]
+    try:
+        rows = [line.split(",") for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != FIELDS:
             raise DataError(f"{path}: line {number} has {len(row)} fields, not {FIELDS}")
@@ -54,6 +57,9 @@ def read(path: Path) -> np.ndarray:
                     raise DataError(
                         f"{path}: line {i + 1}, field {j + 1} is no number: {row[j]!r}"
                     ) from None
+    unlabelled = np.isnan(table[:, -1]).nonzero()[0]
+    if len(unlabelled):
+        raise DataError(f"{path}: line {unlabelled[0] + 1} has no target in its last field")
     return table
 
 

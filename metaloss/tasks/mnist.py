@@ -51,7 +51,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         DataError: it is damaged, cut short or of another shape.
     """
     try:
-        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     header = np.array([0x0800 + len(shape), *shape], dtype=">i4").tobytes()
@@ -80,7 +80,7 @@ def _download_if_missing(data_dir: Path, folder: Path) -> None:
     try:
         datasets.MNIST(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
         raise DataError(
             f"no file {missing[0]}, and torchvision's download failed ({reason}): put MNIST's four "
             f"*-ubyte.gz files into {folder}, or set --data_dir"

@@ -1,0 +1,92 @@
+"""Bad data: a file that is missing, damaged or cut short is named in one line, exit code 2."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Every download fails at once."""
+    import urllib.request
+
+    def fail(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    monkeypatch.setattr("sklearn.datasets._base.urlretrieve", fail)
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("mnist_mlp", "MNIST/raw/train-images-idx3-ubyte.gz"),
+        ("crime_mlp", "communities_and_crime/communities.data"),
+        ("california_mlp", "CaliforniaHousing/cal_housing.data"),
+    ],
+)
+def test_missing_data_names_the_file_and_the_flag(train, tmp_path, offline, task, file):
+    code, stderr = train(
+        f"--gin_file=tasks/{task}.gin", f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}"
+    )
+    assert code == 2
+    assert stderr.startswith(f"error: no file {tmp_path / file}, and ")
+    assert stderr.endswith("or set --data_dir\n")
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+DAMAGE = {
+    "communities_and_crime/communities.data": {
+        "1,2\n": "line 1 has 2 fields, not 128",
+        ",".join(["0"] * 128) + "\n": "1 rows, not 1994: the file is cut short or changed",
+        (",".join(["0"] * 127 + ["?"]) + "\n") * 1994: "line 1 has no target in its last field",
+        (",".join(["0"] * 127 + ["x"]) + "\n") * 1994: "line 1, field 128 is no number: 'x'",
+    },
+    "CaliforniaHousing/cal_housing.data": {
+        "1,2,3\n": "a table of (1, 3), not (20640, 9): the file is cut short",
+        "1,2,3\n1,2\n": "cannot be read: the number of columns changed from 3 to 2 at row 2",
+        "": "a table of (0, 1), not (20640, 9): the file is cut short",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, content) for file in DAMAGE for content in DAMAGE[file]],
+    ids=range(7),
+)  # fmt: skip
+def test_a_damaged_table_names_the_file_and_the_line(refused, tmp_path, file, content):
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_text(content)
+    task = "crime_mlp" if "crime" in file else "california_mlp"
+    files = (f"tasks/{task}.gin", "methods/baseline.gin")
+    message = refused(f"--data_dir={tmp_path}", files=files)
+    assert message == f"{path}: {DAMAGE[file][content]}"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "another file"])
+def test_a_damaged_mnist_file_is_named(refused, tmp_path, monkeypatch, damage):
+    few = {"train": ("train", 20), "test": ("t10k", 20)}
+    monkeypatch.setattr("metaloss.tasks.mnist.FILES", few)
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in ("train", "t10k"):
+        images = np.array([0x803, 20, 28, 28], ">i4").tobytes() + bytes(20 * 784)
+        labels = np.array([0x801, 20], ">i4").tobytes() + bytes(20)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    path = folder / "train-labels-idx1-ubyte.gz"
+    whole = bytearray(path.read_bytes())
+    whole[-6] ^= 1  # of the checksum
+    contents = {
+        "cut": whole[:-10],
+        "empty": b"",
+        "flipped": whole,
+        "another file": gzip.compress(b"else"),
+    }
+    path.write_bytes(contents[damage])
+    files = ("tasks/mnist_mlp.gin", "methods/baseline.gin")
+    message = refused(f"--data_dir={tmp_path}", files=files)
+    assert message.startswith(f"{path}: ")

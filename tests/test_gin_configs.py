@@ -1,0 +1,86 @@
+"""Every shipped gin file builds, leaves nothing unread, and runs two steps, on tiny data."""
+
+import json
+
+import pytest
+
+from metaloss.config import load
+from metaloss.gin_files import CONFIG_DIR
+from metaloss.tasks import california, crime, mnist
+from tests.small_data import write_all
+
+TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
+METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
+OTHERS = sorted(
+    path.relative_to(CONFIG_DIR).as_posix()
+    for path in CONFIG_DIR.rglob("*.gin")
+    if path.parent.name not in ("tasks", "methods")
+)
+TINY = {
+    "Runner.steps": 2,
+    "backbones.mlp.hidden": (4,),
+    "meta_optimizers.offline_unrolled.steps": 2,
+    "offline/meta_optimizers.meta_lr.steps": 2,
+    **{f"tasks.{name}.batch_size": 8 for name in ("california", "crime", "diabetes", "digits")},
+    "tasks.mnist.batch_size": 8,
+}
+
+
+FEW = (
+    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
+    (california, "ROWS", 50),
+    (crime, "ROWS", 50),
+)
+
+
+@pytest.fixture(scope="module")
+def few_examples(tmp_path_factory):
+    """Data sets of 50 examples, and loaders that expect as many; -> their folder."""
+    folder = tmp_path_factory.mktemp("few")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in FEW:
+            patch.setattr(module, name, value)
+        write_all(folder)
+        yield folder
+
+
+@pytest.fixture
+def run(train, tmp_path, few_examples):
+    """Runs gin files with those of the tiny overrides that they read; -> the result."""
+
+    def run(files):
+        parsed = load(files)
+        assert parsed.unread == ()
+        read = {line.split(" = ")[0] for line in parsed.text.splitlines()}
+        overrides = [f"--gin_param={k} = {v}" for k, v in TINY.items() if k in read]
+        assert len(overrides) >= 2
+        code, stderr = train(
+            *(f"--gin_file={file}" for file in files), *overrides, "--strict",
+            f"--data_dir={few_examples}", f"--output_dir={tmp_path / 'run'}",
+        )  # fmt: skip
+        assert code == 0, stderr
+        return json.loads((tmp_path / "run" / "result.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_with_every_method(run, task, method):
+    result = run([f"tasks/{task}", f"methods/{method}"])
+    assert result["status"] == "finished"
+    assert f"{result['task']}_{result['backbone']}.gin" == task
+    assert f"{result['method']}.gin" == method
+    assert (result["steps"], result["init_steps"]) == (2, 0 if method == "baseline.gin" else 2)
+    assert 0 <= result["test"] < 1000
+
+
+@pytest.mark.parametrize("file", OTHERS)
+def test_every_other_file_runs(run, file):
+    assert run([file])["status"] == "finished"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_file_says_how_to_run_it(task):
+    text = (CONFIG_DIR / "tasks" / task).read_text()
+    assert f"python tools/train.py --gin_file=gin_configs/tasks/{task}" in text

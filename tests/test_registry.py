@@ -1,0 +1,137 @@
+"""Registries: one name for Python and gin, and errors that name both sides."""
+
+import re
+
+import gin
+import pytest
+
+from metaloss import BACKBONES, REPRESENTATIONS
+from metaloss.catalogue import catalogue
+from metaloss.config import load
+from metaloss.errors import ConfigError, InputError
+from metaloss.registry import FAILED_PLUGINS, REGISTRIES, Registry, UnknownComponentError
+
+
+def test_a_component_is_the_plain_class_and_known_to_gin_by_the_same_words(kind):
+    class Thing:
+        def __init__(self, size=1):
+            self.size = size
+
+    assert kind.register("thing")(Thing) is Thing
+    assert kind["thing"] is Thing
+    assert (list(kind), len(kind), "thing" in kind) == (["thing"], 1, True)
+    gin.bind_parameter(f"{kind.kind}.thing.size", 3)
+    assert gin.get_configurable(f"{kind.kind}.thing")().size == 3
+    assert Thing().size == 1  # a direct call is never configured
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(UnknownComponentError) as caught:
+        BACKBONES["lenet"]
+    assert str(caught.value) == (
+        "no 'lenet' in backbones; did you mean 'lenet5'? · known: allcnn, lenet5, logistic, mlp, "
+        "resnet18, timm"
+    )
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_unknown_name_tells_which_plugins_failed(kind, monkeypatch):
+    monkeypatch.setitem(FAILED_PLUGINS, "broken.py", "ImportError: no luck")
+    with pytest.raises(UnknownComponentError) as caught:
+        kind["thing"]
+    assert str(caught.value) == (
+        f"no 'thing' in {kind.kind} · known: none · plugin 'broken.py' did not load: "
+        "ImportError: no luck"
+    )
+
+
+def test_a_taken_name_names_both_parties(kind):
+    @kind.register("thing")
+    def first():
+        """The first."""
+
+    def second():
+        """The second."""
+
+    message = rf"^{kind.kind}\.thing is taken by .*\.first; .*\.second needs another name$"
+    with pytest.raises(ConfigError, match=message):
+        kind.register("thing")(second)
+    assert kind["thing"] is first
+
+
+def test_a_reloaded_component_replaces_its_old_self_in_python_and_in_gin(kind):
+    def define(size):
+        class Thing:
+            def __init__(self):
+                self.size = size
+
+        return kind.register("thing")(Thing)
+
+    define(1)
+    new = define(2)
+    assert kind["thing"] is new
+    assert gin.get_configurable(f"{kind.kind}.thing")().size == 2
+
+
+def test_a_component_of_the_wrong_class_is_refused():
+    message = "representations.wrong must be a subclass of .*Representation; got <class 'int'>"
+    with pytest.raises(TypeError, match=message):
+        REPRESENTATIONS.register("wrong")(int)
+    assert "wrong" not in REPRESENTATIONS
+
+
+def test_a_recipe_must_take_what_the_run_gives():
+    def backbone(input_shape):
+        """Forgets the outputs."""
+
+    message = "backbones.wrong must take the parameters input_shape, outputs; .* lacks outputs"
+    with pytest.raises(TypeError, match=message):
+        BACKBONES.register("wrong")(backbone)
+    assert "wrong" not in BACKBONES
+
+
+def test_name_of_knows_classes_instances_and_configured_recipes():
+    plan = load(["quickstart.gin"]).build()
+    assert BACKBONES.name_of(plan.backbone) == "mlp"
+    assert REPRESENTATIONS.name_of(plan.representation) == "nn"
+    assert REPRESENTATIONS.name_of(REPRESENTATIONS["taylor"]) == "taylor"
+    assert REPRESENTATIONS.name_of(len) == "len"
+
+
+def test_every_component_has_its_file_and_a_description():
+    for kind in ("representations", "meta_optimizers", "backbones", "tasks", "base_optimizers"):
+        for name, component in REGISTRIES[kind].items():
+            if component.__module__.startswith("metaloss."):
+                assert component.__module__ == f"metaloss.{kind}.{name}"
+            assert re.match(r"\S", component.__doc__ or "")
+
+
+def test_the_catalogue_shows_parameters_with_defaults():
+    assert catalogue(["base_optimizers.sg*"]) == (
+        "@base_optimizers.sgd\n"
+        "    SGD with momentum, Nesterov momentum and weight decay (torch.optim.SGD).\n"
+        "    base_optimizers.sgd.lr (required)\n"
+        "    base_optimizers.sgd.momentum = 0.0\n"
+        "    base_optimizers.sgd.dampening = 0.0\n"
+        "    base_optimizers.sgd.weight_decay = 0.0\n"
+        "    base_optimizers.sgd.nesterov = False\n"
+        "    base_optimizers.sgd.maximize = False\n"
+    )
+
+
+def test_the_catalogue_lists_a_kind_and_everything_by_default():
+    lines = catalogue(["tasks"]).splitlines()
+    names = [line for line in lines if line.startswith("@")]
+    assert names == [f"@tasks.{name}()" for name in REGISTRIES["tasks"]]
+    assert all(f"@{kind}." in catalogue([]) for kind in REGISTRIES if REGISTRIES[kind])
+
+
+def test_the_catalogue_suggests_the_nearest_pattern():
+    with pytest.raises(InputError, match="^no component matches 'taks'; did you mean 'tasks'?"):
+        catalogue(["taks"])
+
+
+def test_a_registry_is_listed_by_its_kind(kind):
+    assert REGISTRIES[kind.kind] is kind
+    assert isinstance(kind, Registry)

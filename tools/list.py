@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Lists the components that gin files can name: what each one is, its parameters and defaults.
+
+python tools/list.py
+python tools/list.py representations 'backbones.l*'
+python tools/list.py --plugin=my_losses.py representations
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; before any slow import, so that --help is quick."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pattern", nargs="*", help="kinds, or patterns of kind.name; default: all")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Parses, prints, and turns what the user got wrong into one line and exit code 2."""
+    arguments = parse_arguments(command_line)
+
+    import metaloss  # noqa: F401  (its components register themselves)
+    from metaloss import plugins
+    from metaloss.catalogue import catalogue
+    from metaloss.errors import InputError
+
+    try:
+        plugins.load_all(arguments.plugin)
+        print(catalogue(arguments.pattern), end="")
+    except InputError as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
