@@ -25,6 +25,7 @@ from metaloss.problem import BaseStep, Batch, Problem
 from metaloss.update import State
 
 Cotangent = Sequence[Tensor | None]  #: a vector over θ; None stands for zero
+Engine = Literal["exact", "unrolled"]
 
 
 class Rollout(ABC):
@@ -134,11 +135,10 @@ class UnrolledRollout(Rollout):
 
 
 #: The engines by name, and what each is for.
-ENGINES = {
+ENGINES: dict[Engine, str] = {
     "exact": "one forward-mode pass for one step, a reverse sweep for several",
     "unrolled": "double backward through all steps: the reference",
 }
-Engine = Literal["exact", "unrolled"]
 
 
 def roll_out(problem: Problem, batches: Sequence[Batch], engine: Engine) -> Rollout:

@@ -32,7 +32,7 @@ class BaseStep:
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
     taken: TakenStep
-    primals: KeepPrimals | None  #: of the forward pass, if a graph was asked for
+    primals: KeepPrimals  #: of the forward pass; empty unless a graph was asked for
     random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
 
 
@@ -115,8 +115,8 @@ class Problem:
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
-        primals = KeepPrimals() if loss_graph else None
-        with primals or nullcontext():
+        primals = KeepPrimals()
+        with primals if loss_graph else nullcontext():
             outputs = self.model(inputs)
         free = outputs.detach().requires_grad_()
         loss = self.learned_loss(free, labels)

@@ -68,7 +68,7 @@ _UPDATES: dict[type[torch.optim.Optimizer], Update] = {}
 
 
 def certify(optimizer: type[torch.optim.Optimizer]) -> Callable[[type[Update]], type[Update]]:
-    """A class decorator: this `Update` is the step of that torch.optim class, and of no subclass."""
+    """A class decorator: this `Update` is the step of that class, and of no subclass of it."""
 
     def enter(update: type[Update]) -> type[Update]:
         _UPDATES[optimizer] = update()

@@ -39,6 +39,7 @@ WARM_UP = 3
 
 
 def base_optimizer(model: nn.Module) -> torch.optim.SGD:
+    """SGD with Nesterov momentum and weight decay, as the paper trains its larger nets."""
     import torch
 
     return torch.optim.SGD(
@@ -228,6 +229,7 @@ def table(rows: list[Row]) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,6 +248,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measures, and prints a table a model at a time."""
     arguments = parse()
     import torch  # after the arguments, so that --help is immediate
 

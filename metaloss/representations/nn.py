@@ -59,7 +59,7 @@ class NN(Representation):
             for fan_in, fan_out in pairwise((2, *self.hidden, 1))
         )
         for layer in self.layers:
-            nn.init.kaiming_normal_(layer.weight)
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         x = torch.stack((prediction.flatten(), target.flatten()), dim=-1)  # [batch * C, 2]
