@@ -1,5 +1,7 @@
 """Metadata; the tools' settings are in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"]
@@ -9,7 +11,7 @@ setup(
     name="metaloss",
     version="0.1.0",
     description="Meta-learned loss functions, by an exact meta-gradient in one forward-mode pass",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -34,7 +36,6 @@ setup(
         "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

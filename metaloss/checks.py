@@ -34,17 +34,3 @@ def number(value: object, name: str, above: float = 0.0, below: float = float("i
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < below:
         upper = "" if below == float("inf") else f" and below {below:g}"
         raise ConfigError(f"{name} = {value!r}: give a number above {above:g}{upper}")
-
-
-def instance(value: object, name: str, kind: type, example: str) -> None:
-    """Raises ConfigError unless `value` is an object of the kind."""
-    if not isinstance(value, kind):
-        hint = "()" if isinstance(value, type) or callable(value) else ""
-        what = f"a component without {hint}" if hint else repr(value)
-        raise ConfigError(f"{name}: give a {kind.__name__}, such as {example}; got {what}")
-
-
-def recipe(value: object, name: str, example: str) -> None:
-    """Raises ConfigError unless `value` is a component to be called later."""
-    if not callable(value) or hasattr(value, "parameters") or hasattr(value, "param_groups"):
-        raise ConfigError(f"{name}: give a component without (), such as {example}; got {value!r}")

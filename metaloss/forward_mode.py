@@ -1,12 +1,14 @@
-"""Forward mode made cheaper: fused tangents for operations whose torch rule is composed of many.
+"""Forward mode made cheaper: tangents from fewer kernels, primals from the base pass.
 
-A torch function mode, active during the forward-mode pass alone. A rule replaces one call on dual
-tensors by the same primal and the same tangent from fewer kernels; everything else is torch's own.
+Two torch function modes. `KeepPrimals` is active during the base pass, `ForwardMode` during the
+forward-mode pass over the same batch. A rule of the latter replaces one call on dual tensors by the
+same primal and the same tangent at less cost; everything else is torch's own.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +24,83 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
+#: func(input, weight, bias=None, ...), bilinear in input and weight: where the arithmetic is.
+BILINEAR = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+}
 
-class FusedTangents(TorchFunctionMode):
-    """Within it, the operations of `RULES` compute their tangents by their fused rule."""
+
+class KeepPrimals(TorchFunctionMode):
+    """Within it, the outputs of bilinear operations are kept, in the order of their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: deque[tuple[Tensor, int]] = deque()
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in BILINEAR:
+            self._kept.append((output.detach(), output._version))
+        return output
+
+    def next(self) -> Tensor | None:
+        """The next output, no longer kept; None if the model has changed it in place since."""
+        if not self._kept:
+            return None
+        output, version = self._kept.popleft()
+        return output if output._version == version else None
+
+
+class ForwardMode(TorchFunctionMode):
+    """Within it, dual tensors pass through the operations that have one by their rule.
+
+    Args:
+        primals: of the same pass over the same batch, without tangents.
+    """
+
+    def __init__(self, primals: KeepPrimals) -> None:
+        super().__init__()
+        self._primals = primals
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in BILINEAR:
+            return bilinear(func, self._primals.next(), *args, **(kwargs or {}))
         return RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+def bilinear(
+    func: Callable[..., Tensor],
+    primal: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """A convolution or linear layer whose primal output is known: two products instead of three."""
+    x, x_dot = forward_ad.unpack_dual(input)
+    w, w_dot = forward_ad.unpack_dual(weight)
+    b, b_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
+    if x_dot is None and w_dot is None:
+        return func(input, weight, bias, *args, **kwargs)
+    if primal is None:
+        primal = func(x, w, b, *args, **kwargs)
+    tangent = None if x_dot is None else func(x_dot, w, b_dot, *args, **kwargs)
+    if w_dot is not None and tangent is not None:
+        tangent.add_(func(x, w_dot, None, *args, **kwargs))
+    elif w_dot is not None:
+        tangent = func(x, w_dot, b_dot, *args, **kwargs)
+    return forward_ad.make_dual(primal, tangent)
 
 
 def batch_norm(
@@ -49,9 +120,7 @@ def batch_norm(
     """
     x, x_dot = forward_ad.unpack_dual(input)
     if not training or x_dot is None:
-        return F.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     gain, gain_dot = (None, None) if weight is None else forward_ad.unpack_dual(weight)
     shift, shift_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
     normal, mean, inverse_deviation = torch.native_batch_norm(

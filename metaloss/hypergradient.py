@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaloss import seeding
-from metaloss.forward_mode import FusedTangents
+from metaloss.forward_mode import ForwardMode
 from metaloss.problem import BaseStep, Batch, Problem
 from metaloss.update import State
 
 Cotangent = Sequence[Tensor | None]  #: a vector over θ; None stands for zero
+Engine = Literal["exact", "unrolled"]
 
 
 class Rollout(ABC):
@@ -44,10 +45,16 @@ class ExactRollout(Rollout):
         self._problem = problem
         self._step = problem.base_step(batch, loss_graph=True)
         self.learned_loss = self._step.learned_loss
+        if self._step.taken.scale() is not None:  # then u does not depend on g
+            for parameter in problem.theta:
+                parameter.grad = None
 
     def pullback(self, v: Cotangent) -> list[Tensor | None]:
-        slope = self._step.slope
-        tangent = self._jvp(self._step.taken.cotangent(v))
+        slope, taken = self._step.slope, self._step.taken
+        scale = taken.scale()
+        tangent = self._jvp(taken.cotangent(v) if scale is None else v)
+        if scale is not None and tangent is not None:
+            tangent = scale * tangent  # u = c·v: t is smaller than v, and linear in it
         return _grad([slope], self._problem.phi, [tangent])
 
     def _jvp(self, u: Cotangent) -> Tensor | None:
@@ -57,7 +64,7 @@ class ExactRollout(Rollout):
         with (
             torch.no_grad(),
             forward_ad.dual_level(),
-            FusedTangents(),
+            ForwardMode(step.primals),
             seeding.replaying(step.random_state, problem.device),
         ):
             for name, direction in zip(problem.theta_names, u, strict=True):
@@ -128,11 +135,10 @@ class UnrolledRollout(Rollout):
 
 
 #: The engines by name, and what each is for.
-ENGINES = {
+ENGINES: dict[Engine, str] = {
     "exact": "one forward-mode pass for one step, a reverse sweep for several",
     "unrolled": "double backward through all steps: the reference",
 }
-Engine = Literal["exact", "unrolled"]
 
 
 def roll_out(problem: Problem, batches: Sequence[Batch], engine: Engine) -> Rollout:

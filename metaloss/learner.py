@@ -143,7 +143,7 @@ class AdaLFL:
             yield result
 
     def state_dict(self) -> dict[str, Any]:
-        """φ and what continues its learning; the model and the optimizer are the caller's to save."""
+        """φ and what continues its learning; model and optimizer are the caller's to save."""
         return {
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),

@@ -69,8 +69,9 @@ class _StorageCount(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors in a tree that have memory: forward mode also makes symbolic zeros, and plans
-    some of its operators on the meta device.
+    """The tensors in a tree that have memory.
+
+    Forward mode also makes symbolic zeros, and plans some of its operators on the meta device.
     """
     return [
         leaf

@@ -7,6 +7,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 
 from metaloss import seeding
 from metaloss.errors import InputError
+from metaloss.forward_mode import KeepPrimals
 from metaloss.update import KeepState, TakenStep, update_of
 
 Batch = tuple[Tensor, Tensor]
@@ -30,6 +32,7 @@ class BaseStep:
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
     taken: TakenStep
+    primals: KeepPrimals  #: of the forward pass; empty unless a graph was asked for
     random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
 
 
@@ -107,18 +110,20 @@ class Problem:
         φ without one through the backbone.
 
         Args:
-            loss_graph: keep the graph from ∂M_φ/∂f to φ.
+            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what a forward-mode pass can reuse.
             keep: how much of the optimizer's state before the step to keep.
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
-        outputs = self.model(inputs)
+        primals = KeepPrimals()
+        with primals if loss_graph else nullcontext():
+            outputs = self.model(inputs)
         free = outputs.detach().requires_grad_()
         loss = self.learned_loss(free, labels)
         (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
         grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
         taken = self.take_step(grads, keep)
-        return BaseStep(batch, loss.detach(), slope, taken, random_state)
+        return BaseStep(batch, loss.detach(), slope, taken, primals, random_state)
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g; None where the model did not use a parameter."""

@@ -33,8 +33,7 @@ class Runner:
         figures: how often the learned loss is drawn into TensorBoard.
 
     Raises:
-        ConfigError: an argument is of the wrong kind, or something is to be learned without a
-            parameter for it.
+        ConfigError: a number is out of its range.
     """
 
     def __init__(
@@ -53,21 +52,6 @@ class Runner:
         samples: int = 50,
         figures: int = 10,
     ) -> None:
-        checks.instance(task, "Runner.task", Task, "@tasks.mnist()")
-        checks.recipe(backbone, "Runner.backbone", "@backbones.lenet5")
-        checks.recipe(base_optimizer, "Runner.base_optimizer", "@base_optimizers.sgd")
-        for name, value, kind, example in (
-            ("representation", representation, Representation, "@representations.nn()"),
-            (
-                "initialization",
-                initialization,
-                MetaOptimizer,
-                "@meta_optimizers.offline_unrolled()",
-            ),
-            ("adaptation", adaptation, MetaOptimizer, "@meta_optimizers.online_one_step()"),
-        ):
-            if value is not None:
-                checks.instance(value, f"Runner.{name}", kind, example)
         checks.integer(steps, "Runner.steps", minimum=0)
         for name, count in (
             ("log_every", log_every),

@@ -55,6 +55,10 @@ class Update(ABC):
     def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
         """u = (∂θ'/∂g)ᵀ v in closed form, finite also where a gradient is exactly zero."""
 
+    def scale(self, step: GroupStep) -> float | None:
+        """c if u = c·v, one number for the whole group; else None."""
+        return None
+
     @abstractmethod
     def direction(self, step: GroupStep) -> list[Tensor]:
         """∂θ'/∂lr in closed form: the negative update direction."""
@@ -64,7 +68,7 @@ _UPDATES: dict[type[torch.optim.Optimizer], Update] = {}
 
 
 def certify(optimizer: type[torch.optim.Optimizer]) -> Callable[[type[Update]], type[Update]]:
-    """A class decorator: this `Update` is the step of that torch.optim class, and of no subclass."""
+    """A class decorator: this `Update` is the step of that class, and of no subclass of it."""
 
     def enter(update: type[Update]) -> type[Update]:
         _UPDATES[optimizer] = update()
@@ -140,6 +144,15 @@ class TakenStep:
             for (i, _), result in zip(given, results, strict=True):
                 u[i] = result
         return u
+
+    def scale(self) -> float | None:
+        """c if u = c·v by one number for all parameters that have a gradient; else None."""
+        scales = {
+            self._update.scale(self._seen_from_after(hyper, places))
+            for hyper, places in self._groups
+            if places
+        }
+        return scales.pop() if len(scales) == 1 else None
 
     def direction(self, ratios: Sequence[float]) -> list[Tensor | None]:
         """∂θ'/∂α for groups with lr = ratio · α, by the closed form. Valid as `cotangent` is."""

@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_a_batch_is_distinct_and_in_range(n, batch_size, seed):
     index = draw_indices(n, batch_size, generator(seed))
     assert len(index) == len(set(index.tolist())) == min(n, batch_size)
-    assert 0 <= index.min() and index.max() < n
+    assert index.min() >= 0 and index.max() < n
 
 
 @pytest.mark.parametrize("n", [20, 400])  # by permutation, by rejection

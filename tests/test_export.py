@@ -93,7 +93,7 @@ def test_smooth_leaky_relu_far_from_zero():
 
 
 def test_taylor_by_hand():
-    """x = y_target - c₀ = 0.9, y = f - c₁ = 0.3; coefficients 1..6 on y, y²/2, y³/6, xy, xy²/2, x²y/2."""
+    """With x = target - c₀ = 0.9, y = f - c₁ = 0.3: 1..6 times y, y²/2, y³/6, xy, xy²/2, x²y/2."""
     loss = metaloss.REPRESENTATIONS["taylor"](order=3).double()
     with torch.no_grad():
         loss.centre.copy_(torch.tensor([0.1, 0.2]))

@@ -39,6 +39,7 @@ WARM_UP = 3
 
 
 def base_optimizer(model: nn.Module) -> torch.optim.SGD:
+    """SGD with Nesterov momentum and weight decay, as the paper trains its larger nets."""
     import torch
 
     return torch.optim.SGD(
@@ -215,8 +216,8 @@ def peak_bytes(step: Step, train: Batch, valid: Batch, device: torch.device) -> 
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a markdown table."""
-    lines = ["| model | batch | engine | ms / step | x baseline | peak MiB |", "|---|" + 5 * "---|"]
+    """The rows as lines of a markdown table."""
+    lines = []
     for row in rows:
         cells = (
             (row.note, "", "")
@@ -228,6 +229,7 @@ def table(rows: list[Row]) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,6 +248,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measures, and prints a table a model at a time."""
     arguments = parse()
     import torch  # after the arguments, so that --help is immediate
 
@@ -254,11 +257,12 @@ def main() -> None:
     device = torch.device(arguments.device)
     chosen = arguments.engine or list(ENGINES)
     engines = [name for name in ENGINES if name == "baseline" or name in chosen]
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
+    print("| model | batch | engine | ms / step | x baseline | peak MiB |\n|---|" + 5 * "---|")
     rows = []
     for model in arguments.model or MODELS:
         rows += measure(model, engines, arguments.steps, device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
-    print(table(rows))
+        print(table(rows[-len(engines) :]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 

@@ -35,7 +35,11 @@ def main() -> int:
         for method, files in RUNS.items():
             # One thread: models this small gain nothing from two, and the numbers repeat.
             code = launch.train(
-                gin_file=files, output_dir=f"{folder}/{method}", device="cpu", threads=1, resume=True
+                gin_file=files,
+                output_dir=f"{folder}/{method}",
+                device="cpu",
+                threads=1,
+                resume=True,
             )
             if code:
                 return code

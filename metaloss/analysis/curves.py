@@ -17,7 +17,7 @@ from metaloss.representations.base import Representation
 
 @dataclass(frozen=True)
 class LossCurves:
-    """`values[t, k, i]` is the loss of prediction `grid[i]` at target `targets[k]`, step `steps[t]`."""
+    """`values[t, k, i]`: the loss of `grid[i]` at the target `targets[k]`, at step `steps[t]`."""
 
     steps: np.ndarray  #: [T]
     targets: tuple[float, ...]
@@ -57,7 +57,7 @@ def sample(
 
 @torch.no_grad()
 def _curves(model: nn.Module, phi: Tensor, grid: Tensor, targets: Sequence[float]) -> Tensor:
-    """[K, G]"""
+    """The curves of one φ, [K, G]."""
     if phi.numel():
         vector_to_parameters(phi, model.parameters())
     return torch.stack([model(grid[:, None], torch.full_like(grid, t)[:, None]) for t in targets])

@@ -58,17 +58,22 @@ class SGDUpdate(Update):
         return theta - hyper["lr"] * descent, {"momentum_buffer": buffer}
 
     def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
+        return [value * c for value, c in zip(v, self._scales(step), strict=True)]
+
+    def scale(self, step: GroupStep) -> float | None:
+        scales = set(self._scales(step))
+        return scales.pop() if len(scales) == 1 else None
+
+    def _scales(self, step: GroupStep) -> list[float]:
+        """∂θ'/∂g of each parameter: a number."""
         hyper = step.hyper
         scale = hyper["lr"] if hyper["maximize"] else -hyper["lr"]
         if hyper["momentum"] == 0:
-            return list(torch._foreach_mul(v, scale)) if v else []
+            return [scale] * len(step.first)
         later = 1 - hyper["dampening"]
         if hyper["nesterov"]:
             scale = scale * (1 + hyper["momentum"])  # torch allows no dampening here
-        scales = [scale * (1.0 if first else later) for first in step.first]
-        if len(set(scales)) == 1:
-            return list(torch._foreach_mul(v, scales[0]))
-        return [value * factor for value, factor in zip(v, scales, strict=True)]
+        return [scale * (1.0 if first else later) for first in step.first]
 
     def direction(self, step: GroupStep) -> list[Tensor]:
         hyper = step.hyper

@@ -73,7 +73,7 @@ class MetaDescent:
                 "there is nothing to learn: the loss has no parameter that requires a gradient"
             )
         self._parameters = parameters
-        self._adam = torch.optim.Adam(parameters.values(), lr=meta_lr)
+        self._adam = torch.optim.Adam(parameters.values(), lr=meta_lr, fused=True)
         self._usable = False  # whether any gradient has been usable so far
 
     def descend(
@@ -92,7 +92,7 @@ class MetaDescent:
                 f"no meta-parameter received a gradient ({names}): the base step does not depend "
                 "on them, as with an output bias alone or a loss that is constant in the prediction"
             )
-        norm = torch.stack([gradient.norm() for gradient in given]).norm()
+        norm = torch.stack(torch._foreach_norm(given)).norm()
         finite = bool(torch.isfinite(norm) & torch.isfinite(task_loss))
         if finite:
             for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from metaloss import checks
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, Draw, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import (
+    META_OPTIMIZERS,
+    Draw,
+    MetaDescent,
+    MetaOptimizer,
+    MetaStep,
+)
 from metaloss.problem import Problem
 
 

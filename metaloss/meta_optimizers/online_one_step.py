@@ -6,7 +6,13 @@ from typing import Any, Literal
 
 from metaloss import checks
 from metaloss.hypergradient import ENGINES, Engine, roll_out
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, Draw, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import (
+    META_OPTIMIZERS,
+    Draw,
+    MetaDescent,
+    MetaOptimizer,
+    MetaStep,
+)
 from metaloss.problem import Problem
 
 
