@@ -12,7 +12,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev
-	$(BIN)/pre-commit run --all-files
+	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'metaloss needs Python 3.10 or newer, not ' + sys.version.split()[0])"
