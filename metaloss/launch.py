@@ -27,7 +27,7 @@ EXIT_CODES = {"finished": 0, "diverged": 3}
 def train(
     gin_file: Sequence[str] = (),
     gin_param: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     data_dir: str | None = None,
     output_dir: str | None = None,
@@ -38,6 +38,9 @@ def train(
     threads: int | None = None,
 ) -> int:
     """One run, as `tools/train.py` is asked for it; the arguments are its flags.
+
+    Without gin files and bindings, `resume` goes on with the run in `output_dir` by what that says
+    of itself; `seed` is then the run's own, and 0 otherwise.
 
     Returns:
         The exit code.
@@ -52,16 +55,18 @@ def train(
     place = find_device(device)
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
-        there = RunFolder(Path(output_dir)).config
-        if not there.is_file():
+        there = RunFolder(Path(output_dir))
+        if not there.config.is_file():
             raise InputError(f"{output_dir} holds no run to go on with: give --gin_file")
-        gin_file = [str(there)]
+        gin_file = [str(there.config)]
+        seed = there.seed() if seed is None else seed
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
         if strict:
             raise ConfigError(message)
         print(f"warning: {message}", file=sys.stderr)
+    seed = 0 if seed is None else seed
     with seeding.drawing_from(seeding.stream(seed, "phi")):
         plan = parsed.build()
     folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))

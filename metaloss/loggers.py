@@ -131,8 +131,8 @@ class Progress:
         elif time.monotonic() - self._told >= self._every or row["step"] == self._total:
             self._told = time.monotonic()
             rate = (row["step"] - self._first) / max(1e-9, self._told - self._began)
-            left = (self._total - row["step"]) / rate if rate else float("nan")
-            self.say(f"{self._phase} {row['step']}/{self._total}, {left:.0f} s left: {numbers}")
+            left = f", {(self._total - row['step']) / rate:.0f} s left" if rate else ""
+            self.say(f"{self._phase} {row['step']}/{self._total}{left}: {numbers}")
         self._done = row["step"]
 
     def say(self, line: str) -> None:

@@ -76,13 +76,23 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration, so --resume cannot go on with "
                 f"it (- there, + asked): {' · '.join(changed[:2])}"
             )
-        seed_there = read_json(self.meta).get("seed")
-        if seed_there != seed:
+        if self.seed() != seed:
             raise RunFolderError(
-                f"{self.path} holds a run with seed {seed_there}, not {seed}: give that --seed, or "
+                f"{self.path} holds a run with seed {self.seed()}, not {seed}: give that --seed, or "
                 "another --output_dir"
             )
         return result if result["status"] in ("finished", "diverged") else None
+
+    def seed(self) -> int:
+        """The seed of the run that is there.
+
+        Raises:
+            RunFolderError: meta.json is missing or damaged.
+        """
+        seed = read_json(self.meta).get("seed")
+        if not isinstance(seed, int):
+            raise RunFolderError(f"{self.meta} names no seed")
+        return seed
 
     def begin(self, config: str, meta: dict[str, Any]) -> None:
         """Makes the folder a run's, and notes the command; `check` comes first.

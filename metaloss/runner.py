@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from metaloss import checks
+from metaloss.errors import ConfigError
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.representations.base import Representation
 from metaloss.tasks.base import Task
@@ -33,7 +35,7 @@ class Runner:
         figures: how often the learned loss is drawn into TensorBoard.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of its range, or the method is no word.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Runner:
         samples: int = 50,
         figures: int = 10,
     ) -> None:
+        if not re.fullmatch(r"[\w.-]+", method):
+            raise ConfigError(f"Runner.method = {method!r}: give a word; it names a folder")
         checks.integer(steps, "Runner.steps", minimum=0)
         for name, count in (
             ("log_every", log_every),

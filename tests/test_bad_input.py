@@ -55,6 +55,7 @@ BINDINGS = {
     "Runner.steps = -1": "Runner.steps = -1: give an integer of at least 0",
     "Runner.log_every = 0": "Runner.log_every = 0: give an integer of at least 1",
     "Runner.method = 3": "Runner.method = 3: give a string in quotes",
+    "Runner.method = '../x'": "Runner.method = '../x': give a word; it names a folder",
     "representations.nn.hidden = 'x'": f"representations.nn.hidden = 'x': {INTEGERS}",
     "representations.nn.hidden = (0,)": (
         "representations.nn.hidden = 0: give an integer of at least 1"

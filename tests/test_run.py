@@ -200,6 +200,17 @@ def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
     assert_same_state(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_resume_needs_no_more_than_the_folder(tmp_path, monkeypatch):
+    """Configuration and seed are the run's own; a finished run is told, not made again."""
+    train(tmp_path / "run", seed=3)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert launch.train(output_dir=str(tmp_path / "run"), resume=True, device="cpu") == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "run" / "result.json").unlink()
+    assert launch.train(output_dir=str(tmp_path / "run"), resume=True, device="cpu") == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["seed"] == 3
+
+
 def test_a_diverged_run_says_so(tmp_path):
     extra = ("base_optimizers.sgd.lr = 1e30",)
     assert train(tmp_path / "run", "baseline", extra=extra) == 3

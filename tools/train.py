@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--gin_file", action="append", default=[], metavar="FILE", help="may repeat; later wins")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'", help="may repeat")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, help="default: 0, or that of the run that --resume goes on with")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--output_dir", metavar="DIR", help="default: runs/TASK_BACKBONE/METHOD/seedN")
