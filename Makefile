@@ -17,12 +17,12 @@ lint: $(VENV)/installed-dev
 $(VENV)/installed: setup.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'metaloss needs Python 3.10 or newer, not ' + sys.version.split()[0])"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	touch $@
 
 clean:
