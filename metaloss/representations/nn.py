@@ -84,7 +84,7 @@ class SmoothLeakyReLU(torch.autograd.Function):
     """(1-γ)/β · log(1 + exp(βx)) + γx  (paper, eq. 4), and its derivatives from one sigmoid.
 
     The logarithm is written as max(βx, 0) - log σ(|βx|): on a CPU torch's own float32 softplus
-    takes six times as long, its second derivative three times.
+    takes several times as long.
     """
 
     @staticmethod
