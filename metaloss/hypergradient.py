@@ -60,7 +60,6 @@ class ExactRollout(Rollout):
     def _jvp(self, u: Cotangent) -> Tensor | None:
         """J_f(θ) u on the step's batch and dropout masks; None if the outputs do not feel u."""
         problem, step = self._problem, self._step
-        assert step.primals is not None
         theta = dict(zip(problem.theta_names, step.taken.theta_before, strict=True))
         with (
             torch.no_grad(),
