@@ -192,6 +192,32 @@ def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm
     assert along == pytest.approx(difference, rel=1e-5, abs=1e-8 * float(gradient.norm()))
 
 
+def test_a_model_without_double_backward():
+    """torch has no second derivative of hardsigmoid; between its kinks it is linear, as here.
+
+    In place of x/6 + 1/2 written out, the operator itself must give the same meta-gradient.
+    """
+
+    class Linear6(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 6 + 0.5
+
+    def problem(activation: nn.Module) -> Problem:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), activation, nn.Linear(4, 3))
+        nn.init.normal_(model[1].weight, std=0.01)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        loss = LOSSES["nn"]()
+        return Problem(model, optimizer, loss, F.cross_entropy, links.probabilities)
+
+    batches = make_batches(2)
+    exact = meta_gradient(problem(nn.Hardsigmoid()), batches, 0, "exact")
+    reference = meta_gradient(problem(Linear6()), batches, 0, "unrolled")
+    assert relative(exact, reference) <= 1e-8  # torch's derivative is 1/6 in single precision
+    with pytest.raises(RuntimeError, match="derivative for aten::hardsigmoid_backward"):
+        meta_gradient(problem(nn.Hardsigmoid()), batches, 0, "unrolled")
+
+
 def test_closed_form_on_a_scalar():
     """θ' = θ - α·dM/dθ with M = φ·(θx - y)², L = (θ'z - w)².
 
