@@ -78,8 +78,8 @@ class RunFolder:
             )
         if self.seed() != seed:
             raise RunFolderError(
-                f"{self.path} holds a run with seed {self.seed()}, not {seed}: give that --seed, or "
-                "another --output_dir"
+                f"{self.path} holds a run with seed {self.seed()}, not {seed}: give that --seed, "
+                "or another --output_dir"
             )
         return result if result["status"] in ("finished", "diverged") else None
 
