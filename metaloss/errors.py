@@ -30,6 +30,10 @@ class UncertifiedOptimizerError(InputError):
     """A base optimizer whose step the meta-gradient engines do not know."""
 
 
+class UnsupportedModelError(InputError):
+    """A model that the chosen engine cannot differentiate."""
+
+
 class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 

@@ -73,8 +73,14 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        primal = self._primals.next() if func in BILINEAR else None
+        if not torch.is_grad_enabled():
+            # What the model computes without gradient is a constant to the base gradient, and so
+            # it must be here; forward mode by itself does not ask for the grad mode.
+            with forward_ad._set_fwd_grad_enabled(False):
+                return func(*args, **(kwargs or {}))
         if func in BILINEAR:
-            return bilinear(func, self._primals.next(), *args, **(kwargs or {}))
+            return bilinear(func, primal, *args, **(kwargs or {}))
         return RULES.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -119,7 +125,8 @@ def batch_norm(
     the input's tangent gives the output's tangent.
     """
     x, x_dot = forward_ad.unpack_dual(input)
-    if not training or x_dot is None:
+    mixed = weight is not None and weight.dtype != x.dtype  # under autocast
+    if not training or x_dot is None or mixed:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     gain, gain_dot = (None, None) if weight is None else forward_ad.unpack_dual(weight)
     shift, shift_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)

@@ -18,8 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import seeding
+from metaloss.errors import UnsupportedModelError
 from metaloss.forward_mode import ForwardMode
 from metaloss.problem import BaseStep, Batch, Problem
 from metaloss.update import State
@@ -58,19 +60,35 @@ class ExactRollout(Rollout):
         return _grad([slope], self._problem.phi, [tangent])
 
     def _jvp(self, u: Cotangent) -> Tensor | None:
-        """J_f(θ) u on the step's batch and dropout masks; None if the outputs do not feel u."""
+        """J_f(θ) u on the step's batch and dropout masks; None if the outputs do not feel u.
+
+        Raises:
+            UnsupportedModelError: an operator of the model has no forward derivative.
+        """
         problem, step = self._problem, self._step
-        theta = dict(zip(problem.theta_names, step.taken.theta_before, strict=True))
-        with (
-            torch.no_grad(),
-            forward_ad.dual_level(),
-            ForwardMode(step.primals),
-            seeding.replaying(step.random_state, problem.device),
-        ):
-            for name, direction in zip(problem.theta_names, u, strict=True):
-                if direction is not None:
-                    theta[name] = forward_ad.make_dual(theta[name], direction)
-            outputs = problem.outputs(theta, step.batch[0])
+        theta = {name: p.detach() for name, p in problem.others.items()}
+        with forward_ad.dual_level():
+            for name, before, direction in zip(
+                problem.theta_names, step.taken.theta_before, u, strict=True
+            ):
+                theta[name] = (
+                    before if direction is None else forward_ad.make_dual(before, direction)
+                )
+            with (
+                torch.enable_grad(),  # where the model itself turns it off, tangents end
+                sdpa_kernel(SDPBackend.MATH),  # fused attention has no forward derivative
+                ForwardMode(step.primals),
+                seeding.replaying(step.random_state, problem.device),
+                problem.replaced(theta, step.buffers),
+            ):
+                try:
+                    outputs = problem.model(step.batch[0])
+                except NotImplementedError as error:
+                    operator = str(error).splitlines()[0]
+                    raise UnsupportedModelError(
+                        f"the model cannot be differentiated in forward mode ({operator}): take "
+                        "engine='unrolled'"
+                    ) from error
             return forward_ad.unpack_dual(outputs).tangent
 
 
@@ -101,28 +119,35 @@ class SweepRollout(Rollout):
         problem = self._problem
         inputs, labels = step.batch
         theta = [value.requires_grad_() for value in step.taken.theta_before]
-        with seeding.replaying(step.random_state, problem.device):
-            outputs = problem.outputs(dict(zip(problem.theta_names, theta, strict=True)), inputs)
-        loss = problem.learned_loss(outputs, labels)
-        grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
-        theta_bar, grad_bar, state_bar = step.taken.pullback(grads, v, state_bar)
-        through = _grad(grads, [*theta, *problem.phi], grad_bar)
+        named = dict(zip(problem.theta_names, theta, strict=True))
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
+            seeding.replaying(step.random_state, problem.device),
+            problem.replaced(named, step.buffers),
+        ):
+            loss = problem.learned_loss(problem.model(inputs), labels)
+            grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
+            theta_bar, grad_bar, state_bar = step.taken.pullback(grads, v, state_bar)
+            through = _grad(grads, [*theta, *problem.phi], grad_bar)
         return _sum(theta_bar, through[: len(theta)]), state_bar, through[len(theta) :]
 
 
 class UnrolledRollout(Rollout):
-    """Plain double backward: θ_K as one differentiable function of φ. The reference."""
+    """Plain double backward: θ_K as one differentiable function of φ. The reference.
+
+    Not for several steps of a model with activation checkpoints: torch would run a step's
+    checkpoint again with the parameters of a later one.
+    """
 
     def __init__(self, problem: Problem, batches: Sequence[Batch]) -> None:
         self._problem = problem
         self._theta: list[Tensor] = [p.detach().clone().requires_grad_() for p in problem.theta]
         state: list[State] | None = None
         for inputs, labels in batches:
-            outputs = torch.func.functional_call(
-                problem.model, dict(zip(problem.theta_names, self._theta, strict=True)), (inputs,)
-            )
-            loss = problem.learned_loss(outputs, labels)
-            grads = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
+            named = dict(zip(problem.theta_names, self._theta, strict=True))
+            with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
+                loss = problem.learned_loss(problem.model(inputs), labels)
+                grads = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
             taken = problem.take_step(
                 [None if grad is None else grad.detach() for grad in grads], keep="values"
             )

@@ -24,7 +24,7 @@ class AdaLFL:
     optimizer's own `step()`, schedulers go on working, and where φ stays as it is θ follows plain
     training bit for bit.
 
-        learner = metaloss.AdaLFL(model, optimizer, metaloss.representations.NN())
+        learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"]())
         learner.initialize(train_loader, valid_loader)
         for train_batch, valid_batch in zip(train_loader, itertools.cycle(valid_loader)):
             result = learner.step(train_batch, valid_batch)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaloss.errors import InputError
+
 
 def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Classification: softmax probabilities and one-hot targets (paper, section 5.7).
@@ -22,7 +24,16 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Regression: the outputs and the labels as they are, both [batch, C]."""
+    """Regression: the outputs and the labels as they are, both [batch, C].
+
+    Raises:
+        InputError: their shapes differ; broadcasting would compare every output with every label.
+    """
+    if outputs.shape != labels.shape:
+        raise InputError(
+            f"the model gives outputs {list(outputs.shape)} for labels {list(labels.shape)}: "
+            "regression needs equal shapes"
+        )
     return outputs, labels
 
 

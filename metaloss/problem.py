@@ -7,12 +7,12 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import seeding
 from metaloss.errors import InputError
@@ -33,6 +33,7 @@ class BaseStep:
     slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
     taken: TakenStep
     primals: KeepPrimals  #: of the forward pass; empty unless a graph was asked for
+    buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
     random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
 
 
@@ -86,6 +87,11 @@ class Problem:
         if not self.theta:
             raise InputError("the optimizer holds no parameter that requires a gradient")
         self.theta_names = [names[p] for p in self.theta]
+        followed = set(self.theta)
+        #: Parameters that require a gradient and that this optimizer does not train.
+        self.others = {
+            name: p for p, name in names.items() if p.requires_grad and p not in followed
+        }
         self.named_phi: dict[str, nn.Parameter] = (
             {}
             if loss is None
@@ -115,6 +121,7 @@ class Problem:
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
+        buffers = self.copy_buffers() if loss_graph or keep != "nothing" else {}
         primals = KeepPrimals()
         with primals if loss_graph else nullcontext():
             outputs = self.model(inputs)
@@ -123,7 +130,7 @@ class Problem:
         (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
         grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
         taken = self.take_step(grads, keep)
-        return BaseStep(batch, loss.detach(), slope, taken, primals, random_state)
+        return BaseStep(batch, loss.detach(), slope, taken, primals, buffers, random_state)
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g; None where the model did not use a parameter."""
@@ -134,12 +141,22 @@ class Problem:
     def task_gradient(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone."""
         inputs, labels = batch
-        loss = self.task_loss(self.outputs({}, inputs), labels)
-        return loss.detach(), list(torch.autograd.grad(loss, self.theta, allow_unused=True))
+        with self.replaced({}, self.copy_buffers()):
+            loss = self.task_loss(self.model(inputs), labels)
+            v = torch.autograd.grad(loss, self.theta, allow_unused=True)
+        return loss.detach(), list(v)
 
-    def outputs(self, theta: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """f_θ(x) with some parameters replaced, on copies of the buffers: nothing moves."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        if not buffers and not theta:
-            return self.model(inputs)
-        return functional_call(self.model, {**buffers, **theta}, (inputs,))
+    def copy_buffers(self) -> dict[str, Tensor]:
+        """The model's buffers by name, for passes that must leave them alone."""
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def replaced(
+        self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Within it, the model has other parameters and buffers, by name.
+
+        A backward pass belongs inside too: activation checkpoints run the model again in it.
+        """
+        if not theta and not buffers:
+            return nullcontext()
+        return _reparametrize_module(self.model, {**buffers, **theta}, tie_weights=True)

@@ -86,9 +86,14 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
     """The `Update` of an optimizer object.
 
     Raises:
-        UncertifiedOptimizerError: its class has none. A subclass of a certified class may step
-            differently, so it is refused too.
+        UncertifiedOptimizerError: its class has none (a subclass of a certified class may step
+            differently, so it is refused too), or it has hooks around its step.
     """
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise UncertifiedOptimizerError(
+            f"the {type(optimizer).__name__} has step hooks, and what they change in a step cannot "
+            "be followed: remove them"
+        )
     try:
         return _UPDATES[type(optimizer)]
     except KeyError:

@@ -37,7 +37,14 @@ BACKBONE_CASES = {
     "lenet5": [{}, {"activation": "tanh", "pooling": "average"}],
     "allcnn": [{"input_shape": (3, 8, 8)}],
     "resnet18": [{"input_shape": (3, 8, 8), "outputs": 3}],
-    "timm": [{"name": "test_efficientnet", "input_shape": (1, 32, 32)}],
+    "timm": [
+        {"name": "test_efficientnet", "input_shape": (1, 32, 32)},
+        {
+            "name": "test_vit",
+            "input_shape": (3, 8, 8),
+            "arguments": {"img_size": 8, "patch_size": 4},
+        },
+    ],
 }
 
 

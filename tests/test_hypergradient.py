@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.errors import UnsupportedModelError
 from metaloss.hypergradient import roll_out
 from metaloss.problem import Batch, Problem
 
@@ -51,6 +53,59 @@ class Residual(nn.Module):
         return self.head((x + self.block(x)).relu().mean((2, 3)))
 
 
+class StopGradient(nn.Module):
+    """Divides by a scale that it computes without gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(256, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        with torch.no_grad():
+            scale = self.hidden(x).abs().mean()
+        return self.head(self.hidden(x).tanh() / scale)
+
+
+class Annealed(nn.Module):
+    """Its outputs depend on a buffer that every pass in train mode changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(256, 5), nn.Linear(5, 3)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.temperature = self.temperature * 0.7
+        return self.head((self.hidden(x.flatten(1)) / self.temperature).tanh())
+
+
+class Attention(nn.Module):
+    """Fused attention: torch has neither its forward nor its second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Checkpointed(nn.Module):
+    """Runs a block with BatchNorm and dropout again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(256, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.block, x.flatten(1), use_reentrant=False))
+
+
 def mlp() -> nn.Module:
     return BACKBONES["mlp"]((1, 16, 16), 3, hidden=(8, 8))
 
@@ -62,6 +117,10 @@ MODELS = {
     "dropout": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
     ),
+    "stop_gradient": StopGradient,
+    "annealed": Annealed,
+    "attention": Attention,
+    "checkpointed": Checkpointed,
     # Smooth, for finite differences; a convolution's bias before BatchNorm among them.
     "tanh_mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 3)),
     "tanh_batchnorm": lambda: nn.Sequential(
@@ -143,6 +202,62 @@ def test_exact_equals_double_backward(model, optimizer, loss):
         assert relative(exact, reference) <= 1e-10
 
 
+REPLAYED = [
+    *itertools.product(["stop_gradient", "annealed", "attention"], [1, 3]),
+    # Not with 3: double backward recomputes a checkpoint with later parameters. See the finite
+    # differences below.
+    ("checkpointed", 1),
+]
+
+
+@pytest.mark.parametrize(("model", "inner_steps"), REPLAYED)
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_a_replayed_pass_is_the_pass_that_was(model, optimizer, inner_steps):
+    batches = make_batches(inner_steps + 3)
+    exact, reference = (
+        meta_gradient(make_problem(model, optimizer, "nn"), batches, 2, engine)
+        for engine in ("exact", "unrolled")
+    )
+    assert relative(exact, reference) <= 1e-10
+
+
+def test_the_validation_pass_moves_no_buffer_of_a_checkpointed_model():
+    problem = make_problem("checkpointed", "sgd", "nn")
+    before = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
+    problem.task_gradient(make_batches(1)[0])
+    for name, buffer in problem.model.named_buffers():
+        assert buffer.equal(before[name]), name
+
+
+def test_autocast():
+    """bfloat16 has 8 bits: the meta-gradient points the same way, and both engines take it."""
+    torch.set_default_dtype(torch.float32)
+    (images, labels), valid = [(x.float(), y) for x, y in make_batches(2, size=32)]
+    gradients = {}
+    for engine, enabled in (("exact", True), ("unrolled", True), ("exact", False)):
+        problem = make_problem("resnet", "sgd", "nn")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gradients[engine, enabled] = meta_gradient(
+                problem, [(images, labels), valid], 0, engine
+            )
+    for name in (("exact", True), ("unrolled", True)):
+        cosine = F.cosine_similarity(gradients[name], gradients["exact", False], dim=0)
+        assert cosine > 0.95, name
+
+
+def test_an_operator_without_forward_derivative_is_named():
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(256, 3))
+    model = nn.Sequential(nn.Flatten(), layer)
+    problem = Problem(
+        model, OPTIMIZERS["sgd"](model.parameters()), LOSSES["nn"](), F.cross_entropy,
+        links.probabilities,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"_weight_norm_interface.*engine='unrolled'"):
+        meta_gradient(problem, make_batches(2), 0, "exact")
+    assert meta_gradient(problem, make_batches(2), 0, "unrolled").isfinite().all()
+
+
 @pytest.mark.parametrize("inner_steps", [5, 20])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "dropout", "tanh_batchnorm"])
@@ -158,7 +273,7 @@ def test_sweep_equals_plain_unroll(model, optimizer, inner_steps):
 @pytest.mark.parametrize("inner_steps", [1, 3])
 @pytest.mark.parametrize("warm", [0, 2])
 @pytest.mark.parametrize("optimizer", SMOOTH_OPTIMIZERS)
-@pytest.mark.parametrize("model", ["tanh_mlp", "tanh_batchnorm"])
+@pytest.mark.parametrize("model", ["tanh_mlp", "tanh_batchnorm", "checkpointed"])
 def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm, inner_steps):
     """A central difference along a random direction of φ, through torch.optim's own step()."""
     problem = make_problem(model, optimizer, "nn", SMOOTH_OPTIMIZERS)
@@ -174,6 +289,7 @@ def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm
         with torch.no_grad():
             for p, d in zip(problem.phi, direction, strict=True):
                 p.add_(d, alpha=shift)
+        torch.manual_seed(2)
         for x, y in batches[warm:-1]:
             problem.optimizer.zero_grad()
             problem.learned_loss(problem.model(x), y).backward()

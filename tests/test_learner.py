@@ -262,6 +262,10 @@ def test_what_cannot_be_followed_is_refused():
     with pytest.raises(UncertifiedOptimizerError) as error:
         metaloss.AdaLFL(model, MySGD(model.parameters(), lr=0.1), make_loss())
     assert "MySGD · certified: Adam, AdamW, SGD" in str(error.value)
+    hooked = torch.optim.SGD(model.parameters(), lr=0.1)
+    hooked.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(UncertifiedOptimizerError, match="the SGD has step hooks"):
+        metaloss.AdaLFL(model, hooked, make_loss())
     stranger = nn.Parameter(torch.zeros(3, 2))
     with pytest.raises(InputError, match=r"a parameter of shape \(3, 2\) that the model does not"):
         metaloss.AdaLFL(
@@ -282,5 +286,28 @@ def test_regression_by_floating_point_labels():
     )
     before = copy.deepcopy(loss.state_dict())
     result = learner.step((torch.randn(4, 3), torch.randn(4, 1)))
+    with pytest.raises(InputError, match=r"outputs \[4, 1\] for labels \[4\]"):
+        learner.step((torch.randn(4, 3), torch.randn(4)))
     assert result.task_loss is not None
     assert any(not v.equal(before[name]) for name, v in loss.state_dict().items())
+
+
+def test_meta_lr_owns_the_learning_rate():
+    """A scheduler has no effect; groups keep their ratio; a start at 0 is refused."""
+    model = make_model()
+    first, *rest = model.parameters()
+    groups = [{"params": [first], "lr": 0.02}, {"params": rest, "lr": 0.04}]
+    optimizer = torch.optim.SGD(groups)
+    meta_lr = metaloss.META_OPTIMIZERS["meta_lr"](meta_lr=1e-3, every=2)
+    learner = metaloss.AdaLFL(model, optimizer, None, adaptation=meta_lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    (batch,) = make_batches(1)
+    for _ in range(4):
+        learner.step(batch)
+        one, other = (group["lr"] for group in optimizer.param_groups)
+        assert other == pytest.approx(2 * one) and 0.017 < one < 0.023 and one != 0.02
+        scheduler.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    with pytest.raises(InputError, match="a learning rate that starts at 0"):
+        metaloss.AdaLFL(model, optimizer, None, adaptation=meta_lr)

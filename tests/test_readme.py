@@ -32,7 +32,7 @@ def test_the_files_that_the_readme_names_are_there():
         line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
         for name in re.findall(r"`([a-z0-9_]+)`", line):
             assert (ROOT / "gin_configs" / kind / f"{name}.gin").is_file(), name
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
+    for link in re.findall(r"\]\(([\w./]+)\)", README):
         assert (ROOT / link).exists(), link
 
 

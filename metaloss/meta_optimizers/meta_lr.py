@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaloss import checks
+from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import (
     META_OPTIMIZERS,
     Draw,
@@ -24,8 +25,9 @@ class MetaLR(MetaOptimizer):
 
     θ' is linear in α, so ∇_α L_T = ⟨v, ∂θ'/∂α⟩ with v = ∇_θ' L_T: no forward-mode pass at all. α is
     a bare scalar that starts at the optimizer's own learning rate, without bounds, as the paper
-    writes it; parameter groups keep the ratios of their learning rates. Used as the initialisation
-    it is Algorithm 3, used as the adaptation Algorithm 4.
+    writes it; parameter groups keep the ratios of their learning rates, and a learning-rate
+    scheduler has no effect. Used as the initialisation it is Algorithm 3, used as the adaptation
+    Algorithm 4.
 
     Args:
         meta_lr: η of Adam.
@@ -54,6 +56,8 @@ class MetaLR(MetaOptimizer):
         self._problem = problem
         groups = problem.optimizer.param_groups
         start = float(groups[0]["lr"])
+        if start == 0:
+            raise InputError("a learning rate that starts at 0 has no ratio to the other groups'")
         self._ratios = [float(group["lr"]) / start for group in groups]
         # float64: at α = 1e-2, float32 would round away steps of 1e-5 by up to 1e-4 of their size.
         self._alpha = torch.tensor(start, dtype=torch.float64)
@@ -63,6 +67,7 @@ class MetaLR(MetaOptimizer):
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         due = self._base_steps % self.every == 0
         self._base_steps += 1
+        self._set_lr()  # it is ours alone: a scheduler's would not be what ∂θ'/∂α is taken for
         base = self._problem.base_step(draw_train())
         if not due:
             return MetaStep(base.learned_loss)
