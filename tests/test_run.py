@@ -211,8 +211,9 @@ def test_resume_needs_no_more_than_the_folder(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["seed"] == 3
 
 
-def test_a_diverged_run_says_so(tmp_path):
-    extra = ("base_optimizers.sgd.lr = 1e30",)
+@pytest.mark.parametrize("evaluate_every", [1, 100])  # null in its rows, or no row at all
+def test_a_diverged_run_says_so(tmp_path, evaluate_every):
+    extra = ("base_optimizers.sgd.lr = 1e30", f"Runner.evaluate_every = {evaluate_every}")
     assert train(tmp_path / "run", "baseline", extra=extra) == 3
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["test"]) == ("diverged", None)
