@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,11 @@ class NN(Representation):
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        x = torch.stack((prediction.flatten(), target.flatten()), dim=-1)  # [batch * C, 2]
+        x = torch.stack((prediction, target), dim=-1)  # [batch, C, 2]
         *hidden, last = self.layers
         for layer in hidden:
             x = self._activate(layer(x), self.activation)
-        return self._activate(last(x), self.output).view_as(prediction).mean(-1)
+        return self._activate(last(x), self.output).squeeze(-1).mean(-1)
 
     def _activate(self, x: Tensor, activation: str) -> Tensor:
         if activation == "identity":
@@ -77,29 +77,4 @@ class NN(Representation):
             return x.tanh()
         if activation == "softplus":
             return F.softplus(x)
-        return SmoothLeakyReLU.apply(x, self.gamma, self.beta)
-
-
-class SmoothLeakyReLU(torch.autograd.Function):
-    """(1-γ)/β · log(1 + exp(βx)) + γx  (paper, eq. 4), and its derivatives from one sigmoid.
-
-    The logarithm is written as max(βx, 0) - log σ(|βx|): on a CPU torch's own float32 softplus
-    takes several times as long.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, gamma: float, beta: float) -> Tensor:
-        scaled = beta * x
-        smooth = scaled.relu().sub_(scaled.abs_().sigmoid_().log_()).div_(beta)
-        return smooth.lerp_(x, gamma)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
-        x, ctx.gamma, ctx.beta = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        slope = (1 - ctx.gamma) * torch.sigmoid(ctx.beta * x) + ctx.gamma
-        return grad * slope, None, None
+        return torch.lerp(F.softplus(x, self.beta), x, self.gamma)  # eq. 4, in two kernels
