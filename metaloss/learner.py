@@ -67,6 +67,8 @@ class AdaLFL:
     def step(self, train_batch: Batch | Draw, valid_batch: Batch | Draw | None = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
 
+        The parameters' `.grad` is the engine's: after a meta-step it may be None.
+
         Args:
             train_batch: (inputs, labels), or a function that gives them.
             valid_batch: the batch that the task loss is taken on, or a function that is called only
