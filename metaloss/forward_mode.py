@@ -19,9 +19,8 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 with warnings.catch_warnings():
-    # forward_ad imports this on first use, and torch 2.14 and later then warn of their own
-    # torch.jit.script in it.
-    warnings.simplefilter("ignore", FutureWarning)
+    # forward_ad imports this on first use, and torch then warns of its own torch.jit.script in it.
+    warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 #: func(input, weight, bias=None, ...), bilinear in input and weight: where the arithmetic is.
