@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import LearnedLoss, save_loss
 from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
-from metaloss.meta_optimizers.base import MetaStep
+from metaloss.meta_optimizers.base import Draw, MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
 from metaloss.state import State
@@ -90,15 +91,13 @@ class Run:
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
-        for meta_optimizer in (self.plan.initialization, self.plan.adaptation):
-            if meta_optimizer is not None:
-                meta_optimizer.step(
-                    lambda: self.state.draw("train", "init_train"),
-                    lambda: self.state.draw("valid", "init_objective"),
-                )
-        self.state.learner.step(
-            lambda: self.state.draw("train", "train"), lambda: self.state.draw("valid", "objective")
-        )
+        state, initialization = self.state, self.plan.initialization
+        if initialization is not None:
+            initialization.step(
+                partial(state.draw, "train", "init_train"),
+                partial(state.draw_objective, initialization, "init_objective"),
+            )
+        state.learner.step(*self._draws())
 
     def _initialize(self) -> None:
         """The initialisation phase, if there is one and what is left of it."""
@@ -108,8 +107,8 @@ class Run:
         self.progress.start("initialization", state.init_steps, initialization.steps)
         phase = state.learner.initializing(
             initialization,
-            lambda: state.draw("train", "init_train"),
-            lambda: state.draw(initialization.objective, "init_objective"),
+            partial(state.draw, "train", "init_train"),
+            partial(state.draw_objective, initialization, "init_objective"),
             state.redraw_model,
             start=state.init_steps,
         )
@@ -121,16 +120,14 @@ class Run:
     def _train(self) -> None:
         """The training, or what is left of it."""
         state, plan = self.state, self.plan
-        objective = "valid" if plan.adaptation is None else plan.adaptation.objective
+        draws = self._draws()
         sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
         while state.steps < plan.steps:
-            result = state.learner.step(
-                lambda: state.draw("train", "train"), lambda: state.draw(objective, "objective")
-            )
+            result = state.learner.step(*draws)
             state.steps += 1
             last = state.steps == plan.steps
             if state.steps in sampled:
@@ -141,6 +138,13 @@ class Run:
                 self._log(self._evaluate("train"))
                 self._log(self._evaluate("valid"))
             self._after_step("train", state.steps, last, result)
+
+    def _draws(self) -> tuple[Draw, Draw | None]:
+        """Give the next training batch, and the next batch for the adaptation's task loss."""
+        state, adaptation = self.state, self.plan.adaptation
+        return partial(state.draw, "train", "train"), (
+            None if adaptation is None else partial(state.draw_objective, adaptation, "objective")
+        )
 
     def _finish(self, status: str) -> dict[str, Any]:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
