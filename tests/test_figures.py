@@ -1,4 +1,4 @@
-"""Figures: what each draws (lines, limits, labels), and that a folder is enough to draw it again."""
+"""Figures: what each draws, by its lines and labels; and that a folder is enough to draw again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_curves_are_the_loss_and_their_slopes_its_derivative():
 
 
 def test_a_slope_that_both_targets_share_does_not_reach_an_example():
-    """Σ f_i = 1, so c Σ f_i is a constant: it is in the panels y = 1 and y = 0, not in the third."""
+    """Σ f_i = 1, so c Σ f_i is a constant: it tilts y = 1 and y = 0, not the third panel."""
 
     class Tilted(metaloss.REPRESENTATIONS["squared_error"]):
         def forward(self, prediction, target):
@@ -310,7 +310,7 @@ def test_flat_parts_are_marked():
     flat = made(np.maximum(np.abs(grid) - 0.5, 0), grid)
     (axis,) = paper_figures.flat_losses([flat], ["relu"]).axes
     curve, marked, *_ = axis.lines
-    assert axis.get_title().startswith("relu: flat on 5")
+    assert axis.get_title().startswith("relu: flat on 49%")
     drawn = ~np.isnan(marked.get_ydata())
     assert (np.abs(grid[drawn]) <= 0.51).all() and drawn.sum() > 95
 
