@@ -143,8 +143,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder if phase == "train" else self._folder / phase
+            start = self._starts[phase]
+            if start == 0:  # purge_step would leave texts and layouts
+                for orphan in folder.glob("events.out.tfevents.*"):
+                    orphan.unlink()
             self._writers[phase] = SummaryWriter(
-                str(folder), purge_step=self._starts[phase], flush_secs=FLUSH_SECONDS
+                str(folder), purge_step=start, flush_secs=FLUSH_SECONDS
             )
         return self._writers[phase]
 

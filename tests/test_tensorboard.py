@@ -197,6 +197,9 @@ def assert_equal(one, other):
         assert one.keys() == other.keys()
         for key in one:
             assert_equal(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
     elif hasattr(one, "equal"):
         assert one.equal(other)
     else:

@@ -37,7 +37,13 @@ def loss_curves(rows: Sequence[LossCurves], names: Sequence[str] = (), title: st
         title: of the figure.
     """
     columns = len(rows[0].panels)
-    figure = Figure(figsize=(3.4 * columns + 0.9, 2.75 * len(rows) + 0.55), layout="constrained")
+    width, height = 3.4 * columns + 1.1, 2.75 * len(rows) + 0.7
+    figure = Figure(figsize=(width, height))
+    # Margins in inches: matplotlib's own layout would take longer than the drawing, and runs wait.
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 1.05 / width, bottom=0.5 / height, top=1 - 0.6 / height,
+        wspace=0.2, hspace=0.12,
+    )  # fmt: skip
     share: Literal["col", "all"] = "col" if rows[0].classes is not None else "all"
     axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=share)
     norm = Normalize(0, max(1, *(int(curves.steps[-1]) for curves in rows)))
@@ -56,7 +62,8 @@ def loss_curves(rows: Sequence[LossCurves], names: Sequence[str] = (), title: st
     for row in range(len(rows)):
         axes[row, 0].set_ylabel(names[row] if row < len(names) else "learned loss")
     mappable = matplotlib.cm.ScalarMappable(norm, COLOURS)
-    figure.colorbar(mappable, ax=axes, label="base step", format=EngFormatter(sep=""), pad=0.01)
+    bar = figure.add_axes((1 - 0.85 / width, 0.5 / height, 0.15 / width, 1 - 1.1 / height))
+    figure.colorbar(mappable, cax=bar, label="base step", format=EngFormatter(sep=""))
     _head(figure, title)
     return figure
 
