@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss import links
+from metaloss.engines.base import Draw
 from metaloss.errors import InputError
-from metaloss.meta_optimizers.base import Draw, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import Batch, Link, Problem, TaskLoss

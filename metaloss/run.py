@@ -15,11 +15,12 @@ import torch
 
 from metaloss import checkpoint
 from metaloss.backbones import BACKBONES
+from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import LearnedLoss, save_loss
 from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
-from metaloss.meta_optimizers.base import Draw, MetaStep
+from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
 from metaloss.state import State
@@ -166,7 +167,7 @@ class Run:
             "metric": objective.metric,
             "test": test,
             "status": status,
-            "skipped_meta_steps": state.skipped,
+            "skipped_meta_steps": int(state.skipped),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
@@ -179,7 +180,8 @@ class Run:
     # --- after each step ---
 
     def _after_step(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
-        self.state.skipped += result.skipped
+        if result.skipped is not None:
+            self.state.skipped = self.state.skipped + result.skipped
         if last or step % self.plan.log_every == 0:
             self._log_step(phase, step, result)
         if self.stop:
@@ -206,7 +208,7 @@ class Run:
                 "learned_loss": learned_loss,
                 **state.latest,
                 "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
-                "skipped": state.skipped,
+                "skipped": int(state.skipped),
             }
         )
         if phase == "train" and not math.isfinite(learned_loss):

@@ -54,7 +54,7 @@ class State:
             plan.initialization.attach(self.learner.problem)
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
-        self.skipped = 0  # meta-steps whose gradient was not finite
+        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
@@ -99,7 +99,7 @@ class State:
             "initialization": self.initializing.state_dict() if self.initializing else {},
             "init_steps": self.init_steps,
             "steps": self.steps,
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
