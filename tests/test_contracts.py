@@ -14,6 +14,8 @@ REPRESENTATION_CASES = {
     "nn": [{}, {"activation": "relu", "output": "softplus", "hidden": (50, 50)}, {"hidden": (8,)},
            {"activation": "tanh"}, {"activation": "softplus", "output": "smooth_leaky_relu"}],
     "taylor": [{"order": 2}, {"order": 3}],
+    "scale_shape": [{}, {"of": "taylor", "settings": {"order": 2}, "limit": 2.0},
+                    {"of": "cross_entropy"}],
 }  # fmt: skip
 OPTIMIZER_CASES = {
     "sgd": [
