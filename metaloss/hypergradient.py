@@ -127,7 +127,7 @@ class SweepRollout(Rollout):
         ):
             loss = problem.learned_loss(problem.model(inputs), labels)
             grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
-            theta_bar, grad_bar, state_bar = step.taken.pullback(grads, v, state_bar)
+            theta_bar, grad_bar, state_bar, _ = step.taken.pullback(grads, v, state_bar)
             through = _grad(grads, [*theta, *problem.phi], grad_bar)
         return _sum(theta_bar, through[: len(theta)]), state_bar, through[len(theta) :]
 
