@@ -17,7 +17,8 @@ from torch.nn.utils.stateless import _reparametrize_module
 from metaloss import seeding
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
-from metaloss.update import KeepState, TakenStep, update_of
+from metaloss.taken_step import KeepState, TakenStep
+from metaloss.update import update_of
 
 Batch = tuple[Tensor, Tensor]
 Link = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -26,6 +26,30 @@ OPTIMIZER_CASES = {
     ],
     "adam": [{}, {"weight_decay": 0.1, "amsgrad": True, "maximize": True}, {"betas": (0.5, 0.6)}],
     "adamw": [{}, {"weight_decay": 0.1, "amsgrad": True, "maximize": True}],
+    "rmsprop": [
+        {},
+        {"eps": 0.1, "weight_decay": 0.1, "maximize": True},
+        {"alpha": 0.9, "eps": 0.1, "centered": True},
+        {"momentum": 0.9, "eps": 0.1, "centered": True, "weight_decay": 0.1, "maximize": True},
+    ],
+    "adagrad": [
+        {},
+        {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.1, "maximize": True},
+    ],
+    "adadelta": [{}, {"rho": 0.5, "eps": 0.1, "weight_decay": 0.1, "maximize": True}],
+    "adamax": [{}, {"betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.1, "maximize": True}],
+    "nadam": [
+        {},
+        {"eps": 0.1, "weight_decay": 0.1, "momentum_decay": 0.1, "maximize": True},
+        {"eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "radam": [
+        {},
+        {"betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.1, "maximize": True},
+        {"eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "asgd": [{}, {"lambd": 0.1, "t0": 2.0, "weight_decay": 0.1, "maximize": True}],
+    "rprop": [{}, {"etas": (0.3, 2.0), "step_sizes": (1e-3, 0.02), "maximize": True}],
 }
 META_CASES = {
     "offline_unrolled": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "inner_steps": 3},

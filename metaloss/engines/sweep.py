@@ -12,6 +12,7 @@ from metaloss import seeding
 from metaloss.engines.base import ENGINES, Cotangent, Rollout, RolloutEngine, add, gradient
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.taken_step import KeepState
 
 
 @ENGINES.register("sweep")
@@ -33,7 +34,8 @@ class SweepRollout(Rollout):
     def __init__(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> None:
         self._problem = problem
         self._meta = meta
-        self._steps = [problem.base_step(batch, keep="derivative") for batch in batches]
+        keep: KeepState = "derivative" if meta.ratios is None else "values"
+        self._steps = [problem.base_step(batch, keep=keep) for batch in batches]
         self.learned_loss = self._steps[-1].learned_loss
 
     def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
@@ -61,8 +63,9 @@ class SweepRollout(Rollout):
         ):
             loss = problem.learned_loss(problem.forward(inputs), labels)
             grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
-            theta_bar, grad_bar, state_bar = step.taken.pullback(grads, v, state_bar)
-            alpha_bar = None
+            theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
+                grads, v, state_bar, self._meta.ratios
+            )
             through = gradient(grads, [*theta, *self._meta.phi], grad_bar)
         direct, phi_share = through[: len(theta)], through[len(theta) :]
         return add(theta_bar, direct), state_bar, phi_share, alpha_bar

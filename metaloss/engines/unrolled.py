@@ -48,7 +48,9 @@ class UnrolledRollout(Rollout):
                 [None if grad is None else grad.detach() for grad in grads], keep="values"
             )
             state = taken.state_before if state is None else state
-            self._theta, state = taken.differentiable(self._theta, grads, state)
+            self._theta, state = taken.differentiable(
+                self._theta, grads, state, self._alpha, meta.ratios
+            )
             self.learned_loss = loss.detach()
 
     def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:

@@ -52,7 +52,7 @@ class ScaleShape(Representation):
 
     def scale(self) -> Tensor:
         """s, shape []."""
-        factor = self.log_factor
+        factor: Tensor = self.log_factor
         if self.limit is not None:
             most = math.log(self.limit)
             factor = most * (factor / most).tanh()
