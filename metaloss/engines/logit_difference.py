@@ -38,7 +38,7 @@ class LogitDifference(RolloutEngine):
         if len(batches) > 1:
             raise ConfigError(
                 "engine = 'logit_difference' goes back through one base step at a time; "
-                f"inner_steps = {len(batches)} needs 'exact', 'unrolled' or 'implicit'"
+                f"inner_steps = {len(batches)} needs 'exact' or 'unrolled'"
             )
         directional = partial(central_difference, relative_step=self.relative_step)
         return OneStepRollout(problem, meta, batches[0], directional, primals=False)
