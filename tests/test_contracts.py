@@ -35,8 +35,11 @@ META_CASES = {
 BACKBONE_CASES = {
     "mlp": [{"hidden": (16, 8)}],
     "lenet5": [{}, {"activation": "tanh", "pooling": "average"}],
-    "allcnn": [{"input_shape": (3, 8, 8)}],
+    "allcnn": [{"input_shape": (3, 8, 8)}, {"input_shape": (3, 24, 24), "pooling": "corner"}],
     "resnet18": [{"input_shape": (3, 8, 8), "outputs": 3}],
+    "squeezenet": [{"input_shape": (3, 8, 8)}],
+    "vgg16": [{"input_shape": (1, 32, 32)}],
+    "wide_resnet": [{"input_shape": (1, 8, 8), "depth": 10, "width": 2, "dropout": 0.3}],
     "timm": [
         {"name": "test_efficientnet", "input_shape": (1, 32, 32)},
         {
