@@ -40,7 +40,7 @@ def few_examples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in FEW:
             patch.setattr(module, name, value)
-        write_all(folder)
+        write_all(folder, patch)
         yield folder
 
 
