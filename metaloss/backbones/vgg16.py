@@ -19,8 +19,6 @@ def vgg16(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     require_image(input_shape, "vgg16", smallest=32)
     features = make_layers(cfgs["D"], batch_norm=True)
     features[0] = nn.Conv2d(input_shape[0], 64, 3, padding=1)
-    model = nn.Sequential(
-        features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs)
-    )
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs))
     kaiming_normal(model)
     return model
