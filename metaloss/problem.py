@@ -170,4 +170,9 @@ class Problem:
         """
         if not theta and not buffers:
             return nullcontext()
-        return _reparametrize_module(self.model, {**buffers, **theta}, tie_weights=True)
+        return _reparametrize_module(
+            self.model,
+            {**buffers, **theta},
+            tie_weights=True,
+            stack_weights=True,  # else a module that the model holds twice would not be put back
+        )

@@ -151,7 +151,7 @@ class Run:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
         from metaloss.analysis import pictures  # matplotlib takes half a second
 
-        state, plan, objective = self.state, self.plan, self.plan.task.objective
+        state, plan, objective = self.state, self.plan, self.state.data.objective
         test = None
         if status == "finished":
             row = self._evaluate("test")
@@ -223,11 +223,9 @@ class Run:
 
     def _evaluate(self, split: str) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
-        inputs, labels = self.state.data.splits[split]
-        if split == "train":
-            count = len(self.state.data.splits["valid"][0])
-            inputs, labels = inputs[:count], labels[:count]
-        numbers = evaluate(self.state.model, (inputs, labels), self.plan.task.objective)
+        data = self.state.data
+        limit = len(data.splits["valid"][0]) if split == "train" else None
+        numbers = evaluate(self.state.model, data, split, limit)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _draw_loss(self) -> None:
@@ -236,7 +234,7 @@ class Run:
             return
         from metaloss.analysis import pictures
 
-        learned = LearnedLoss(self.state.loss, self.plan.task.objective.link)
+        learned = LearnedLoss(self.state.loss, self.state.data.objective.link)
         figure = pictures.loss_figure(learned, self.state.trajectory(), f"step {self.state.steps}")
         self.board.figure("loss/curves", figure, self.state.steps)
 

@@ -40,7 +40,7 @@ class State:
         self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
         self.model = self._draw_model("theta").to(device).train()
         self.loss = None if plan.representation is None else plan.representation.to(device)
-        objective = plan.task.objective
+        objective = self.data.objective
         self.learner = AdaLFL(
             self.model,
             plan.base_optimizer(self.model.parameters()),

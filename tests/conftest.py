@@ -76,5 +76,6 @@ def data_dir(tmp_path_factory):
     from tests.small_data import write_all
 
     folder = tmp_path_factory.mktemp("data")
-    write_all(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        write_all(folder, patch)
+        yield folder

@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
+import scipy.io
+from torchvision import datasets
 
 from metaloss.tasks import california, crime, mnist
 
 
-def write_all(folder: Path) -> None:
-    """Writes every data set that does not ship inside scikit-learn."""
+def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Writes every data set that does not ship inside scikit-learn.
+
+    Args:
+        folder: what --data_dir names.
+        patch: has torchvision expect the md5 sums of what was written.
+    """
     write_mnist(folder)
     write_crime(folder)
     write_california(folder)
+    write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=40)
+    write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=200)
+    write_svhn(folder, patch)
+
+
+def random_images(count: int, classes: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Random pixels, uint8 [count, 3, 32, 32], and labels [count] of all classes; by name."""
+    random = np.random.default_rng(list(name.encode()))
+    labels = random.permutation(np.arange(count) % classes)
+    return random.integers(256, size=(count, 3, 32, 32), dtype=np.uint8), labels
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar(folder, patch, dataset, key, per_file):
+    """Pickled batches of torchvision's CIFAR10 or CIFAR100, `per_file` images in each."""
+    base = folder / dataset.base_folder
+    base.mkdir()
+    for attribute in ("train_list", "test_list"):
+        listed = []
+        for name, _ in getattr(dataset, attribute):
+            images, labels = random_images(per_file, 100 if key == "fine_labels" else 10, name)
+            content = {"data": images.reshape(per_file, -1), key: labels.tolist()}
+            (base / name).write_bytes(pickle.dumps(content))
+            listed.append([name, md5(base / name)])
+        patch.setattr(dataset, attribute, listed)
+    path = base / dataset.meta["filename"]
+    path.write_bytes(pickle.dumps({dataset.meta["key"]: [str(c) for c in range(100)]}))
+    patch.setattr(dataset, "meta", {**dataset.meta, "md5": md5(path)})
+
+
+def write_svhn(folder, patch):
+    """MATLAB files with images [32, 32, 3, n], and 10 for the digit 0."""
+    files = {}
+    for split, (url, name, _) in datasets.SVHN.split_list.items():
+        images, labels = random_images(100, 10, name)
+        labels = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
+        content = {"X": images.transpose(2, 3, 1, 0), "y": labels}
+        scipy.io.savemat(folder / name, content)
+        files[split] = [url, name, md5(folder / name)]
+    patch.setattr(datasets.SVHN, "split_list", files)
 
 
 def write_mnist(folder: Path) -> None:

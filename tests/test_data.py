@@ -15,7 +15,7 @@ from metaloss import TASKS, seeding
 from metaloss.errors import ConfigError, DataError
 from metaloss.evaluation import evaluate
 from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks.base import draw_indices, hold_out
+from metaloss.tasks.base import Data, draw_indices, hold_out
 from metaloss.tasks.mnist import read_idx
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
@@ -157,10 +157,12 @@ def test_evaluation_by_hand():
     """Outputs 1, 2 against labels 1, 4: squared errors 0 and 4."""
     model = torch.nn.Dropout(0.9)  # the identity in eval mode
     split = (torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
-    assert evaluate(model, split, REGRESSION) == {"loss": 2.0, "mse": 2.0}
+    data = Data({"valid": split}, 1, REGRESSION)
+    assert evaluate(model, data, "valid") == {"loss": 2.0, "mse": 2.0}
+    assert evaluate(model, data, "valid", limit=1) == {"loss": 0.0, "mse": 0.0}
     assert model.training
     logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
-    result = evaluate(model, (logits, torch.tensor([0, 1, 1, 0])), CLASSIFICATION)
-    assert result["error_rate"] == 0.25
-    nan = evaluate(model, (logits * torch.nan, torch.tensor([0, 1, 1, 0])), CLASSIFICATION)
-    assert np.isnan(nan["error_rate"])
+    labels = torch.tensor([0, 1, 1, 0])
+    data = Data({"one": (logits, labels), "nan": (logits * torch.nan, labels)}, 2, CLASSIFICATION)
+    assert evaluate(model, data, "one")["error_rate"] == 0.25
+    assert np.isnan(evaluate(model, data, "nan")["error_rate"])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from metaloss.errors import DataError
-from metaloss.objective import CLASSIFICATION
 from metaloss.problem import Batch
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
 
@@ -25,8 +24,6 @@ class MNIST(Task):
 
     The official test split; a stratified 10 % of the training images is drawn for validation.
     """
-
-    objective = CLASSIFICATION
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         folder = data_dir / "MNIST" / "raw"

@@ -37,9 +37,15 @@ def check_task(task: Task, data_dir: Path) -> None:
         # Data sets hold a few examples twice; splits that overlap share many.
         shared = len(rows[a] & rows[b]) / len(rows[b])
         require(shared < 0.02, f"{a} and {b} share {shared:.0%} of their examples")
-    x, y = data.draw("train", task.batch_size, torch.Generator().manual_seed(0))
+    (x, y), (same_x, same_y) = (
+        data.draw("train", task.batch_size, torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    require(x.equal(same_x) and y.equal(same_y), "equal generators draw other batches")
+    require(x.isfinite().all() and x.is_floating_point(), "inputs are no finite numbers")
+    require(x.shape[1:] == data.input_shape, f"inputs {list(x.shape[1:])}, not {data.input_shape}")
     outputs = torch.randn(len(x), data.outputs)
-    prediction, target = task.objective.link(outputs, y)
+    objective = data.objective
+    prediction, target = objective.link(outputs, y)
     require(prediction.shape == target.shape == outputs.shape, "the link changes the shape")
-    require(task.objective.loss(outputs, y).ndim == 0, "the task loss is no scalar")
-    require(task.objective.errors(outputs, y).shape == (len(x),), "the metric is not per example")
+    require(objective.loss(outputs, y).ndim == 0, "the task loss is no scalar")
+    require(objective.errors(outputs, y).shape == (len(x),), "the metric is not per example")
