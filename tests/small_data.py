@@ -25,6 +25,11 @@ def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
     write_mnist(folder)
     write_crime(folder)
     write_california(folder)
+    write_official(folder, patch)
+
+
+def write_official(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Writes the data sets whose md5 sums are checked."""
     write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=40)
     write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=200)
     write_svhn(folder, patch)
