@@ -22,7 +22,8 @@ def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
         folder: what --data_dir names.
         patch: has torchvision expect the md5 sums of what was written.
     """
-    write_mnist(folder)
+    for dataset in ("MNIST", "FashionMNIST", "KMNIST"):
+        write_mnist(folder, dataset)
     write_crime(folder)
     write_california(folder)
     write_official(folder, patch)
@@ -75,8 +76,8 @@ def write_svhn(folder, patch):
     patch.setattr(datasets.SVHN, "split_list", files)
 
 
-def write_mnist(folder: Path) -> None:
-    raw = folder / "MNIST" / "raw"
+def write_mnist(folder: Path, dataset: str) -> None:
+    raw = folder / dataset / "raw"
     raw.mkdir(parents=True)
     for split, (prefix, count) in mnist.FILES.items():
         random = np.random.default_rng(len(split))

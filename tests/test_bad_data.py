@@ -71,6 +71,18 @@ def test_a_damaged_table_names_the_file_and_the_line(refused, tmp_path, file, co
     assert message == f"{path}: {DAMAGE[file][content]}"
 
 
+@pytest.mark.parametrize(("task", "dataset"), [("fashion_mnist", "FashionMNIST"),
+                                                ("kmnist", "KMNIST")])  # fmt: skip
+def test_mnists_kin_have_folders_of_their_own(refused, tmp_path, offline, task, dataset):
+    folder = tmp_path / dataset / "raw"
+    folder.mkdir(parents=True)
+    message = refused(f"--gin_param=Runner.task = @tasks.{task}()", f"--data_dir={tmp_path}")
+    assert message.startswith(f"no file {folder / 'train-images-idx3-ubyte.gz'}, and ")
+    assert message.endswith(
+        f"put {dataset}'s four *-ubyte.gz files into {folder}, or set --data_dir"
+    )
+
+
 ARCHIVES = {
     "cifar10": "cifar-10-batches-py/data_batch_3",
     "cifar100": "cifar-100-python/train",

@@ -78,8 +78,8 @@ def test_backbone(name, arguments):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task(name, data_dir):
-    testing.check_task(TASKS[name](), data_dir)
+def test_task(name, few_examples):
+    testing.check_task(TASKS[name](), few_examples)
 
 
 def test_parameter_counts():

@@ -6,8 +6,6 @@ import pytest
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
-from metaloss.tasks import california, crime, mnist
-from tests.small_data import write_all
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
@@ -24,24 +22,6 @@ TINY = {
     **{f"tasks.{name}.batch_size": 8 for name in ("california", "crime", "diabetes", "digits")},
     "tasks.mnist.batch_size": 8,
 }
-
-
-FEW = (
-    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
-    (california, "ROWS", 50),
-    (crime, "ROWS", 50),
-)
-
-
-@pytest.fixture(scope="module")
-def few_examples(tmp_path_factory):
-    """Data sets of 50 examples, and loaders that expect as many; -> their folder."""
-    folder = tmp_path_factory.mktemp("few")
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in FEW:
-            patch.setattr(module, name, value)
-        write_all(folder, patch)
-        yield folder
 
 
 @pytest.fixture
