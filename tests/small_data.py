@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 from torchvision import datasets
 
 from metaloss.tasks import california, crime, mnist
@@ -27,6 +28,7 @@ def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
     write_crime(folder)
     write_california(folder)
     write_official(folder, patch)
+    write_own(folder)
 
 
 def write_official(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -109,3 +111,25 @@ def write_california(folder: Path) -> None:
     path.parent.mkdir()
     table = np.random.default_rng(0).random((california.ROWS, california.FIELDS)) + 1
     np.savetxt(path, table, fmt="%.4f", delimiter=",")
+
+
+def write_own(folder):
+    """What gin_configs/own_data names."""
+    images, labels = random_images(80, 10, "own")
+    splits = {"train": slice(40), "test": slice(40, 60), "heldout": slice(60, 80)}
+    arrays = {f"x_{name}": images[part].transpose(0, 2, 3, 1) for name, part in splits.items()}
+    arrays |= {f"y_{name}": labels[part] for name, part in splits.items()}
+    np.savez(folder / "cifar10_subset.npz", **arrays)
+
+    for i, image in enumerate(images[:60]):
+        path = folder / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)[:, : 24 + i % 8]).save(path)
+
+    random = np.random.default_rng(0)
+    lines = ["id,area,rooms,heating,price"]
+    for i in range(60):
+        area = "?" if i % 20 == 3 else f"{random.uniform(30, 200):.1f}"
+        heating = random.choice(["gas", "oil", "electric", ""])
+        lines.append(f"{i},{area},{random.integers(1, 8)},{heating},{random.integers(50, 900)}000")
+    (folder / "houses.csv").write_text("\n".join(lines) + "\n")

@@ -20,7 +20,7 @@ TINY = {
     "meta_optimizers.offline_unrolled.steps": 2,
     "offline/meta_optimizers.meta_lr.steps": 2,
     **{f"tasks.{name}.batch_size": 8 for name in ("california", "crime", "diabetes", "digits")},
-    "tasks.mnist.batch_size": 8,
+    **{f"tasks.{name}.batch_size": 8 for name in ("mnist", "arrays", "table", "image_folder")},
 }
 
 
