@@ -4,18 +4,16 @@ import json
 import re
 
 import pytest
-from torchvision import datasets
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
-from metaloss.tasks import california, crime, mnist
-from tests import small_data
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
-TABLES = ("california", "crime", "diabetes", "digits", "mnist")
+OWN_DATA = [file for file in FILES if file.startswith("own_data/")]
+TABLES = ("california", "crime", "diabetes", "digits", "mnist", "arrays", "table", "image_folder")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn")
 TINY = {
     "Runner.steps": 2,
@@ -26,27 +24,6 @@ TINY = {
     **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},
 }
 NARROW = {"backbones.wide_resnet.depth": 10, "backbones.wide_resnet.width": 1}
-FEW = (
-    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
-    (california, "ROWS", 50),
-    (crime, "ROWS", 50),
-)
-
-
-@pytest.fixture(scope="module")
-def few_examples(tmp_path_factory):
-    """Data sets of some dozens of examples, and loaders that expect as many; -> their folder."""
-    folder = tmp_path_factory.mktemp("few")
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in FEW:
-            patch.setattr(module, name, value)
-        small_data.write_mnist(folder)
-        small_data.write_crime(folder)
-        small_data.write_california(folder)
-        small_data.write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=4)
-        small_data.write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=20)
-        small_data.write_svhn(folder, patch)
-        yield folder
 
 
 @pytest.fixture
@@ -113,8 +90,9 @@ def test_every_ablation_runs(run, ablation):
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
 
 
-def test_the_quickstart_runs(run):
-    assert run(["quickstart.gin"])["status"] == "finished"
+@pytest.mark.parametrize("file", ["quickstart.gin", *OWN_DATA])
+def test_a_file_that_is_complete_runs(run, file):
+    assert run([file])["status"] == "finished"
 
 
 def files_of(file):
