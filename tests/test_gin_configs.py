@@ -19,6 +19,7 @@ TABLES = ("california", "crime", "diabetes", "digits", "mnist")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn")
 TINY = {
     "Runner.steps": 2,
+    "Runner.figures": 1,
     "backbones.mlp.hidden": (4,),
     "meta_optimizers.offline_unrolled.steps": 2,
     "offline/meta_optimizers.meta_lr.steps": 2,
