@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"]
+PARQUET = ["pyarrow>=14"]
+TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", *PARQUET]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 
 setup(
@@ -21,7 +22,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision",
-        "timm>=1.0",
+        "timm>=1.0.10",
         "gin-config>=0.5,<0.6",
         "tensorboard>=2.21",
         "einops>=0.8",
@@ -31,6 +32,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "parquet": PARQUET,
         "test": TESTS,
         "benchmark": BENCHMARK,
         "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],

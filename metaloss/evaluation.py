@@ -1,11 +1,12 @@
-"""Evaluation: loss and metric of a model on a split."""
+"""Evaluation: loss and metrics of a model on a split."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaloss.tasks.base import Data
 
@@ -16,7 +17,7 @@ CHUNK = 1000  #: examples at once; the result does not depend on it but for roun
 def evaluate(
     model: nn.Module, data: Data, split: str, limit: int | None = None
 ) -> dict[str, float]:
-    """Mean task loss and metric over a split, in eval mode; the model's mode is put back.
+    """Means over a split, in eval mode; the model's mode is put back.
 
     Args:
         model: maps inputs to outputs.
@@ -25,16 +26,34 @@ def evaluate(
         limit: take the first so many examples; None: all.
 
     Returns:
-        "loss" and the objective's metric; NaN where the model's outputs are.
+        "loss" (the task loss) and the objective's metric; where the target has a unit of its own,
+        "rmse" and "mae" in it. NaN where the model's outputs are.
     """
-    objective, training = data.objective, model.training
+    training = model.training
     model.eval()
-    count, loss, error = 0, 0.0, 0.0
-    for x, y in data.in_order(split, CHUNK, limit):
-        outputs = model(x)
-        count += len(x)
-        loss += objective.loss(outputs, y).item() * len(x)
-        errors = objective.errors(outputs, y).double().sum().item()
-        error += errors if outputs.isfinite().all() else math.nan
+    count, totals = 0, defaultdict[str, float](float)
+    for inputs, labels in data.in_order(split, CHUNK, limit):
+        outputs = model(inputs)
+        finite = bool(outputs.isfinite().all())
+        count += len(labels)
+        for name, total in _totals(outputs, labels, data).items():
+            totals[name] += total.item() if finite else math.nan
     model.train(training)
-    return {"loss": loss / count, objective.metric: error / count}
+    means = {name: total / count for name, total in totals.items()}
+    if "rmse" in means:
+        means["rmse"] = math.sqrt(means["rmse"])
+    return means
+
+
+def _totals(outputs: Tensor, labels: Tensor, data: Data) -> dict[str, Tensor]:
+    """Sums over a batch, of the squares for "rmse"."""
+    objective = data.objective
+    totals = {
+        "loss": objective.loss(outputs, labels).double() * len(labels),
+        objective.metric: objective.errors(outputs, labels).double().sum(),
+    }
+    if data.unit is not None:
+        errors = (outputs - labels).double() * data.unit
+        totals["rmse"] = errors.square().mean(-1).sum()
+        totals["mae"] = errors.abs().mean(-1).sum()
+    return totals

@@ -147,11 +147,12 @@ class Run:
         from metaloss.analysis import pictures  # matplotlib takes half a second
 
         state, plan, objective = self.state, self.plan, self.state.data.objective
-        test = None
+        test, test_metrics = None, None
         if status == "finished":
             row = self._evaluate("test")
             self._log(row)
             test = row[objective.metric]
+            test_metrics = {k: _finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = {
             "task": TASKS.name_of(plan.task),
             "backbone": BACKBONES.name_of(plan.backbone),
@@ -161,6 +162,7 @@ class Run:
             "init_steps": state.init_steps,
             "metric": objective.metric,
             "test": test,
+            "test_metrics": test_metrics,
             "status": status,
             "skipped_meta_steps": state.skipped,
             "seconds": round(self._seconds(), 3),

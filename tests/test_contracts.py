@@ -49,6 +49,14 @@ BACKBONE_CASES = {
         },
     ],
 }
+TASK_CASES = {
+    "arrays": [{"path": "cifar10_subset.npz", "padding": 2, "flip": True}],
+    "table": [
+        {"path": "houses.csv", "target": "price", "kind": "regression", "ignore": ("id",)},
+        {"path": "houses.csv", "target": "rooms", "kind": "classification", "valid_fraction": 0.2},
+    ],
+    "image_folder": [{"path": "pictures", "size": 16}],
+}
 
 
 def cases(registry, known):
@@ -80,9 +88,9 @@ def test_backbone(name, arguments):
     testing.check_backbone(BACKBONES[name], **arguments)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_task(name, data_dir):
-    testing.check_task(TASKS[name](), data_dir)
+@pytest.mark.parametrize(("name", "arguments"), cases(TASKS, TASK_CASES))
+def test_task(name, arguments, few_examples):
+    testing.check_task(TASKS[name](**arguments), few_examples)
 
 
 def test_parameter_counts():

@@ -64,8 +64,9 @@ def test_holding_out_of_values_is_not_stratified():
     assert not set(kept.tolist()) & set(held.tolist())
 
 
-def test_mnist_has_the_papers_split(data_dir):
-    data = TASKS["mnist"]().load(data_dir, generator())
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_mnist_and_its_kin_have_the_papers_split(name, data_dir):
+    data = TASKS[name]().load(data_dir, generator())
     sizes = {name: len(x) for name, (x, _) in data.splits.items()}
     assert sizes == {"train": 54_000, "valid": 6_000, "test": 10_000}
     assert data.input_shape == (1, 28, 28) and data.outputs == 10

@@ -4,50 +4,27 @@ import json
 import re
 
 import pytest
-from torchvision import datasets
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
-from metaloss.tasks import california, crime, mnist
-from tests import small_data
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
-TABLES = ("california", "crime", "diabetes", "digits", "mnist")
-PHOTOGRAPHS = ("cifar10", "cifar100", "svhn")
+OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
+SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
+PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
 TINY = {
     "Runner.steps": 2,
     "Runner.figures": 1,
     "backbones.mlp.hidden": (4,),
     "meta_optimizers.offline_unrolled.steps": 2,
     "offline/meta_optimizers.meta_lr.steps": 2,
-    **{f"tasks.{name}.batch_size": 8 for name in TABLES},
+    **{f"tasks.{name}.batch_size": 8 for name in SMALL},
     **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},
 }
 NARROW = {"backbones.wide_resnet.depth": 10, "backbones.wide_resnet.width": 1}
-FEW = (
-    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
-    (california, "ROWS", 50),
-    (crime, "ROWS", 50),
-)
-
-
-@pytest.fixture(scope="module")
-def few_examples(tmp_path_factory):
-    """Data sets of some dozens of examples, and loaders that expect as many; -> their folder."""
-    folder = tmp_path_factory.mktemp("few")
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in FEW:
-            patch.setattr(module, name, value)
-        small_data.write_mnist(folder)
-        small_data.write_crime(folder)
-        small_data.write_california(folder)
-        small_data.write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=4)
-        small_data.write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=20)
-        small_data.write_svhn(folder, patch)
-        yield folder
 
 
 @pytest.fixture
@@ -112,6 +89,11 @@ def test_every_ablation_runs(run, ablation):
     assert result["status"] == "finished"
     names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("file", OWN_DATA)
+def test_every_example_of_own_data_runs(run, file):
+    assert run([f"own_data/{file}", "methods/baseline.gin"])["status"] == "finished"
 
 
 def test_the_quickstart_runs(run):

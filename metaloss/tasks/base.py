@@ -27,7 +27,8 @@ class Data:
     splits: dict[str, Batch]  #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...])
     outputs: int  #: C: classes, or target columns
     objective: Objective  #: task loss, link and metric
-    images: Images | None = None  #: how images kept as bytes become inputs; None: they are inputs
+    images: Images | None = None  #: how stored images become inputs; None: what is stored is input
+    unit: Tensor | None = None  #: one of each target column in the target's own unit, [outputs]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -56,7 +57,8 @@ class Data:
         """The same data on a device."""
         splits = {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()}
         images = None if self.images is None else self.images.to(device)
-        return replace(self, splits=splits, images=images)
+        unit = None if self.unit is None else self.unit.to(device)
+        return replace(self, splits=splits, images=images, unit=unit)
 
 
 class Task(ABC):
@@ -124,6 +126,18 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
     return order[count:].sort().values, order[:count].sort().values
 
 
+def with_validation(
+    splits: dict[str, Batch], fraction: float, generator: torch.Generator
+) -> dict[str, Batch]:
+    """The splits, of which "valid" is held out of "train" if it is not given."""
+    if "valid" in splits:
+        return splits
+    inputs, labels = splits["train"]
+    kept, held = hold_out(labels, fraction, generator)
+    parts = {"train": (inputs[kept], labels[kept]), "valid": (inputs[held], labels[held])}
+    return {**splits, **parts}
+
+
 def regression_data(
     inputs: np.ndarray, target: np.ndarray, valid_fraction: float, generator: torch.Generator
 ) -> Data:
@@ -139,7 +153,8 @@ def regression_data(
     """
     from sklearn.model_selection import train_test_split
 
-    scaled = (target - target.min()) / (target.max() - target.min())
+    unit = target.max() - target.min()
+    scaled = (target - target.min()) / unit
     x, y = torch.from_numpy(inputs).double(), torch.from_numpy(scaled).double()[:, None]
     rest, test = (
         torch.from_numpy(rows)
@@ -151,7 +166,7 @@ def regression_data(
     x = (x - mean) / deviation.where(deviation > 0, 1.0)
     rows = {"train": train, "valid": valid, "test": test}
     splits = {name: (x[index].float(), y[index].float()) for name, index in rows.items()}
-    return Data(splits, outputs=1, objective=REGRESSION)
+    return Data(splits, outputs=1, objective=REGRESSION, unit=torch.tensor([unit]))
 
 
 def image_classification_data(
@@ -163,13 +178,7 @@ def image_classification_data(
     images: Images | None = None,
 ) -> Data:
     """Images with an official test split; a stratified part of the rest is held out."""
-    inputs, labels = train
-    kept, held = hold_out(labels, valid_fraction, generator)
-    splits = {
-        "train": (inputs[kept], labels[kept]),
-        "valid": (inputs[held], labels[held]),
-        "test": test,
-    }
+    splits = with_validation({"train": train, "test": test}, valid_fraction, generator)
     return Data(splits, classes, CLASSIFICATION, images)
 
 

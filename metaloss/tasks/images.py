@@ -1,7 +1,8 @@
-"""Images kept as bytes: normalised and augmented a batch at a time, on their own device."""
+"""Images as they are stored: normalised and augmented a batch at a time, on their own device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Images:
-    """How stored images, uint8 [n, channels, height, width], become a model's inputs.
+    """How stored images [n, channels, height, width], bytes or floats, become a model's inputs.
 
     In torchvision's terms and order `RandomCrop(size, padding)`, `RandomHorizontalFlip()`,
     `ToTensor()`, `Normalize(mean, deviation)`, so that what is padded is black; but for a batch at
     once, with every example's own offsets and flip, on the device that holds the images.
 
     Attributes:
-        mean, deviation: of the training pixels in [0, 1], by channel; [channels, 1, 1].
+        mean, deviation: of the training pixels by channel, [channels, 1, 1]; of bytes, in [0, 1].
         padding: pixels of black around an image before a window of its size is cut out; 0: no crop.
         flip: mirror every other image, left to right.
     """
@@ -30,10 +31,11 @@ class Images:
 
     def prepare(self, stored: Tensor) -> Tensor:
         """Normalised float32, without augmentation: what evaluation sees."""
-        return (stored.float() / 255 - self.mean) / self.deviation
+        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored
+        return (pixels - self.mean) / self.deviation
 
     def augment(self, stored: Tensor, generator: torch.Generator) -> Tensor:
-        """A random window and side of each image, still uint8; equal for equal generator states.
+        """A random window and side of each stored image; equal for equal generator states.
 
         All (2 · padding + 1)² windows are equally likely. The generator is the CPU's, wherever the
         images are, and is left alone where there is nothing to draw.
@@ -58,6 +60,23 @@ class Images:
     def to(self, device: torch.device) -> Images:
         """The same for images on a device."""
         return replace(self, mean=self.mean.to(device), deviation=self.deviation.to(device))
+
+
+def mean_and_deviation(stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pixels by channel, [channels, 1, 1]; of bytes, in [0, 1].
+
+    In double precision, a few images at a time. The deviation of a constant channel is 1.
+    """
+    scale = 255 if stored.dtype == torch.uint8 else 1
+    count = stored.numel() / stored.shape[1]
+
+    def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
+        sums = [function(part.double() / scale).sum((0, 2, 3)) for part in stored.split(1000)]
+        return torch.stack(sums).sum(0)[:, None, None] / count
+
+    center = mean(lambda pixels: pixels)
+    deviation = mean(lambda pixels: (pixels - center).square()).sqrt()
+    return center.float(), deviation.where(deviation > 0, 1.0).float()
 
 
 def by_channel(values: tuple[float, ...]) -> Tensor:
