@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
-from metaloss.hypergradient import roll_out
+from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
 
 OPTIMIZERS = {
@@ -186,13 +187,13 @@ def meta_gradient(problem: Problem, batches: list[Batch], warm: int, engine: str
     for batch in train[:warm]:
         problem.base_step(batch)
     torch.manual_seed(2)
-    rollout = roll_out(problem, train[warm:], engine)
-    _, v = problem.task_gradient(valid)
-    gradient = rollout.pullback(v)
+    found = ENGINES[engine]().hypergradient(
+        problem, MetaParameters(problem), train[warm:], lambda: valid
+    )
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(problem.phi, gradient, strict=True)
+            for p, g in zip(problem.phi, found.phi, strict=True)
         ]
     )
 
@@ -376,11 +377,13 @@ def test_closed_form_on_a_scalar():
     problem = Problem(
         model, torch.optim.SGD(model.parameters(), lr=0.1), Scaled(), F.mse_loss, links.values
     )
-    rollout = roll_out(problem, [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))], "exact")
+    batch = (torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+    objective = (torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    found = ENGINES["exact"]().hypergradient(
+        problem, MetaParameters(problem), [batch], lambda: objective
+    )
     assert model.weight.item() == pytest.approx(-0.2)
-    _, v = problem.task_gradient((torch.tensor([[1.0]]), torch.tensor([[2.0]])))
-    (gradient,) = rollout.pullback(v)
-    assert gradient.item() == pytest.approx(1.76)
+    assert found.phi[0].item() == pytest.approx(1.76)
 
 
 def test_parameter_groups_and_frozen_parameters():

@@ -1,0 +1,91 @@
+"""RMSprop (Hinton, 2012, lecture 6e), centered (Graves, 2013, eqs. 38-41), with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from metaloss import checks
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.base_optimizers.quotient import QuotientUpdate, effective_gradient, root, roots
+from metaloss.update import GroupStep, Hyperparameters, State, certify
+
+
+@BASE_OPTIMIZERS.register("rmsprop")
+def rmsprop(
+    parameters: Iterable[Tensor],
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+) -> torch.optim.RMSprop:
+    """RMSprop, centered and with momentum if asked for (torch.optim.RMSprop)."""
+    checks.number(lr, "base_optimizers.rmsprop.lr")
+    return torch.optim.RMSprop(
+        parameters,
+        lr=lr,
+        alpha=alpha,
+        eps=eps,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        centered=centered,
+        maximize=maximize,
+    )
+
+
+@certify(torch.optim.RMSprop)
+class RMSpropUpdate(QuotientUpdate):
+    """q' = αq + (1-α)g̃²;  b' = μb + g̃/(√q' + ε);  θ' = θ - lr·b'.
+
+    g̃ = ±g + λθ. Centered, q' - a'² stands for q', with a' = αa + (1-α)g̃.
+    """
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
+    ) -> tuple[Tensor, State]:
+        alpha = hyper["alpha"]
+        grad = effective_gradient(theta, grad, hyper)
+        square = alpha * state.get("square_avg", 0.0) + (1 - alpha) * grad * grad
+        after = {"step": state.get("step", 0.0) + 1, "square_avg": square}
+        if hyper["centered"]:
+            mean = after["grad_avg"] = alpha * state.get("grad_avg", 0.0) + (1 - alpha) * grad
+            square = square - mean * mean
+        descent = grad / (root(square) + hyper["eps"])
+        if hyper["momentum"] > 0:
+            descent = hyper["momentum"] * state.get("momentum_buffer", 0.0) + descent
+            after["momentum_buffer"] = descent
+        return theta - hyper["lr"] * descent, after
+
+    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
+        return grad, [1.0] * len(grad)
+
+    def denominator(self, step: GroupStep) -> list[Tensor]:
+        return list(torch._foreach_add(self._roots(step), step.hyper["eps"]))
+
+    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
+        slope = torch._foreach_mul(grad, 1 - step.hyper["alpha"])
+        if step.hyper["centered"]:
+            means = [state["grad_avg"] for state in step.state]
+            torch._foreach_sub_(slope, means, alpha=1 - step.hyper["alpha"])
+        torch._foreach_div_(slope, self._roots(step))
+        return list(slope)
+
+    def factor(self, step: GroupStep) -> list[float]:
+        return [1.0] * len(step.theta)
+
+    def direction(self, step: GroupStep) -> list[Tensor | None]:
+        if step.hyper["momentum"] > 0:
+            return list(torch._foreach_neg([state["momentum_buffer"] for state in step.state]))
+        return super().direction(step)
+
+    def _roots(self, step: GroupStep) -> list[Tensor]:
+        squares = [state["square_avg"] for state in step.state]
+        if step.hyper["centered"]:
+            means = [state["grad_avg"] for state in step.state]
+            squares = list(torch._foreach_addcmul(squares, means, means, value=-1))
+        return roots(squares)
