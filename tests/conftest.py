@@ -74,15 +74,14 @@ def refused(train, tmp_path):
 def few_examples(tmp_path_factory):
     """Data sets of some dozens of examples, and loaders that expect as many; -> their folder."""
     from metaloss.tasks import california, crime, mnist
-    from tests.small_data import write_official, write_plain
+    from tests.small_data import write_all
 
     folder = tmp_path_factory.mktemp("few")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)})
         patch.setattr(california, "ROWS", 50)
         patch.setattr(crime, "ROWS", 50)
-        write_plain(folder)
-        write_official(folder, patch, cifar10=4, cifar100=20)
+        write_all(folder, patch, photographs=5)
         yield folder
 
 

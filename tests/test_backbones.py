@@ -96,17 +96,10 @@ def test_allcnn_averages_batch_normalised_maps(pooling):
     """No ReLU before the average, nor before the dropouts; of the corner, 6x6 of the 8x8."""
     model = BACKBONES["allcnn"](PHOTOGRAPH, 10, pooling=pooling)
     kinds = [type(layer).__name__ for layer in model]
-    block = ["Conv2d", "BatchNorm2d"]
-    assert (
-        kinds[:-2]
-        == 2 * (2 * [*block, "ReLU"] + [*block, "Dropout"])
-        + 2
-        * [
-            *block,
-            "ReLU",
-        ]
-        + block
-    )
+    normalised = ["Conv2d", "BatchNorm2d"]
+    rectified = [*normalised, "ReLU"]
+    stage = [*rectified, *rectified, *normalised, "Dropout"]
+    assert kinds[:-2] == [*stage, *stage, *rectified, *rectified, *normalised]
     maps = model.eval()[:-2](torch.randn(2, *PHOTOGRAPH))
     assert maps.shape == (2, 10, 8, 8)
     assert maps.min() < 0

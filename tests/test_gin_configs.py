@@ -12,15 +12,16 @@ TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
-OWN_DATA = [file for file in FILES if file.startswith("own_data/")]
-TABLES = ("california", "crime", "diabetes", "digits", "mnist", "arrays", "table", "image_folder")
-PHOTOGRAPHS = ("cifar10", "cifar100", "svhn")
+OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
+SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
+PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
 TINY = {
     "Runner.steps": 2,
+    "Runner.figures": 1,
     "backbones.mlp.hidden": (4,),
     "meta_optimizers.offline_unrolled.steps": 2,
     "offline/meta_optimizers.meta_lr.steps": 2,
-    **{f"tasks.{name}.batch_size": 8 for name in TABLES},
+    **{f"tasks.{name}.batch_size": 8 for name in SMALL},
     **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},
 }
 NARROW = {"backbones.wide_resnet.depth": 10, "backbones.wide_resnet.width": 1}
@@ -90,9 +91,13 @@ def test_every_ablation_runs(run, ablation):
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
 
 
-@pytest.mark.parametrize("file", ["quickstart.gin", *OWN_DATA])
-def test_a_file_that_is_complete_runs(run, file):
-    assert run([file])["status"] == "finished"
+@pytest.mark.parametrize("file", OWN_DATA)
+def test_every_example_of_own_data_runs(run, file):
+    assert run([f"own_data/{file}", "methods/baseline.gin"])["status"] == "finished"
+
+
+def test_the_quickstart_runs(run):
+    assert run(["quickstart.gin"])["status"] == "finished"
 
 
 def files_of(file):

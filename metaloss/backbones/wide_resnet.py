@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from metaloss import checks
@@ -36,7 +38,7 @@ def wide_resnet(
     checks.integer(depth, "backbones.wide_resnet.depth", minimum=10)
     if depth % 6 != 4:
         raise ConfigError(f"backbones.wide_resnet.depth = {depth}: give 6 n + 4, such as 16 or 28")
-    model = timm.create_model(
+    model: Any = timm.create_model(
         "resnetv2_18", layers=3 * (depth // 6,), channels=(16 * width, 32 * width, 64 * width),
         stem_chs=16, num_classes=outputs,
     )  # fmt: skip
