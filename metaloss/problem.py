@@ -17,6 +17,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from metaloss import seeding
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
+from metaloss.reentrant import refusing_reentrant_checkpoints
 from metaloss.taken_step import KeepState, TakenStep
 from metaloss.update import update_of
 
@@ -100,6 +101,7 @@ class Problem:
         )
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
+        self._stepped = False  # whether a base step has shown that the model can be followed
 
     def forward(self, inputs: Tensor) -> Tensor:
         """f_θ(x): outputs [batch, C]."""
@@ -129,17 +131,23 @@ class Problem:
             loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the pass.
             keep_primals: keep the intermediate values that a forward-mode pass can reuse.
             keep: how much of the optimizer's state before the step to keep.
+
+        Raises:
+            UnsupportedModelError: the model has reentrant activation checkpoints, or gradients that
+                are sparse.
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
         buffers = self.copy_buffers() if loss_graph or keep != "nothing" else {}
         primals = KeepPrimals()
-        with primals if keep_primals else nullcontext():
-            outputs = self.forward(inputs)
-        free = outputs.detach().requires_grad_()
-        loss = self.learned_loss(free, labels)
-        (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
-        grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+        with nullcontext() if self._stepped else refusing_reentrant_checkpoints():
+            with primals if keep_primals else nullcontext():
+                outputs = self.forward(inputs)
+            free = outputs.detach().requires_grad_()
+            loss = self.learned_loss(free, labels)
+            (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
+            grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+        self._stepped = True
         taken = self.take_step(grads, keep)
         return BaseStep(batch, loss.detach(), slope, taken, primals, buffers, random_state)
 

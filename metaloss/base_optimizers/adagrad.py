@@ -9,7 +9,15 @@ from torch import Tensor
 
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
-from metaloss.base_optimizers.quotient import QuotientUpdate, effective_gradient, root, roots, times
+from metaloss.base_optimizers.quotient import (
+    Quotient,
+    QuotientUpdate,
+    effective_gradient,
+    means,
+    root,
+    roots,
+    times,
+)
 from metaloss.update import GroupStep, Hyperparameters, State, certify
 
 
@@ -58,16 +66,14 @@ class AdagradUpdate(QuotientUpdate):
         start = torch.full_like(theta, hyper["initial_accumulator_value"], requires_grad=False)
         return {"step": time, "sum": start}
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        return grad, [1.0] * len(grad)
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        values = roots([state["sum"] for state in step.state])
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        values = roots(means(step, "sum"))
+        slope = list(torch._foreach_div(grad, values))
         torch._foreach_add_(values, step.hyper["eps"])
-        return values
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        return list(torch._foreach_div(grad, roots([state["sum"] for state in step.state])))
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1 / (1 + (time - 1) * step.hyper["lr_decay"]) for time in times(step)]
+        return Quotient(
+            factor=[1 / (1 + (t - 1) * step.hyper["lr_decay"]) for t in times(step)],
+            numerator=grad,
+            numerator_slope=[1.0] * len(grad),
+            denominator=values,
+            denominator_slope=slope,
+        )

@@ -10,8 +10,10 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.base_optimizers.quotient import (
+    Quotient,
     QuotientUpdate,
     effective_gradient,
+    means,
     root,
     roots,
     shrunk,
@@ -66,31 +68,22 @@ class AdamUpdate(QuotientUpdate):
         lr = hyper["lr"] / (1 - beta1**time)
         return shrunk(theta, hyper) - lr * moment / denominator, after
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        later = 1 - step.hyper["betas"][0]
-        return [state["exp_avg"] for state in step.state], [later] * len(grad)
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        values = self._roots(step)
-        beta2 = step.hyper["betas"][1]
-        torch._foreach_mul_(values, [(1 - beta2**time) ** -0.5 for time in times(step)])
-        torch._foreach_add_(values, step.hyper["eps"])
-        return values
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        beta2 = step.hyper["betas"][1]
-        slope = list(torch._foreach_div(grad, self._roots(step)))
-        torch._foreach_mul_(
-            slope, [(1 - beta2) * (1 - beta2**time) ** -0.5 for time in times(step)]
-        )
-        if step.hyper["amsgrad"]:  # g has no part in an older maximum
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        beta1, beta2 = step.hyper["betas"]
+        time = times(step)
+        bias2 = [(1 - beta2**t) ** 0.5 for t in time]
+        amsgrad = step.hyper["amsgrad"]
+        values = roots(means(step, "max_exp_avg_sq" if amsgrad else "exp_avg_sq"))
+        slope = torch._foreach_div(grad, values)
+        torch._foreach_mul_(slope, 1 - beta2)
+        if amsgrad:  # g has no part in an older maximum
             for value, state in zip(slope, step.state, strict=True):
                 value.mul_(state["exp_avg_sq"] >= state["max_exp_avg_sq"])
-        return slope
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1 / (1 - step.hyper["betas"][0] ** time) for time in times(step)]
-
-    def _roots(self, step: GroupStep) -> list[Tensor]:
-        name = "max_exp_avg_sq" if step.hyper["amsgrad"] else "exp_avg_sq"
-        return roots([state[name] for state in step.state])
+        torch._foreach_add_(values, [step.hyper["eps"] * bias for bias in bias2])
+        return Quotient(
+            factor=[bias / (1 - beta1**t) for bias, t in zip(bias2, time, strict=True)],
+            numerator=means(step, "exp_avg"),
+            numerator_slope=[1 - beta1] * len(grad),
+            denominator=values,  # √q' + ε√c₂
+            denominator_slope=list(slope),
+        )

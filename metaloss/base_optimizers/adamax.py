@@ -9,7 +9,13 @@ from torch import Tensor
 
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
-from metaloss.base_optimizers.quotient import QuotientUpdate, effective_gradient, times
+from metaloss.base_optimizers.quotient import (
+    Quotient,
+    QuotientUpdate,
+    effective_gradient,
+    means,
+    times,
+)
 from metaloss.update import GroupStep, Hyperparameters, State, certify
 
 
@@ -53,22 +59,20 @@ class AdamaxUpdate(QuotientUpdate):
         lr = hyper["lr"] / (1 - beta1**time)
         return theta - lr * moment / norm, {"step": time, "exp_avg": moment, "exp_inf": norm}
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        later = 1 - step.hyper["betas"][0]
-        return [state["exp_avg"] for state in step.state], [later] * len(grad)
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        return [state["exp_inf"] for state in step.state]
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        beta1 = step.hyper["betas"][0]
+        norms = means(step, "exp_inf")
         sizes = torch._foreach_abs(grad)
         torch._foreach_add_(sizes, step.hyper["eps"])
         # n' is one of the two; up to the rounding of torch's own computation of it.
         torch._foreach_mul_(sizes, [1 + 4 * torch.finfo(size.dtype).eps for size in sizes])
-        return [
-            value.sign().mul_(size >= norm)
-            for value, size, norm in zip(grad, sizes, self.denominator(step), strict=True)
-        ]
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1 / (1 - step.hyper["betas"][0] ** time) for time in times(step)]
+        slope = torch._foreach_sign(grad)
+        for value, size, norm in zip(slope, sizes, norms, strict=True):
+            value.mul_(size >= norm)
+        return Quotient(
+            factor=[1 / (1 - beta1**t) for t in times(step)],
+            numerator=means(step, "exp_avg"),
+            numerator_slope=[1 - beta1] * len(grad),
+            denominator=norms,
+            denominator_slope=list(slope),
+        )

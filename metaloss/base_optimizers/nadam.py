@@ -10,8 +10,10 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.base_optimizers.quotient import (
+    Quotient,
     QuotientUpdate,
     effective_gradient,
+    means,
     root,
     roots,
     shrunk,
@@ -69,40 +71,24 @@ class NAdamUpdate(QuotientUpdate):
         after = {"step": time, "mu_product": product, "exp_avg": moment, "exp_avg_sq": square}
         return shrunk(theta, hyper) - hyper["lr"] * descent, after
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        weights = self._weights(step)
-        moments = [state["exp_avg"] for state in step.state]
-        numerator = torch._foreach_mul(grad, [of_grad for of_grad, _ in weights])
-        torch._foreach_add_(
-            numerator, torch._foreach_mul(moments, [of_moment for _, of_moment in weights])
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        beta1, beta2 = step.hyper["betas"]
+        time, products = times(step), torch.stack(means(step, "mu_product")).tolist()
+        pairs = [_weights(t, p, step.hyper) for t, p in zip(time, products, strict=True)]
+        bias2 = [(1 - beta2**t) ** 0.5 for t in time]
+        numerator = torch._foreach_mul(means(step, "exp_avg"), [later for _, later in pairs])
+        torch._foreach_add_(numerator, torch._foreach_mul(grad, [now for now, _ in pairs]))
+        values = roots(means(step, "exp_avg_sq"))
+        slope = list(torch._foreach_div(grad, values))
+        torch._foreach_mul_(slope, 1 - beta2)
+        torch._foreach_add_(values, [step.hyper["eps"] * bias for bias in bias2])
+        return Quotient(
+            factor=bias2,
+            numerator=list(numerator),
+            numerator_slope=[now + (1 - beta1) * later for now, later in pairs],
+            denominator=values,  # √q' + ε√c₂
+            denominator_slope=slope,
         )
-        later = 1 - step.hyper["betas"][0]
-        return list(numerator), [of_grad + later * of_moment for of_grad, of_moment in weights]
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        values = roots([state["exp_avg_sq"] for state in step.state])
-        beta2 = step.hyper["betas"][1]
-        torch._foreach_mul_(values, [(1 - beta2**time) ** -0.5 for time in times(step)])
-        torch._foreach_add_(values, step.hyper["eps"])
-        return values
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        beta2 = step.hyper["betas"][1]
-        slope = torch._foreach_div(grad, roots([state["exp_avg_sq"] for state in step.state]))
-        torch._foreach_mul_(
-            slope, [(1 - beta2) * (1 - beta2**time) ** -0.5 for time in times(step)]
-        )
-        return list(slope)
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1.0] * len(step.theta)
-
-    def _weights(self, step: GroupStep) -> list[tuple[float, float]]:
-        products = torch.stack([state["mu_product"] for state in step.state]).tolist()
-        return [
-            _weights(time, product, step.hyper)
-            for time, product in zip(times(step), products, strict=True)
-        ]
 
 
 def _momentum(time: float, hyper: Hyperparameters) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,54 +11,52 @@ from torch import Tensor
 from metaloss.update import GroupStep, Hyperparameters, Update
 
 
+@dataclass(frozen=True)
+class Quotient:
+    """N/D of a group's parameters, with its slopes in g̃; the lists are aligned."""
+
+    factor: list[float]  #: c
+    numerator: list[Tensor]  #: N
+    numerator_slope: list[float]  #: dN/dg̃
+    denominator: list[Tensor]  #: D, nowhere 0
+    denominator_slope: list[Tensor]  #: dD/dg̃, in tensors of its own; 0 where gradients are all 0
+
+
 class QuotientUpdate(Update):
     """θ' = θ - lr·c·N/D, elementwise, and its derivatives in closed form.
 
-        ∂θ'/∂g̃ = -lr·c·(N_g - N·D_g/D)/D,    ∂θ'/∂lr = -c·N/D - λθ,
+        ∂θ'/∂g̃ = -lr·c·(dN/dg̃ - N/D·dD/dg̃)/D,    ∂θ'/∂lr = -c·N/D - λθ,
 
-    where N_g and D_g are derivatives in the effective gradient g̃ = ±g + λθ; a decoupled weight
-    decay shrinks θ to (1 - lr·λ)θ instead. Lists are aligned with the parameters of the group, and
-    each operation is one call for all of them.
+    where g̃ = ±g + λθ is the effective gradient; a decoupled weight decay shrinks θ to (1 - lr·λ)θ
+    instead. Each operation is one call for all parameters of the group.
     """
 
     closed_form = True
 
     @abstractmethod
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        """N and N_g, where `grad` is g̃."""
-
-    @abstractmethod
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        """D, nowhere 0."""
-
-    @abstractmethod
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        """D_g, in tensors of its own; finite where a gradient is exactly zero."""
-
-    @abstractmethod
-    def factor(self, step: GroupStep) -> list[float]:
-        """c."""
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        """From what is there after the step; `grad` is g̃."""
 
     def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor | None]:
-        grad = effective_gradients(step)
-        numerator, rise = self.numerator(step, grad)
-        denominator = self.denominator(step)
-        u = self.denominator_slope(step, grad)
-        torch._foreach_mul_(u, numerator)
-        torch._foreach_div_(u, denominator)
-        torch._foreach_sub_(u, rise)
-        torch._foreach_div_(u, denominator)
-        torch._foreach_mul_(u, v)
+        quotient = self.quotient(step, effective_gradients(step))
         lr = -step.hyper["lr"] if step.hyper["maximize"] else step.hyper["lr"]
-        torch._foreach_mul_(u, [lr * c for c in self.factor(step)])
+        u = quotient.denominator_slope
+        torch._foreach_mul_(u, quotient.numerator)
+        torch._foreach_div_(u, quotient.denominator)
+        torch._foreach_sub_(u, quotient.numerator_slope)
+        torch._foreach_div_(u, quotient.denominator)
+        torch._foreach_mul_(u, v)
+        torch._foreach_mul_(u, [lr * c for c in quotient.factor])
         return list(u)
 
     def direction(self, step: GroupStep) -> list[Tensor | None]:
-        numerator, _ = self.numerator(step, effective_gradients(step))
-        directions = torch._foreach_div(numerator, self.denominator(step))
-        torch._foreach_mul_(directions, [-c for c in self.factor(step)])
+        quotient = self.quotient(step, effective_gradients(step))
+        directions = torch._foreach_div(quotient.numerator, quotient.denominator)
+        torch._foreach_mul_(directions, [-c for c in quotient.factor])
         if decoupled(step.hyper):
-            torch._foreach_sub_(directions, step.theta, alpha=step.hyper["weight_decay"])
+            torch._foreach_sub_(
+                directions, torch._foreach_mul(step.theta, step.hyper["weight_decay"])
+            )
         return list(directions)
 
 
@@ -111,6 +110,11 @@ def roots(squares: list[Tensor]) -> list[Tensor]:
     return list(values)
 
 
+def means(step: GroupStep, name: str) -> list[Tensor]:
+    """A tensor of the state after the step, of every parameter."""
+    return [state[name] for state in step.state]
+
+
 def times(step: GroupStep) -> list[float]:
     """t, the number of steps that each parameter has made; one read, wherever it is kept."""
-    return torch.stack([state["step"] for state in step.state]).tolist()
+    return torch.stack(means(step, "step")).tolist()

@@ -10,8 +10,10 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
 from metaloss.base_optimizers.quotient import (
+    Quotient,
     QuotientUpdate,
     effective_gradient,
+    means,
     root,
     roots,
     shrunk,
@@ -65,31 +67,25 @@ class RAdamUpdate(QuotientUpdate):
         after = {"step": time, "exp_avg": moment, "exp_avg_sq": square}
         return shrunk(theta, hyper) - lr * moment / denominator, after
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        later = 1 - step.hyper["betas"][0]
-        return [state["exp_avg"] for state in step.state], [later] * len(grad)
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        values = roots([state["exp_avg_sq"] for state in step.state])
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        beta1, beta2 = step.hyper["betas"]
+        time = times(step)
+        rectified = [_rectification(t, beta2) for t in time]
+        values = roots(means(step, "exp_avg_sq"))
+        slope = list(torch._foreach_div(grad, values))
+        torch._foreach_mul_(slope, 1 - beta2)
         torch._foreach_add_(values, step.hyper["eps"])
-        return [
-            torch.ones_like(value) if rectified is None else value.div_(rectified)
-            for value, rectified in zip(values, self._rectifications(step), strict=True)
-        ]
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        later = 1 - step.hyper["betas"][1]
-        slope = torch._foreach_div(grad, roots([state["exp_avg_sq"] for state in step.state]))
-        torch._foreach_mul_(
-            slope, [later / r if r is not None else 0.0 for r in self._rectifications(step)]
+        for k, r in enumerate(rectified):
+            if r is None:
+                values[k].fill_(1.0)
+                slope[k].zero_()
+        return Quotient(
+            factor=[(r or 1.0) / (1 - beta1**t) for r, t in zip(rectified, time, strict=True)],
+            numerator=means(step, "exp_avg"),
+            numerator_slope=[1 - beta1] * len(grad),
+            denominator=values,  # √q' + ε, or 1
+            denominator_slope=slope,
         )
-        return list(slope)
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1 / (1 - step.hyper["betas"][0] ** time) for time in times(step)]
-
-    def _rectifications(self, step: GroupStep) -> list[float | None]:
-        return [_rectification(time, step.hyper["betas"][1]) for time in times(step)]
 
 
 def _rectification(time: float, beta2: float) -> float | None:

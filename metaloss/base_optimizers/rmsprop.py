@@ -9,7 +9,14 @@ from torch import Tensor
 
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
-from metaloss.base_optimizers.quotient import QuotientUpdate, effective_gradient, root, roots
+from metaloss.base_optimizers.quotient import (
+    Quotient,
+    QuotientUpdate,
+    effective_gradient,
+    means,
+    root,
+    roots,
+)
 from metaloss.update import GroupStep, Hyperparameters, State, certify
 
 
@@ -61,31 +68,26 @@ class RMSpropUpdate(QuotientUpdate):
             after["momentum_buffer"] = descent
         return theta - hyper["lr"] * descent, after
 
-    def numerator(self, step: GroupStep, grad: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-        return grad, [1.0] * len(grad)
-
-    def denominator(self, step: GroupStep) -> list[Tensor]:
-        return list(torch._foreach_add(self._roots(step), step.hyper["eps"]))
-
-    def denominator_slope(self, step: GroupStep, grad: list[Tensor]) -> list[Tensor]:
-        slope = torch._foreach_mul(grad, 1 - step.hyper["alpha"])
+    def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
+        later = 1 - step.hyper["alpha"]
+        squares = means(step, "square_avg")
+        slope = list(torch._foreach_mul(grad, later))
         if step.hyper["centered"]:
-            means = [state["grad_avg"] for state in step.state]
-            torch._foreach_sub_(slope, means, alpha=1 - step.hyper["alpha"])
-        torch._foreach_div_(slope, self._roots(step))
-        return list(slope)
-
-    def factor(self, step: GroupStep) -> list[float]:
-        return [1.0] * len(step.theta)
+            averages = means(step, "grad_avg")
+            squares = list(torch._foreach_addcmul(squares, averages, averages, value=-1))
+            torch._foreach_sub_(slope, torch._foreach_mul(averages, later))
+        values = roots(squares)
+        torch._foreach_div_(slope, values)
+        torch._foreach_add_(values, step.hyper["eps"])
+        return Quotient(
+            factor=[1.0] * len(grad),
+            numerator=grad,
+            numerator_slope=[1.0] * len(grad),
+            denominator=values,
+            denominator_slope=slope,
+        )
 
     def direction(self, step: GroupStep) -> list[Tensor | None]:
         if step.hyper["momentum"] > 0:
-            return list(torch._foreach_neg([state["momentum_buffer"] for state in step.state]))
+            return list(torch._foreach_neg(means(step, "momentum_buffer")))
         return super().direction(step)
-
-    def _roots(self, step: GroupStep) -> list[Tensor]:
-        squares = [state["square_avg"] for state in step.state]
-        if step.hyper["centered"]:
-            means = [state["grad_avg"] for state in step.state]
-            squares = list(torch._foreach_addcmul(squares, means, means, value=-1))
-        return roots(squares)

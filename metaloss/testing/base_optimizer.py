@@ -92,7 +92,9 @@ def _filled(value: Tensor | None) -> Tensor:
 def _same(state: State, real: State) -> bool:
     """Whether the states hold the same numbers; SGD without momentum holds none."""
     return all(
-        torch.allclose(torch.as_tensor(value), torch.as_tensor(real[key]), rtol=1e-12, atol=1e-14)
+        torch.allclose(
+            torch.as_tensor(value).double(), torch.as_tensor(real[key]).double(), 1e-12, 1e-14
+        )
         for key, value in state.items()
         if value is not None
     )
