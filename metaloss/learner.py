@@ -41,6 +41,9 @@ class AdaLFL:
         link: how outputs and labels become the prediction and target that M_φ sees; by default
             softmax and one-hot for integer labels, as they are for floating-point ones.
         meta_lr: η of Adam on φ; None leaves φ as it is.
+        autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
+            cotangents and φ keep their own. None: that of an active torch.autocast, if there is
+            one. A GradScaler has no part in it.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
 
     Raises:
@@ -58,8 +61,9 @@ class AdaLFL:
         link: Link = links.by_labels,
         meta_lr: float | None = 1e-5,
         adaptation: MetaOptimizer | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.problem = Problem(model, optimizer, loss, task_loss, link)
+        self.problem = Problem(model, optimizer, loss, task_loss, link, autocast)
         if adaptation is None and meta_lr is not None:
             adaptation = OnlineOneStep(meta_lr)
         self.adaptation = adaptation
@@ -77,12 +81,13 @@ class AdaLFL:
                 when a meta-step is due; None takes the training batch again.
         """
         draw_train = _as_draw(train_batch)
-        if self.adaptation is None:
-            return MetaStep(self.problem.base_step(draw_train()).learned_loss)
-        if valid_batch is None:
-            valid_batch = train_batch = draw_train()
-            draw_train = _as_draw(train_batch)
-        return self.adaptation.step(draw_train, _as_draw(valid_batch))
+        with self.problem.taking_autocast():
+            if self.adaptation is None:
+                return MetaStep(self.problem.base_step(draw_train()).learned_loss)
+            if valid_batch is None:
+                valid_batch = train_batch = draw_train()
+                draw_train = _as_draw(train_batch)
+            return self.adaptation.step(draw_train, _as_draw(valid_batch))
 
     def initialize(
         self,
@@ -138,7 +143,8 @@ class AdaLFL:
         for done in range(start + 1, initialization.steps + 1):
             redraw()
             reset(optimizer)
-            result = initialization.step(draw_train, draw_objective)
+            with self.problem.taking_autocast():
+                result = initialization.step(draw_train, draw_objective)
             if done == initialization.steps:
                 model.load_state_dict(before)
                 reset(optimizer)

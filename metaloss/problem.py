@@ -6,8 +6,8 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,7 @@ class Problem:
             None: the task loss itself is descended, and there is no φ.
         task_loss: L_T, `(outputs, labels) -> scalar`.
         link: how outputs and labels become prediction and target.
+        autocast: the lower precision in which the model's passes are made; None: its own.
 
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
@@ -66,6 +67,7 @@ class Problem:
         loss: nn.Module | None,
         task_loss: TaskLoss,
         link: Link,
+        autocast: torch.dtype | None = None,
     ) -> None:
         update_of(optimizer)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -86,6 +88,7 @@ class Problem:
         self.loss = loss
         self.task_loss = task_loss
         self.link = link
+        self.autocast = autocast
         self.theta: list[nn.Parameter] = [p for p in held if p.requires_grad]
         if not self.theta:
             raise InputError("the optimizer holds no parameter that requires a gradient")
@@ -106,8 +109,30 @@ class Problem:
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """f_θ(x): outputs [batch, C]."""
-        return self.model(inputs)
+        """f_θ(x): outputs [batch, C], in θ's own precision."""
+        if self.autocast is None:
+            return self.model(inputs)
+        # Within an outer autocast, cached casts of the weights would outlive the base step.
+        with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
+            return self.model(inputs).to(self.theta[0].dtype)
+
+    @contextmanager
+    def taking_autocast(self) -> Iterator[None]:
+        """Within it, an autocast that is active outside holds for the model's passes alone.
+
+        Losses, cotangents and φ keep their own precision: differences between two steps are small
+        numbers, and derivatives of derivatives smaller ones.
+        """
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            yield
+            return
+        own, self.autocast = self.autocast, torch.get_autocast_dtype(kind)
+        try:
+            with torch.autocast(kind, enabled=False):
+                yield
+        finally:
+            self.autocast = own
 
     def learned_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """M_φ(y, f): the mean over the batch; the task loss where nothing is learned."""

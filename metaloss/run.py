@@ -127,6 +127,8 @@ class Run:
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
+            if (cosine := state.precision_cosine()) is not None:
+                self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
         while state.steps < plan.steps:
             result = state.learner.step(*draws)
             state.steps += 1
