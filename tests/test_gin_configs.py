@@ -60,7 +60,10 @@ def test_every_other_file_runs(run, file):
     assert run([file])["status"] == "finished"
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_task_file_says_how_to_run_it(task):
-    text = (CONFIG_DIR / "tasks" / task).read_text()
-    assert f"python tools/train.py --gin_file=gin_configs/tasks/{task}" in text
+OWN_DATA = sorted(f"own_data/{path.name}" for path in (CONFIG_DIR / "own_data").glob("*.gin"))
+
+
+@pytest.mark.parametrize("file", [*(f"tasks/{task}" for task in TASKS), *OWN_DATA])
+def test_a_task_file_says_how_to_run_it(file):
+    text = (CONFIG_DIR / file).read_text()
+    assert f"python tools/train.py --gin_file=gin_configs/{file}" in text
