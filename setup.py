@@ -22,7 +22,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision",
-        "timm>=1.0",
+        "timm>=1.0.10",
         "gin-config>=0.5,<0.6",
         "tensorboard>=2.21",
         "einops>=0.8",

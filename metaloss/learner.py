@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss import links
+from metaloss.engines.base import Draw
 from metaloss.errors import InputError
-from metaloss.meta_optimizers.base import Draw, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import Batch, Link, Problem, TaskLoss
+from metaloss.update import reset
 
 
 class AdaLFL:
@@ -135,11 +137,11 @@ class AdaLFL:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         for done in range(start + 1, initialization.steps + 1):
             redraw()
-            optimizer.state.clear()
+            reset(optimizer)
             result = initialization.step(draw_train, draw_objective)
             if done == initialization.steps:
                 model.load_state_dict(before)
-                optimizer.state.clear()
+                reset(optimizer)
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result

@@ -17,7 +17,9 @@ from torch.nn.utils.stateless import _reparametrize_module
 from metaloss import seeding
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
-from metaloss.update import KeepState, TakenStep, update_of
+from metaloss.reentrant import refusing_reentrant_checkpoints
+from metaloss.taken_step import KeepState, TakenStep
+from metaloss.update import update_of
 
 Batch = tuple[Tensor, Tensor]
 Link = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,7 +34,7 @@ class BaseStep:
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
     taken: TakenStep
-    primals: KeepPrimals  #: of the forward pass; empty unless a graph was asked for
+    primals: KeepPrimals  #: of the forward pass; empty unless asked for
     buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
     random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
 
@@ -99,6 +101,11 @@ class Problem:
         )
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
+        self._stepped = False  # whether a base step has shown that the model can be followed
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """f_θ(x): outputs [batch, C]."""
+        return self.model(inputs)
 
     def learned_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """M_φ(y, f): the mean over the batch; the task loss where nothing is learned."""
@@ -107,7 +114,12 @@ class Problem:
         return self.loss(*self.link(outputs, labels)).mean()
 
     def base_step(
-        self, batch: Batch, *, loss_graph: bool = False, keep: KeepState = "nothing"
+        self,
+        batch: Batch,
+        *,
+        loss_graph: bool = False,
+        keep_primals: bool = False,
+        keep: KeepState = "nothing",
     ) -> BaseStep:
         """One step of the user's optimizer along ∇_θ M_φ; running statistics move here only.
 
@@ -116,19 +128,26 @@ class Problem:
         φ without one through the backbone.
 
         Args:
-            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what a forward-mode pass can reuse.
+            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the pass.
+            keep_primals: keep the intermediate values that a forward-mode pass can reuse.
             keep: how much of the optimizer's state before the step to keep.
+
+        Raises:
+            UnsupportedModelError: the model has reentrant activation checkpoints, or gradients that
+                are sparse.
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
         buffers = self.copy_buffers() if loss_graph or keep != "nothing" else {}
         primals = KeepPrimals()
-        with primals if loss_graph else nullcontext():
-            outputs = self.model(inputs)
-        free = outputs.detach().requires_grad_()
-        loss = self.learned_loss(free, labels)
-        (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
-        grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+        with nullcontext() if self._stepped else refusing_reentrant_checkpoints():
+            with primals if keep_primals else nullcontext():
+                outputs = self.forward(inputs)
+            free = outputs.detach().requires_grad_()
+            loss = self.learned_loss(free, labels)
+            (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
+            grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+        self._stepped = True
         taken = self.take_step(grads, keep)
         return BaseStep(batch, loss.detach(), slope, taken, primals, buffers, random_state)
 
@@ -142,7 +161,7 @@ class Problem:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone."""
         inputs, labels = batch
         with self.replaced({}, self.copy_buffers()):
-            loss = self.task_loss(self.model(inputs), labels)
+            loss = self.task_loss(self.forward(inputs), labels)
             v = torch.autograd.grad(loss, self.theta, allow_unused=True)
         return loss.detach(), list(v)
 
@@ -159,4 +178,9 @@ class Problem:
         """
         if not theta and not buffers:
             return nullcontext()
-        return _reparametrize_module(self.model, {**buffers, **theta}, tie_weights=True)
+        return _reparametrize_module(
+            self.model,
+            {**buffers, **theta},
+            tie_weights=True,
+            stack_weights=True,  # else a module that the model holds twice would not be put back
+        )

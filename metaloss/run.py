@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from metaloss import checkpoint
 from metaloss.backbones import BACKBONES
+from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import LearnedLoss, save_loss
@@ -90,15 +92,13 @@ class Run:
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
-        for meta_optimizer in (self.plan.initialization, self.plan.adaptation):
-            if meta_optimizer is not None:
-                meta_optimizer.step(
-                    lambda: self.state.draw("train", "init_train"),
-                    lambda: self.state.draw("valid", "init_objective"),
-                )
-        self.state.learner.step(
-            lambda: self.state.draw("train", "train"), lambda: self.state.draw("valid", "objective")
-        )
+        state, initialization = self.state, self.plan.initialization
+        if initialization is not None:
+            initialization.step(
+                partial(state.draw, "train", "init_train"),
+                partial(state.draw_objective, initialization, "init_objective"),
+            )
+        state.learner.step(*self._draws())
 
     def _initialize(self) -> None:
         """The initialisation phase, if there is one and what is left of it."""
@@ -108,8 +108,8 @@ class Run:
         self.progress.start("initialization", state.init_steps, initialization.steps)
         phase = state.learner.initializing(
             initialization,
-            lambda: state.draw("train", "init_train"),
-            lambda: state.draw(initialization.objective, "init_objective"),
+            partial(state.draw, "train", "init_train"),
+            partial(state.draw_objective, initialization, "init_objective"),
             state.redraw_model,
             start=state.init_steps,
         )
@@ -121,16 +121,14 @@ class Run:
     def _train(self) -> None:
         """The training, or what is left of it."""
         state, plan = self.state, self.plan
-        objective = "valid" if plan.adaptation is None else plan.adaptation.objective
+        draws = self._draws()
         sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
         while state.steps < plan.steps:
-            result = state.learner.step(
-                lambda: state.draw("train", "train"), lambda: state.draw(objective, "objective")
-            )
+            result = state.learner.step(*draws)
             state.steps += 1
             last = state.steps == plan.steps
             if state.steps in sampled:
@@ -141,6 +139,13 @@ class Run:
                 self._log(self._evaluate("train"))
                 self._log(self._evaluate("valid"))
             self._after_step("train", state.steps, last, result)
+
+    def _draws(self) -> tuple[Draw, Draw | None]:
+        """Give the next training batch, and the next batch for the adaptation's task loss."""
+        state, adaptation = self.state, self.plan.adaptation
+        return partial(state.draw, "train", "train"), (
+            None if adaptation is None else partial(state.draw_objective, adaptation, "objective")
+        )
 
     def _finish(self, status: str) -> dict[str, Any]:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
@@ -164,7 +169,7 @@ class Run:
             "test": test,
             "test_metrics": test_metrics,
             "status": status,
-            "skipped_meta_steps": state.skipped,
+            "skipped_meta_steps": int(state.skipped),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
@@ -177,7 +182,8 @@ class Run:
     # --- after each step ---
 
     def _after_step(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
-        self.state.skipped += result.skipped
+        if result.skipped is not None:
+            self.state.skipped = self.state.skipped + result.skipped
         if last or step % self.plan.log_every == 0:
             self._log_step(phase, step, result)
         if self.stop:
@@ -204,7 +210,7 @@ class Run:
                 "learned_loss": learned_loss,
                 **state.latest,
                 "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
-                "skipped": state.skipped,
+                "skipped": int(state.skipped),
             }
         )
         if phase == "train" and not math.isfinite(learned_loss):

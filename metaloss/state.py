@@ -54,7 +54,7 @@ class State:
             plan.initialization.attach(self.learner.problem)
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
-        self.skipped = 0  # meta-steps whose gradient was not finite
+        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
@@ -68,8 +68,13 @@ class State:
         return initialization
 
     def draw(self, split: str, stream: str) -> Batch:
-        """The next batch of a split, by the given stream."""
+        """The next training batch of a split, by the given stream."""
         return self.data.draw(split, self._plan.task.batch_size, self._streams[stream])
+
+    def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
+        """The next batch that a meta-optimizer takes the task loss on."""
+        size = meta_optimizer.objective_batch_size or self._plan.task.batch_size
+        return self.data.draw(meta_optimizer.objective, size, self._streams[stream])
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
@@ -94,7 +99,7 @@ class State:
             "initialization": self.initializing.state_dict() if self.initializing else {},
             "init_steps": self.init_steps,
             "steps": self.steps,
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,

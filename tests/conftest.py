@@ -72,7 +72,7 @@ def refused(train, tmp_path):
 
 @pytest.fixture(scope="module")
 def few_examples(tmp_path_factory):
-    """Data sets of 50 examples and more, and loaders that expect as many; -> their folder."""
+    """Data sets of some dozens of examples, and loaders that expect as many; -> their folder."""
     from metaloss.tasks import california, crime, mnist
     from tests.small_data import write_all
 
@@ -81,7 +81,7 @@ def few_examples(tmp_path_factory):
         patch.setattr(mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)})
         patch.setattr(california, "ROWS", 50)
         patch.setattr(crime, "ROWS", 50)
-        write_all(folder, patch)
+        write_all(folder, patch, photographs=5)
         yield folder
 
 

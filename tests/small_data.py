@@ -16,25 +16,26 @@ from torchvision import datasets
 from metaloss.tasks import california, crime, mnist
 
 
-def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def write_all(folder: Path, patch: pytest.MonkeyPatch, photographs: int = 40) -> None:
     """Writes every data set that does not ship inside scikit-learn.
 
     Args:
         folder: what --data_dir names.
         patch: has torchvision expect the md5 sums of what was written.
+        photographs: in each of CIFAR-10's six files; the other photographs are more.
     """
     for dataset in ("MNIST", "FashionMNIST", "KMNIST"):
         write_mnist(folder, dataset)
     write_crime(folder)
     write_california(folder)
-    write_official(folder, patch)
+    write_official(folder, patch, photographs)
     write_own(folder)
 
 
-def write_official(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def write_official(folder: Path, patch: pytest.MonkeyPatch, photographs: int = 40) -> None:
     """Writes the data sets whose md5 sums are checked."""
-    write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=40)
-    write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=200)
+    write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=photographs)
+    write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=5 * photographs)
     write_svhn(folder, patch)
 
 
