@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from metaloss import seeding
+from metaloss import seeding, vectors
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
 from metaloss.reentrant import refusing_reentrant_checkpoints
@@ -33,6 +33,7 @@ class BaseStep:
     batch: Batch
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
+    direct: vectors.Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
     taken: TakenStep
     primals: KeepPrimals  #: of the forward pass; empty unless asked for
     buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
@@ -102,6 +103,7 @@ class Problem:
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
         self._stepped = False  # whether a base step has shown that the model can be followed
+        self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
 
     def forward(self, inputs: Tensor) -> Tensor:
         """f_θ(x): outputs [batch, C]."""
@@ -125,7 +127,8 @@ class Problem:
 
         The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
         That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
-        φ without one through the backbone.
+        φ without one through the backbone. Whether M_φ looks at θ itself too (a learned regulariser
+        that holds the model) is found out in the first step.
 
         Args:
             loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the pass.
@@ -145,11 +148,22 @@ class Problem:
                 outputs = self.forward(inputs)
             free = outputs.detach().requires_grad_()
             loss = self.learned_loss(free, labels)
-            (slope,) = torch.autograd.grad(loss, free, create_graph=loss_graph)
-            grads = torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+            slope, *direct = torch.autograd.grad(
+                loss,
+                [free, *self.theta] if self._looks_at_theta else [free],
+                create_graph=loss_graph,
+                allow_unused=True,
+            )
+            slope = torch.zeros_like(free) if slope is None else slope
+            grads: vectors.Vector = torch.autograd.grad(
+                outputs, self.theta, slope.detach(), allow_unused=True
+            )
+        if self._looks_at_theta:
+            self._looks_at_theta = any(part is not None for part in direct)
+            grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
         self._stepped = True
         taken = self.take_step(grads, keep)
-        return BaseStep(batch, loss.detach(), slope, taken, primals, buffers, random_state)
+        return BaseStep(batch, loss.detach(), slope, direct, taken, primals, buffers, random_state)
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g; None where the model did not use a parameter."""

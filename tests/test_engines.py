@@ -145,6 +145,39 @@ def test_logit_difference_takes_one_step_at_a_time():
         phi_gradient(ENGINES["logit_difference"](), smooth_problem(), [train, train], objective)
 
 
+class Decayed(nn.Module):
+    """A learned loss with a learned weight decay: it looks at a layer of the model itself."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.network = REPRESENTATIONS["nn"](hidden=(8,))
+        self.log_decay = nn.Parameter(torch.tensor(-2.0))
+        self.layers = [layer]  # in a list: its parameters are not the loss's
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        decay = self.log_decay.exp() * self.layers[0].weight.square().sum()
+        return self.network(prediction, target) + decay
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_loss_that_looks_at_theta_itself(optimizer):
+    *train, objective = make_batches(3)
+    found = {}
+    for name in ("exact", "unrolled"):
+        model = smooth_problem().model
+        make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+        problem = Problem(
+            model, make(model.parameters(), lr=0.1), Decayed(model[4]), F.cross_entropy,
+            links.probabilities,
+        )  # fmt: skip
+        problem.base_step(train[0])
+        found[name] = phi_gradient(ENGINES[name](), problem, train[1:], objective)
+        found[f"{name} theta"] = torch.cat([p.detach().flatten() for p in problem.theta])
+    assert torch.allclose(found["exact"], found["unrolled"], rtol=1e-10)
+    assert found["exact"][0].abs() > 1e-4, "the decay is learned"
+    assert torch.allclose(found["exact theta"], found["unrolled theta"], rtol=1e-12)
+
+
 def test_alpha_and_phi_together_are_alpha_and_phi_alone():
     train, objective = make_batches(2)
     for name in ("exact", "unrolled", "logit_difference"):

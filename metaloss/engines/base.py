@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
 from metaloss.registry import Registry
+from metaloss.vectors import Vector
 
 Draw = Callable[[], Batch]  #: gives the next batch
-Cotangent = Sequence[Tensor | None]  #: a vector over θ or φ; None stands for zero
 
 
 @dataclass
@@ -69,7 +68,7 @@ class Rollout(ABC):
     learned_loss: Tensor  #: M_φ at the last step; a scalar without graph
 
     @abstractmethod
-    def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         """(dθ_K/dφ)ᵀ v, aligned with φ, and (dθ_K/dα)ᵀ v. May be called once."""
 
 
@@ -90,34 +89,6 @@ class RolloutEngine(Engine):
         rollout = self.roll_out(problem, meta, train)
         task_loss, v = problem.task_gradient(draw_objective())
         return Hypergradient(rollout.learned_loss, task_loss, *rollout.pullback(v))
-
-
-def gradient(outputs: Cotangent, inputs: Sequence[Tensor], v: Cotangent) -> list[Tensor | None]:
-    """torch.autograd.grad that leaves out what has no graph or no cotangent."""
-    pairs = [
-        (output, bar)
-        for output, bar in zip(outputs, v, strict=True)
-        if output is not None and bar is not None and output.requires_grad
-    ]
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    ends, bars = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(ends, inputs, bars, allow_unused=True))
-
-
-def add(a: Cotangent, b: Cotangent) -> list[Tensor | None]:
-    """a + b, where None stands for zero."""
-    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
-
-
-def inner(v: Cotangent, w: Cotangent) -> Tensor | None:
-    """⟨v, w⟩ in float64, shape []; None if nothing is left of it."""
-    terms = [
-        torch.dot(x.flatten(), y.flatten()).double()
-        for x, y in zip(v, w, strict=True)
-        if x is not None and y is not None
-    ]
-    return torch.stack(terms).sum() if terms else None
 
 
 ENGINES = Registry("engines", Engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metaloss import checks
 from metaloss.engines.base import ENGINES
-from metaloss.engines.implicit import Hessian, Implicit, Vector, dot, plus
+from metaloss.engines.implicit import Dense, Hessian, Implicit, dot, plus
 
 
 @ENGINES.register("conjugate_gradient")
@@ -27,7 +27,7 @@ class ConjugateGradient(Implicit):
         self.iterations = iterations
         self.tolerance = tolerance
 
-    def solve(self, hessian: Hessian, v: Vector, base_lr: float) -> Vector:
+    def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         solution = [part.new_zeros(part.shape) for part in v]
         residual = direction = v
         square = dot(residual, residual)

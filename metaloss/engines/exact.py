@@ -10,13 +10,14 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import seeding
-from metaloss.engines.base import ENGINES, Cotangent, Rollout, RolloutEngine
+from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.engines.sweep import SweepRollout
 from metaloss.errors import UnsupportedModelError
 from metaloss.forward_mode import ForwardMode
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.vectors import Vector
 
 
 @ENGINES.register("exact")
@@ -34,7 +35,7 @@ class Exact(RolloutEngine):
         return OneStepRollout(problem, meta, batches[0], forward_mode_pass, primals=True)
 
 
-def forward_mode_pass(problem: Problem, step: BaseStep, u: Cotangent) -> Tensor | None:
+def forward_mode_pass(problem: Problem, step: BaseStep, u: Vector) -> Tensor | None:
     """J_f(θ) u on the step's batch and dropout masks; None if the outputs do not feel u.
 
     Raises:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import checks
-from metaloss.engines.base import Cotangent, Rollout, RolloutEngine, gradient
+from metaloss.engines.base import Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
+from metaloss.vectors import Vector, gradient
 
-Vector = list[Tensor]
-Hessian = Callable[[Vector], Vector]  #: q -> (H + λI) q
+Dense = list[Tensor]  #: a vector over θ without gaps
+Hessian = Callable[[Dense], Dense]  #: q -> (H + λI) q
 
 
 class Implicit(RolloutEngine, ABC):
@@ -35,7 +36,7 @@ class Implicit(RolloutEngine, ABC):
         self.damping = damping
 
     @abstractmethod
-    def solve(self, hessian: Hessian, v: Vector, base_lr: float) -> Vector:
+    def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
 
     def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
@@ -59,7 +60,7 @@ class ImplicitRollout(Rollout):
         for batch in batches:
             self.learned_loss = problem.base_step(batch).learned_loss
 
-    def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         problem, theta = self._problem, self._problem.theta
         decays = self._decays()
         inputs, labels = self._batch
@@ -69,7 +70,7 @@ class ImplicitRollout(Rollout):
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
 
-            def hessian(q: Vector) -> Vector:
+            def hessian(q: Dense) -> Dense:
                 image = torch.autograd.grad(
                     grads, theta, q, retain_graph=True, materialize_grads=True
                 )
@@ -94,12 +95,12 @@ class ImplicitRollout(Rollout):
         return [decay[parameter] + self._engine.damping for parameter in self._problem.theta]
 
 
-def plus(x: Vector, scale: Tensor | float, y: Vector) -> Vector:
+def plus(x: Dense, scale: Tensor | float, y: Dense) -> Dense:
     """x + scale · y."""
     return [a + scale * b for a, b in zip(x, y, strict=True)]
 
 
-def dot(x: Vector, y: Vector) -> Tensor:
+def dot(x: Dense, y: Dense) -> Tensor:
     """⟨x, y⟩, shape []."""
     return torch.stack(
         [torch.dot(a.flatten(), b.flatten()) for a, b in zip(x, y, strict=True)]

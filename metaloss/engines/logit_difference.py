@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import checks, seeding
-from metaloss.engines.base import ENGINES, Cotangent, Rollout, RolloutEngine
+from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.errors import ConfigError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.vectors import Vector
 
 
 @ENGINES.register("logit_difference")
@@ -46,7 +47,7 @@ class LogitDifference(RolloutEngine):
 
 @torch.no_grad()
 def central_difference(
-    problem: Problem, step: BaseStep, u: Cotangent, relative_step: float | None
+    problem: Problem, step: BaseStep, u: Vector, relative_step: float | None
 ) -> Tensor | None:
     """J_f(θ) u on the step's batch and dropout masks; None if u is zero."""
     theta = step.taken.theta_before

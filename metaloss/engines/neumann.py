@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metaloss import checks
 from metaloss.engines.base import ENGINES
-from metaloss.engines.implicit import Hessian, Implicit, Vector, plus
+from metaloss.engines.implicit import Dense, Hessian, Implicit, plus
 
 
 @ENGINES.register("neumann")
@@ -29,7 +29,7 @@ class Neumann(Implicit):
         self.iterations = iterations
         self.lr = lr
 
-    def solve(self, hessian: Hessian, v: Vector, base_lr: float) -> Vector:
+    def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         lr = base_lr if self.lr is None else self.lr
         term, total = v, v
         for _ in range(self.iterations - 1):

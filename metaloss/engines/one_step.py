@@ -7,7 +7,8 @@ g, and θ reaches M_φ only through the outputs f. So, with u = (∂U/∂g)ᵀ v
 
 which takes one directional derivative of the outputs for t and second derivatives of the small loss
 network alone, where eqs. 10 and 11 of the paper are usually computed by a double backward pass
-through f. And ∂L_T/∂α = ⟨v, ∂θ'/∂α⟩ needs no derivative of f at all.
+through f. A loss that looks at θ itself adds ∇_φ ⟨u, ∂M_φ/∂θ⟩. And ∂L_T/∂α = ⟨v, ∂θ'/∂α⟩ needs no
+derivative of f at all.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from metaloss.engines.base import Cotangent, Rollout, gradient, inner
+from metaloss.engines.base import Rollout
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.vectors import Vector, gradient, inner
 
 #: J_f(θ) u on a step's batch and dropout masks, [batch, C]; None if the outputs do not feel u.
-Directional = Callable[[Problem, BaseStep, Cotangent], Tensor | None]
+Directional = Callable[[Problem, BaseStep, Vector], Tensor | None]
 
 
 class OneStepRollout(Rollout):
@@ -50,17 +52,15 @@ class OneStepRollout(Rollout):
             for parameter in problem.theta:  # then u does not depend on g
                 parameter.grad = None
 
-    def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         ratios, taken = self._meta.ratios, self._step.taken
         alpha_bar = None if ratios is None else inner(v, taken.direction(ratios))
         return self._through_loss(v) if self._meta.phi else [], alpha_bar
 
-    def _through_loss(self, v: Cotangent) -> list[Tensor | None]:
-        taken = self._step.taken
-        scale = taken.scale()
-        tangent = self._directional(
-            self._problem, self._step, taken.cotangent(v) if scale is None else v
-        )
-        if scale is not None and tangent is not None:
-            tangent = scale * tangent  # u = c·v: t is smaller than v, and linear in it
-        return gradient([self._step.slope], self._meta.phi, [tangent])
+    def _through_loss(self, v: Vector) -> list[Tensor | None]:
+        step, scale = self._step, self._step.taken.scale()
+        u = step.taken.cotangent(v) if scale is None else v
+        ends = [self._directional(self._problem, step, u), *(u if step.direct else [])]
+        if scale is not None:  # u = c·v: all that follows is linear in it, and smaller than v
+            ends = [None if end is None else scale * end for end in ends]
+        return gradient([step.slope, *step.direct], self._meta.phi, ends)

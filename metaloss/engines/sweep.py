@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import seeding
-from metaloss.engines.base import ENGINES, Cotangent, Rollout, RolloutEngine, add, gradient
+from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
 from metaloss.taken_step import KeepState
+from metaloss.vectors import Vector, add, gradient
 
 
 @ENGINES.register("sweep")
@@ -38,7 +39,7 @@ class SweepRollout(Rollout):
         self._steps = [problem.base_step(batch, keep=keep) for batch in batches]
         self.learned_loss = self._steps[-1].learned_loss
 
-    def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         phi_bar: list[Tensor | None] = [None] * len(self._meta.phi)
         alpha_bar: Tensor | None = None
         state_bar: list[dict[str, Tensor]] = [{} for _ in self._problem.theta]
@@ -49,7 +50,7 @@ class SweepRollout(Rollout):
         return phi_bar, alpha_bar
 
     def _back(
-        self, step: BaseStep, v: Cotangent, state_bar: list[dict[str, Tensor]]
+        self, step: BaseStep, v: Vector, state_bar: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor | None], list[dict[str, Tensor]], list[Tensor | None], Tensor | None]:
         """From the cotangents of θ_{k+1}, s_{k+1} to those of θ_k, s_k, and the shares of φ, α."""
         problem = self._problem

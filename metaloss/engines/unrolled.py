@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss.engines.base import ENGINES, Cotangent, Rollout, RolloutEngine, gradient
+from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
 from metaloss.update import State
+from metaloss.vectors import Vector, gradient
 
 
 @ENGINES.register("unrolled")
@@ -53,7 +54,7 @@ class UnrolledRollout(Rollout):
             )
             self.learned_loss = loss.detach()
 
-    def pullback(self, v: Cotangent) -> tuple[list[Tensor | None], Tensor | None]:
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         inputs = [*self._meta.phi, *([] if self._alpha is None else [self._alpha])]
         bars = gradient(self._theta, inputs, v)
         return bars[: len(self._meta.phi)], None if self._alpha is None else bars[-1]
