@@ -39,7 +39,8 @@ OPTIONS = {
     "nadam": {"eps": (0.1,), **SHARED, **DECOUPLED},
     "radam": {"eps": (0.1,), "betas": ((0.9, 0.999), (0.5, 0.9)), **SHARED, **DECOUPLED},
     "asgd": {"lambd": (0.1,), "t0": (1e6, 2.0), **SHARED},
-    "rprop": {"etas": ((0.5, 1.2), (0.3, 2.0)), "maximize": (False, True)},
+    "rprop": {"etas": ((0.5, 1.2), (0.3, 2.0)), "step_sizes": ((1e-6, 50.0), (5e-3, 0.012)),
+              "maximize": (False, True)},
     "adabelief": {"eps": (1e-2,)},
 }  # fmt: skip
 CLASSES = {
@@ -78,6 +79,21 @@ def test_every_class_of_torch_is_certified_or_refused_with_a_reason():
 def test_all_combinations_of_options(name):
     for options in combinations(name):
         testing.check_base_optimizer(BASE_OPTIMIZERS[name], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_derivatives_are_finite_where_squares_of_gradients_vanish(name, dtype):
+    """At 0, and where g² is no number of the precision any more; first and later steps."""
+    theta = nn.Parameter(torch.tensor([1.0, -1.0, 0.0, 0.5, 2.0], dtype=dtype))
+    optimizer = BASE_OPTIMIZERS[name]([theta], **({"lr": 0.1} if name == "sgd" else {}))
+    v = torch.ones_like(theta)
+    for _ in range(3):
+        theta.grad = torch.tensor([0.0, 1e-36, -1e-30, 1e-22, 1e-19], dtype=dtype)
+        step = TakenStep(optimizer, [theta], "values")
+        bars = step.pullback([theta.grad], [v], [{}], [1.0])
+        found = [*step.cotangent([v]), *step.direction([1.0]), *bars[0], *bars[1], bars[3]]
+        assert all(value is None or value.isfinite().all() for value in [theta, *found])
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}])

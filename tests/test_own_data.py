@@ -159,10 +159,14 @@ BAD_ARRAYS = {
     "half a validation": ({"x_valid": TABLE["x_test"]}, "no array y_valid"),
     "nan": ({"x_test": NAN}, "x_test, row 7: nan is no finite number"),
     "too large": (AGES | {"y_train": HUGE}, "y_train, row 31: 1e+60 is no finite number"),
-    "rows": ({"y_test": TABLE["y_test"][1:]}, "12 x_test, but 11 y_test"),
+    "rows": (
+        {"y_test": TABLE["y_test"][1:]},
+        "x_test is [12, 5], but y_test [11]: give as many rows, and not none",
+    ),
+    "no array": ({"y_test": np.array(1)}, "x_test is [12, 5], but y_test []: give as many rows"),
     "no rows": (
         {"x_test": TABLE["x_test"][:0], "y_test": TABLE["y_test"][:0]},
-        "0 x_test, but 0 y_test",
+        "x_test is [0, 5], but y_test [0]: give as many rows, and not none",
     ),
     "shape": (
         {"x_test": TABLE["x_test"][:, 1:]},
@@ -201,6 +205,18 @@ BAD_ARRAYS = {
         {"y_train": np.zeros((40, 2, 2)), "y_test": np.zeros((12, 2, 2))},
         "y_train is float64 [40, 2, 2]: give numbers [n] or [n, outputs]",
     ),
+    "other targets": (
+        {"y_train": np.zeros((40, 2)), "y_test": np.zeros(12)},
+        "y_test: rows of shape [], but y_train [2]",
+    ),
+    "one row": (
+        {"x_train": TABLE["x_train"][:1], "y_train": np.ones(1)},
+        "y_train: no row is left for training",
+    ),
+    "one row of a class": (
+        {"x_train": TABLE["x_train"][:1], "y_train": np.zeros(1, int), "y_test": np.zeros(12, int)},
+        "y_train: no training example is of class 0",
+    ),
     "constant target": (
         {"y_train": np.full(40, 0.5), "y_test": np.full(12, 0.5)},
         "y_train: the target is the same in every training row",
@@ -219,8 +235,10 @@ def test_bad_arrays_are_named(arrays, tmp_path, case):
 
 
 def test_half_a_class_is_no_class(arrays):
-    with pytest.raises(DataError, match=r"y_train, row 5: 2\.5 is no class"):
-        arrays(TABLE | {"y_train": np.where(np.arange(40) == 5, 2.5, 1)}, kind="classification")
+    for value, text in ((2.5, r"2\.5"), (np.inf, "inf"), (np.nan, "nan")):
+        labels = np.where(np.arange(40) == 5, value, 1)
+        with pytest.raises(DataError, match=f"y_train, row 5: {text} is no class"):
+            arrays(TABLE | {"y_train": labels}, kind="classification")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "one array", "text"])

@@ -78,26 +78,28 @@ class Arrays(Task):
         with _opened(path) as archive:
             keys = self._keys(archive.files, path)
             arrays = {key: archive[key] for pair in keys.values() for key in pair}
+        for x, y in keys.values():
+            if arrays[x].shape[:1] != arrays[y].shape[:1] or not arrays[x].size:
+                shapes = f"{x} is {list(arrays[x].shape)}, but {y} {list(arrays[y].shape)}"
+                raise DataError(f"{path}: {shapes}: give as many rows, and not none")
         inputs = {x: self._inputs(arrays, x, path) for x, _ in keys.values()}
         labels, classes = self._labels({y: arrays[y] for _, y in keys.values()}, path)
-        for x, y in keys.values():
-            if len(inputs[x]) != len(labels[y]) or not len(labels[y]):
-                raise DataError(f"{path}: {len(inputs[x])} {x}, but {len(labels[y])} {y}")
         splits = {split: (inputs[x], labels[y]) for split, (x, y) in keys.items()}
         splits = with_validation(splits, self.valid_fraction, generator)
+        unit = None
+        if classes is not None:
+            own_data.require_all_classes(splits["train"][1], classes, f"{path}: y_train")
+            objective, outputs = CLASSIFICATION, len(classes)
+        else:
+            objective, outputs = REGRESSION, splits["train"][1].shape[1]
+            if self.standardize:
+                splits, unit = own_data.scaled(splits, f"{path}: y_train")
         images = None
         if inputs["x_train"].ndim == 4:
             images = self._images(splits["train"][0])
         elif self.standardize:
             splits = own_data.standardised(splits)
-        place = f"{path}: y_train"
-        if classes is not None:
-            own_data.require_all_classes(splits["train"][1], classes, place)
-            return Data(splits, len(classes), CLASSIFICATION, images)
-        unit = None
-        if self.standardize:
-            splits, unit = own_data.scaled(splits, place)
-        return Data(splits, splits["train"][1].shape[1], REGRESSION, images, unit)
+        return Data(splits, outputs, objective, images, unit)
 
     def _keys(self, present: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
         """Names of inputs and labels by split."""
@@ -152,7 +154,8 @@ class Arrays(Task):
         by_type = "regression" if arrays["y_train"].dtype.kind == "f" else "classification"
         kind, places = self.kind or by_type, {key: f"{path}: {key}" for key in arrays}
         if kind == "regression":
-            return {key: _targets(y, places[key]) for key, y in arrays.items()}, None
+            outputs = arrays["y_train"].shape[1:]
+            return {key: _targets(y, outputs, places[key]) for key, y in arrays.items()}, None
         labels = {key: _class_labels(y, places[key]) for key, y in arrays.items()}
         classes = _classes(labels["y_train"], places["y_train"])
         return {
@@ -183,8 +186,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _targets(y: np.ndarray, place: str) -> Tensor:
-    """Numbers [n] or [n, outputs], as float32 [n, outputs]."""
+def _targets(y: np.ndarray, outputs: tuple[int, ...], place: str) -> Tensor:
+    """Numbers [n] or [n, outputs], as the training's are; float32 [n, outputs]."""
+    if y.shape[1:] != outputs:
+        raise DataError(f"{place}: rows of shape {list(y.shape[1:])}, but y_train {list(outputs)}")
     if y.dtype.kind not in "buif" or y.ndim not in (1, 2):
         raise DataError(f"{place} is {y.dtype} {list(y.shape)}: give numbers [n] or [n, outputs]")
     return torch.from_numpy(own_data.finite(y.reshape(len(y), -1), place))
@@ -196,7 +201,7 @@ def _class_labels(y: np.ndarray, place: str) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "buifU":
         raise DataError(f"{place} is {y.dtype} {list(y.shape)}: give one integer or word a row")
     if labels.dtype.kind == "f":
-        broken = np.flatnonzero(labels != np.floor(labels))  # NaN too
+        broken = np.flatnonzero(~np.isfinite(labels) | (labels != np.floor(labels)))
         if len(broken):
             raise DataError(f"{place}, row {broken[0]}: {labels[broken[0]]} is no class")
     return labels if labels.dtype.kind == "U" else labels.astype(np.int64)

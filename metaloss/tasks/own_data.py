@@ -91,9 +91,11 @@ def scaled(splits: dict[str, Batch], place: str) -> tuple[dict[str, Batch], Tens
         The splits, and what 1 is in the target's own unit, [outputs].
 
     Raises:
-        DataError: a column of the training targets is constant.
+        DataError: a column of the training targets is constant, or there are none.
     """
     train = splits["train"][1].double()
+    if not len(train):
+        raise DataError(f"{place}: no row is left for training")
     low, unit = train.amin(0), train.amax(0) - train.amin(0)
     if not unit.all():
         raise DataError(f"{place}: the target is the same in every training row")
