@@ -55,6 +55,8 @@ class MetaLR(MetaOptimizer):
             engine=Exact(),
             steps=steps,
         )
+        self.meta_lr = meta_lr
+        self.every = every
         self.steps = steps
         self.objective = objective
         self.objective_batch_size = objective_batch_size
