@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
     package_dir={"metaloss.gin_configs": "gin_configs"},
-    package_data={"metaloss": ["py.typed"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={"metaloss": ["py.typed", "analysis/*.json"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -26,6 +26,7 @@ setup(
         "tensorboard>=2.21",
         "einops>=0.8",
         "scikit-learn>=1.4",
+        "scipy>=1.15",
         "matplotlib>=3.8",
         "safetensors>=0.4",
         "tqdm>=4.66",

@@ -11,8 +11,11 @@ from metaloss.analysis.runs import STATUSES, Run
 from metaloss.analysis.settings import Settings
 from metaloss.analysis.statistics import Summary, summarize
 
+#: The paper's methods, as the columns of its Table 1.
+METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Group:
     """Runs that differ in their seed alone.
 
@@ -57,7 +60,7 @@ class Group:
 
     @property
     def metric(self) -> str | None:
-        """ "mse" or "error_rate"; None if no run was evaluated yet."""
+        """The word for what is measured, "mse" or "error_rate"; None before any evaluation."""
         return next((run.metric for run in self.runs if run.metric is not None), None)
 
 
@@ -80,9 +83,18 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         for _, same in sorted(by_seed.items()):
             *others, best = sorted(same, key=_standing)
             kept.append(best)
-            lines += [f"{run.path}: the same run as {best.path}; left out" for run in others]
+            lines += [
+                f"{run.path}: configuration and seed of {best.path} again; left out"
+                for run in others
+            ]
         groups.append(Group(kept[0].settings, tuple(kept)))
-    return sorted(groups, key=lambda found: (*found.pair, found.method)), lines
+    return sorted(groups, key=_order), lines
+
+
+def _order(group: Group) -> tuple[str, str, int, str]:
+    """By task and backbone; then the paper's methods in its order, and others after them."""
+    known = METHODS.index(group.method) if group.method in METHODS else len(METHODS)
+    return *group.pair, known, group.method
 
 
 def _standing(run: Run) -> tuple[bool, bool, str]:

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def metric(self) -> str | None:
-        """ "mse" or "error_rate"; None if nothing was evaluated yet."""
+        """The word for what is measured, "mse" or "error_rate"; None before any evaluation."""
         named = self.result.get("metric")
         evaluated = next((row for row in self.rows if "split" in row), {})
         return named or next((name for name in ("error_rate", "mse") if name in evaluated), None)
@@ -88,10 +88,11 @@ class Run:
 
     def curve(self, split: str) -> dict[int, float]:
         """The metric on a split, by the base step; only finite numbers."""
+        metric = self.metric or ""
         return {
-            row["step"]: float(row[self.metric])
+            row["step"]: float(row[metric])
             for row in self.rows
-            if row.get("split") == split and _is_number(row.get(self.metric))
+            if row.get("split") == split and _is_number(row.get(metric))
         }
 
     @property

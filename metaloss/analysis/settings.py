@@ -89,11 +89,16 @@ def read(text: str, place: str) -> Settings:
 
 
 def describe(difference: Difference) -> str:
-    """A difference in one line, without the words that all parameters share."""
+    """A difference in one line, as gin files write it."""
     return ", ".join(
         f"{name} not set" if value is NOT_SET else f"{name} = {value!r}"
         for name, value in difference
     )
+
+
+def brief(difference: Difference) -> str:
+    """A difference for a legend or a title: the parameters by their last word."""
+    return describe(tuple((name.rpartition(".")[2], value) for name, value in difference))
 
 
 def component_of(parameter: str) -> str:
@@ -123,8 +128,8 @@ def _known(reference: Reference, parameter: str) -> list[tuple[str, Any, Any]]:
     own_scope, _, selector = reference.name.rpartition("/")
     scope = own_scope or parameter.rpartition("/")[0]
     kind, _, name = selector.rpartition(".")
-    registry = REGISTRIES.get(kind, {})
-    if name not in registry:
+    registry = REGISTRIES.get(kind)
+    if registry is None or name not in registry:
         return []
     return [(f"{scope}/{selector}".lstrip("/"), registry, registry[name])]
 

@@ -37,8 +37,8 @@ class Comparison:
         unpaired: seeds for which only one has.
         difference: the mean.
         interval: its 95 % bootstrap confidence interval (BCa); None below 6 pairs.
-        t: p-value of the paired t-test, two-sided; None below 2 pairs or where all differences
-            are equal.
+        t: p-value of the paired t-test, two-sided; None below 6 pairs, where nothing speaks for
+            its assumption that differences are normal, and where all are equal.
         wilcoxon: p-value of the Wilcoxon signed-rank test, two-sided; None below 6 pairs.
         smallest: the smallest p-value the Wilcoxon test could give for this many differences.
         family: the number of Wilcoxon tests that p-values are corrected for; see `corrected`.
@@ -87,12 +87,9 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Comparis
     differences = np.round([first[seed] - second[seed] for seed in seeds], 12)
     n, constant = len(seeds), bool(np.ptp(differences) == 0)
     interval = t = wilcoxon = None
-    if n >= 2 and not constant:
-        t = float(stats.ttest_1samp(differences, 0.0).pvalue)
     if n >= SMALLEST_N:
-        interval = (
-            (float(differences[0]),) * 2 if constant else _bootstrap(differences)
-        )
+        t = None if constant else float(stats.ttest_1samp(differences, 0.0).pvalue)
+        interval = (float(differences[0]),) * 2 if constant else _bootstrap(differences)
         wilcoxon = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
     smallest = min(1.0, 2.0 ** (1 - np.count_nonzero(differences)))
     return Comparison(n, unpaired, float(differences.mean()), interval, t, wilcoxon, smallest)
