@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metaloss.analysis.groups import Group
+from metaloss.analysis.other_tables import against_baseline, alike, differing
 from metaloss.analysis.placement import Filled, Result
 from metaloss.analysis.runs import STATUSES, mean_of
 from metaloss.analysis.settings import describe
 from metaloss.analysis.statistics import Comparison
-from metaloss.analysis.tables import against_baseline, alike, differing
 
 COLUMNS = (
     "table", "task", "backbone", "method", "column", "differs", "metric", "n", "mean", "std",

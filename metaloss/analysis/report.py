@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metaloss.analysis import learning, paper, placement, tables
+from metaloss.analysis import learning, other_tables, paper, paper_tables, placement
 from metaloss.analysis.document import Block, Document, Lines, Picture, Section, Text
 from metaloss.analysis.groups import Group, group
 from metaloss.analysis.paper import Paper
@@ -112,11 +112,11 @@ def _circumstances(runs: Sequence[Run]) -> list[str]:
 def _tables(found: Contents) -> Section:
     section = Section("The paper's tables")
     for filled in found.filled:
-        section.blocks.append(tables.results(filled))
-        if (compared := tables.tests(filled)) is not None:
+        section.blocks.append(paper_tables.results(filled))
+        if (compared := paper_tables.tests(filled)) is not None:
             section.blocks.append(compared)
         if filled.table.number == 1:
-            section.blocks.append(tables.run_times(filled, found.paper.hours))
+            section.blocks.append(paper_tables.run_times(filled, found.paper.hours))
     return section
 
 
@@ -151,12 +151,12 @@ def _other(found: Contents) -> Section:
     section = Section("Other runs")
     if not found.rest:
         return section
-    section.blocks.append(tables.other(found.rest))
-    if (compared := tables.other_tests(found.rest)) is not None:
+    section.blocks.append(other_tables.results(found.rest))
+    if (compared := other_tables.tests(found.rest)) is not None:
         section.blocks.append(compared)
     by_pair: dict[tuple[str, str], dict[str, Group | None]] = defaultdict(dict)
     for one in found.rest:
-        differs = brief(tables.differing(one, tables.alike(one, found.rest)))
+        differs = brief(other_tables.differing(one, other_tables.alike(one, found.rest)))
         by_pair[one.pair][one.method + (f", {differs}" if differs else "")] = one
     for split, measured in SPLITS.items():
         panels = [
