@@ -7,22 +7,24 @@ import resource
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metaloss import checkpoint
+from metaloss import checkpoint, inspection
 from metaloss.backbones import BACKBONES
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
-from metaloss.export import LearnedLoss, save_loss
-from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
-from metaloss.meta_optimizers.base import MetaStep
+from metaloss.export import save_loss
+from metaloss.loggers import MetricsFile, Progress, Row
+from metaloss.meta_optimizers.base import Draw, MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
 from metaloss.state import State
 from metaloss.tasks import TASKS
+from metaloss.tensorboard import TensorBoard
 
 
 class Diverged(Exception):
@@ -70,13 +72,15 @@ class Run:
         written = self._continue_from(folder.checkpoint, config)
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
-        starts = {"initialization": self.state.init_steps + 1, "train": self.state.steps + 1}
+        done = {"initialization": self.state.init_steps, "train": self.state.steps}
+        starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
         with (
             closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts if written else {})) as self.board,
+            closing(TensorBoard(folder.path, starts)) as self.board,
             closing(Progress()) as self.progress,
         ):
-            self.board.text("config", config)
+            if self.state.steps == 0:
+                self.board.begin(config, self.plan.task.objective.metric)
             status = "finished"
             try:
                 self._initialize()
@@ -90,15 +94,13 @@ class Run:
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
-        for meta_optimizer in (self.plan.initialization, self.plan.adaptation):
-            if meta_optimizer is not None:
-                meta_optimizer.step(
-                    lambda: self.state.draw("train", "init_train"),
-                    lambda: self.state.draw("valid", "init_objective"),
-                )
-        self.state.learner.step(
-            lambda: self.state.draw("train", "train"), lambda: self.state.draw("valid", "objective")
-        )
+        state, initialization = self.state, self.plan.initialization
+        if initialization is not None:
+            initialization.step(
+                partial(state.draw, "train", "init_train"),
+                partial(state.draw_objective, initialization, "init_objective"),
+            )
+        state.learner.step(*self._draws())
 
     def _initialize(self) -> None:
         """The initialisation phase, if there is one and what is left of it."""
@@ -108,8 +110,8 @@ class Run:
         self.progress.start("initialization", state.init_steps, initialization.steps)
         phase = state.learner.initializing(
             initialization,
-            lambda: state.draw("train", "init_train"),
-            lambda: state.draw(initialization.objective, "init_objective"),
+            partial(state.draw, "train", "init_train"),
+            partial(state.draw_objective, initialization, "init_objective"),
             state.redraw_model,
             start=state.init_steps,
         )
@@ -121,56 +123,69 @@ class Run:
     def _train(self) -> None:
         """The training, or what is left of it."""
         state, plan = self.state, self.plan
-        objective = "valid" if plan.adaptation is None else plan.adaptation.objective
-        sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
+        draws = self._draws()
+        sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
+        drawn = self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
+            self._log(self._inspect())
         while state.steps < plan.steps:
-            result = state.learner.step(
-                lambda: state.draw("train", "train"), lambda: state.draw(objective, "objective")
-            )
+            result = state.learner.step(*draws)
             state.steps += 1
             last = state.steps == plan.steps
             if state.steps in sampled:
                 state.sample_loss()
             if state.steps in drawn:
-                self._draw_loss()
+                inspection.show(self.board, state, plan.task.objective)
             if last or state.steps % plan.evaluate_every == 0:
+                self._log(self._inspect())
                 self._log(self._evaluate("train"))
                 self._log(self._evaluate("valid"))
             self._after_step("train", state.steps, last, result)
+
+    def _draws(self) -> tuple[Draw, Draw | None]:
+        """Give the next training batch, and the next batch for the adaptation's task loss."""
+        state, adaptation = self.state, self.plan.adaptation
+        return partial(state.draw, "train", "train"), (
+            None if adaptation is None else partial(state.draw_objective, adaptation, "objective")
+        )
 
     def _finish(self, status: str) -> dict[str, Any]:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
         from metaloss.analysis import pictures  # matplotlib takes half a second
 
-        state, plan, objective = self.state, self.plan, self.plan.task.objective
         test = None
         if status == "finished":
             row = self._evaluate("test")
             self._log(row)
-            test = row[objective.metric]
-        result = {
+            test = row[self.plan.task.objective.metric]
+        result = self._result(status, test)
+        self._export_loss(result)
+        pictures.draw(self.folder.path, pictures.title(result))
+        if status != "stopped":
+            inspection.conclude(self.board, self.folder, self.config, result)
+        write_json(self.folder.result, result)
+        return result
+
+    def _result(self, status: str, test: float | None = None) -> dict[str, Any]:
+        """The run in a few numbers, as it stands."""
+        state, plan = self.state, self.plan
+        return {
             "task": TASKS.name_of(plan.task),
             "backbone": BACKBONES.name_of(plan.backbone),
             "method": plan.method,
             "seed": self.seed,
             "steps": state.steps,
             "init_steps": state.init_steps,
-            "metric": objective.metric,
+            "metric": plan.task.objective.metric,
             "test": test,
             "status": status,
             "skipped_meta_steps": state.skipped,
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
-        if state.loss is not None and state.samples:
-            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), result)
-        pictures.draw(self.folder.path, result)
-        write_json(self.folder.result, result)
-        return result
 
     # --- after each step ---
 
@@ -224,15 +239,10 @@ class Run:
         numbers = evaluate(self.state.model, (inputs, labels), self.plan.task.objective)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
-    def _draw_loss(self) -> None:
-        """The learned loss so far, as a figure in TensorBoard."""
-        if self.state.loss is None:
-            return
-        from metaloss.analysis import pictures
-
-        learned = LearnedLoss(self.state.loss, self.plan.task.objective.link)
-        figure = pictures.loss_figure(learned, self.state.trajectory(), f"step {self.state.steps}")
-        self.board.figure("loss/curves", figure, self.state.steps)
+    def _inspect(self) -> Row:
+        """The indices of the learned loss."""
+        numbers = inspection.numbers(self.state, self.plan.task.objective)
+        return {"phase": "train", "step": self.state.steps, **numbers}
 
     def _equidistant(self, count: int) -> frozenset[int]:
         """Steps at equal distances, the last among them."""
@@ -244,6 +254,14 @@ class Run:
         self.state.seconds = self._seconds()
         content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
         checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
+        self._export_loss(self._result("unfinished"))
+
+    def _export_loss(self, provenance: dict[str, Any]) -> None:
+        """The learned loss so far, for whoever looks at it or uses it."""
+        state, objective = self.state, self.plan.task.objective
+        if state.loss is not None and state.samples:
+            provenance = {**provenance, "classes": inspection.classes(state, objective)}
+            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
     def _continue_from(self, path: Path, config: str) -> int:
         """Takes the state of the checkpoint, if there is one; the bytes of metrics it counts."""

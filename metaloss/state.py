@@ -68,8 +68,13 @@ class State:
         return initialization
 
     def draw(self, split: str, stream: str) -> Batch:
-        """The next batch of a split, by the given stream."""
+        """The next training batch of a split, by the given stream."""
         return self.data.draw(split, self._plan.task.batch_size, self._streams[stream])
+
+    def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
+        """The next batch that a meta-optimizer takes the task loss on."""
+        size = meta_optimizer.objective_batch_size or self._plan.task.batch_size
+        return self.data.draw(meta_optimizer.objective, size, self._streams[stream])
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""

@@ -37,10 +37,12 @@ class MetaOptimizer(ABC):
     Attributes:
         steps: meta-steps that make a whole initialisation phase (S_init).
         objective: the split that the task loss is taken on, "valid" or "train".
+        objective_batch_size: examples in the batch of the task loss; None for the task's number.
     """
 
     steps: int
     objective: str
+    objective_batch_size: int | None = None
 
     @abstractmethod
     def attach(self, problem: Problem) -> None:

@@ -33,6 +33,7 @@ class MetaLR(MetaOptimizer):
         meta_lr: η of Adam.
         every: base steps per meta-step.
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
+        objective_batch_size: examples in that batch; None takes the task's batch size.
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
 
@@ -41,15 +42,19 @@ class MetaLR(MetaOptimizer):
         meta_lr: float = 1e-5,
         every: int = 1,
         objective: Literal["valid", "train"] = "valid",
+        objective_batch_size: int | None = None,
         steps: int = 2500,
     ) -> None:
         checks.number(meta_lr, "meta_lr.meta_lr")
         checks.integer(every, "meta_lr.every", minimum=1)
         checks.choice(objective, "meta_lr.objective", ("valid", "train"))
+        if objective_batch_size is not None:
+            checks.integer(objective_batch_size, "meta_lr.objective_batch_size", minimum=1)
         checks.integer(steps, "meta_lr.steps", minimum=0)
         self.meta_lr = meta_lr
         self.every = every
         self.objective = objective
+        self.objective_batch_size = objective_batch_size
         self.steps = steps
 
     def attach(self, problem: Problem) -> None:

@@ -27,6 +27,7 @@ class OfflineUnrolled(MetaOptimizer):
         inner_steps: base steps that are differentiated through, S_inner; each has a fresh batch.
         meta_lr: η of Adam.
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
+        objective_batch_size: examples in that batch; None takes the task's batch size.
         engine: "exact" or "unrolled" (plain double backward, the reference).
     """
 
@@ -36,17 +37,21 @@ class OfflineUnrolled(MetaOptimizer):
         inner_steps: int = 1,
         meta_lr: float = 1e-3,
         objective: Literal["valid", "train"] = "valid",
+        objective_batch_size: int | None = None,
         engine: Engine = "exact",
     ) -> None:
         checks.integer(steps, "offline_unrolled.steps", minimum=0)
         checks.integer(inner_steps, "offline_unrolled.inner_steps", minimum=1)
         checks.number(meta_lr, "offline_unrolled.meta_lr")
         checks.choice(objective, "offline_unrolled.objective", ("valid", "train"))
+        if objective_batch_size is not None:
+            checks.integer(objective_batch_size, "offline_unrolled.objective_batch_size", minimum=1)
         checks.choice(engine, "offline_unrolled.engine", ENGINES)
         self.steps = steps
         self.inner_steps = inner_steps
         self.meta_lr = meta_lr
         self.objective = objective
+        self.objective_batch_size = objective_batch_size
         self.engine: Engine = engine
 
     def attach(self, problem: Problem) -> None:

@@ -24,6 +24,7 @@ class OnlineOneStep(MetaOptimizer):
         meta_lr: η of Adam.
         every: base steps per meta-step; the paper takes 1 and suggests more (section 5.2).
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
+        objective_batch_size: examples in that batch; None takes the task's batch size.
         engine: "exact" or "unrolled" (plain double backward, the reference).
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
@@ -33,17 +34,21 @@ class OnlineOneStep(MetaOptimizer):
         meta_lr: float = 1e-5,
         every: int = 1,
         objective: Literal["valid", "train"] = "valid",
+        objective_batch_size: int | None = None,
         engine: Engine = "exact",
         steps: int = 2500,
     ) -> None:
         checks.number(meta_lr, "online_one_step.meta_lr")
         checks.integer(every, "online_one_step.every", minimum=1)
         checks.choice(objective, "online_one_step.objective", ("valid", "train"))
+        if objective_batch_size is not None:
+            checks.integer(objective_batch_size, "online_one_step.objective_batch_size", minimum=1)
         checks.choice(engine, "online_one_step.engine", ENGINES)
         checks.integer(steps, "online_one_step.steps", minimum=0)
         self.meta_lr = meta_lr
         self.every = every
         self.objective = objective
+        self.objective_batch_size = objective_batch_size
         self.engine: Engine = engine
         self.steps = steps
 
