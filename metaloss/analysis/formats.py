@@ -63,9 +63,11 @@ def _markdown(block: Block, files: Mapping[str, PurePath]) -> str:
     if isinstance(block, Picture):
         path = files.get(block.name)
         return f"![{block.title}]({path})\n\n*{block.title}. {block.caption}*" if path else ""
-    rows = [block.head, ["---"] * len(block.head)]
-    rows += [[_markdown_cell(cell) for cell in row] for row in block.rows]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rows = [list(block.head), *([_markdown_cell(cell) for cell in row] for row in block.rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    padded = ([text.ljust(n) for text, n in zip(row, widths, strict=True)] for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in padded]
     notes = [f"* {note}" for note in block.notes]
     parts = [f"### {block.title}", block.caption, "\n".join(lines), "\n".join(notes)]
     return "\n\n".join(part for part in parts if part)

@@ -18,6 +18,7 @@ Points = tuple[np.ndarray, np.ndarray]  # base steps and values, [T] each
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A00", "#000000")
 COLOURS = {"Baseline": "0.35", "ML³": "#E69F00", "MetaLR": "#009E73", "AdaLFL": "#0072B2"}
 COLOURS |= {"baseline": "0.35", "ml3": "#E69F00", "meta_lr": "#009E73", "adalfl": "#0072B2"}
+SPLITS = {"train": "training", "valid": "validation"}
 METRICS = {"mse": "MSE", "error_rate": "error rate"}
 COLUMNS = 3
 
@@ -33,7 +34,7 @@ class MeanCurve:
         low: mean less the sample standard deviation, not below the lowest seed, so that a log
             scale can show it; [T].
         high: mean plus the deviation, [T].
-        n: seeds.
+        note: what the legend adds to the label: the number of seeds.
         diverged: the points of each run that diverged: it is in no mean.
     """
 
@@ -42,7 +43,7 @@ class MeanCurve:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    n: int
+    note: str = ""
     diverged: tuple[Points, ...] = ()
 
 
@@ -51,7 +52,7 @@ class Panel:
     """Curves to compare, of one task and base model."""
 
     title: str
-    metric: str
+    ylabel: str
     curves: tuple[MeanCurve, ...]
 
 
@@ -75,11 +76,12 @@ def mean_curve(group: Group, split: str, label: str) -> MeanCurve | None:
         return None
     if not common:
         nothing = np.empty(0)
-        return MeanCurve(label, nothing, nothing, nothing, nothing, 0, lost)
+        return MeanCurve(label, nothing, nothing, nothing, nothing, "diverged", lost)
     mean = values.mean(0)
     deviation = values.std(0, ddof=1) if len(found) > 1 else np.zeros_like(mean)
     low = np.maximum(mean - deviation, values.min(0))
-    return MeanCurve(label, np.array(common), mean, low, mean + deviation, len(found), lost)
+    note = f"n = {len(found)}"
+    return MeanCurve(label, np.array(common), mean, low, mean + deviation, note, lost)
 
 
 def panel(title: str, labelled: Mapping[str, Group | None], split: str) -> Panel | None:
@@ -92,19 +94,21 @@ def panel(title: str, labelled: Mapping[str, Group | None], split: str) -> Panel
     metrics = [group.metric for label, group in labelled.items() if group and label in curves]
     if not curves or metrics[0] is None:
         return None
-    return Panel(title, metrics[0], tuple(curves.values()))
+    return Panel(title, error_label(split, metrics[0]), tuple(curves.values()))
 
 
-def learning_curves(
-    panels: Sequence[Panel], split: str, colours: Mapping[str, str] = COLOURS
-) -> Figure:
+def error_label(split: str, metric: str) -> str:
+    """What stands at an axis: "validation error rate"."""
+    return f"{SPLITS.get(split, split)} {METRICS.get(metric, metric)}"
+
+
+def learning_curves(panels: Sequence[Panel], colours: Mapping[str, str] = COLOURS) -> Figure:
     """Error against base steps on a log scale: mean over seeds, and a band of one deviation.
 
     As the paper's Figures 3, 7 and 8. Runs that diverged are thin dashed lines up to a cross.
 
     Args:
         panels: one of them an axes; at least one.
-        split: what the error is measured on, for the axes' labels.
         colours: by the curves' labels; others are given in turn.
     """
     labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
@@ -118,20 +122,19 @@ def learning_curves(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, one in zip(axes, panels, strict=False):
-        _draw(axis, one, split, chosen)
+        _draw(axis, one, chosen)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     return figure
 
 
-def _draw(axis: Axes, one: Panel, split: str, colours: Mapping[str, str]) -> None:
+def _draw(axis: Axes, one: Panel, colours: Mapping[str, str]) -> None:
     for curve in one.curves:
         colour = colours[curve.label]
-        count = f"n = {curve.n}" if curve.n else "diverged"
-        label = f"{curve.label} ({count})"
+        label = curve.label + (f" ({curve.note})" if curve.note else "")
         # A logarithm shows no zero: it is drawn at the bottom.
         axis.plot(curve.steps, curve.mean, color=colour, linewidth=1.4, label=label)
-        if curve.n > 1:
+        if (curve.high > curve.low).any():
             axis.fill_between(
                 curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
             )
@@ -145,7 +148,7 @@ def _draw(axis: Axes, one: Panel, split: str, colours: Mapping[str, str]) -> Non
         _tick_within_a_decade(axis, positive[positive > 0])
     axis.set_title(_wrapped(one.title), fontsize=9)
     axis.set_xlabel("base step")
-    axis.set_ylabel(f"{split} {METRICS.get(one.metric, one.metric)}")
+    axis.set_ylabel(one.ylabel)
     axis.grid(alpha=0.25, which="both", linewidth=0.5)
     axis.legend(fontsize=7, framealpha=0.75, edgecolor="none")
 

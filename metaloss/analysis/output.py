@@ -1,7 +1,8 @@
-"""Output: a document as a file, or as text for the terminal."""
+"""Output: a document as a file."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -10,47 +11,48 @@ from metaloss.analysis.document import Document, Picture
 from metaloss.checkpoint import write_atomically
 from metaloss.errors import InputError, RunFolderError
 
-#: Formats, and how their files end. No file of a run folder ends so: none can be overwritten.
-ENDINGS = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 DPI = 150
 
 
-def format_of(asked: str | None, output: Path | None) -> str:
-    """The format: as asked for, else by the file's ending, else Markdown.
+def check(output: Path, endings: Sequence[str]) -> None:
+    """Whether a file may be written: before the work, not after it.
+
+    No file of a run folder has such an ending but for its figures, so that none is overwritten.
 
     Raises:
-        InputError: the file's ending is another format's, or none.
+        InputError: its name has another ending, or its folder is not there.
     """
-    by_ending = {ending: form for form, ending in ENDINGS.items()}
-    if output is None:
-        return asked or "md"
-    form = asked or by_ending.get(output.suffix)
-    if form is None or ENDINGS[form] != output.suffix:
-        known = ENDINGS[asked] if asked else ", ".join(by_ending)
-        raise InputError(f"--output {output}: let its name end in {known}")
+    if output.suffix not in endings:
+        raise InputError(f"--output {output}: let its name end in {' or '.join(endings)}")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
-    return form
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
 
 
-def text_of(document: Document, form: str, output: Path | None) -> str:
-    """The document in a format.
+def save(document: Document, output: Path) -> None:
+    """Writes a document in the format of the file's ending: .html, .md, .tex or .png.
 
-    Pictures are inside an HTML page; those of Markdown and LaTeX are written into `NAME_figures/`
-    beside the output, if there is one.
+    An HTML page holds its pictures. Those of Markdown and LaTeX are written beside the file, into
+    the folder `NAME_figures`. A PNG is the pictures alone, one below the other.
 
     Raises:
-        RunFolderError: a picture cannot be written.
+        RunFolderError: something cannot be written.
     """
-    if form == "html":
-        return page.html(document)
-    ending = {"md": ".png", "latex": ".pdf"}[form]
-    files = _draw(document.pictures(), output, ending) if output is not None else {}
-    write = {"md": formats.markdown, "latex": formats.latex}[form]
-    return write(document, files)
+    if output.suffix == ".png":
+        content = _sheet(document.pictures())
+        write_atomically(output, lambda path: path.write_bytes(content))
+        return
+    if output.suffix == ".md":
+        text = formats.markdown(document, _draw(document.pictures(), output, ".png"))
+    elif output.suffix == ".tex":
+        text = formats.latex(document, _draw(document.pictures(), output, ".pdf"))
+    else:
+        text = page.html(document)
+    save_text(text, output)
 
 
-def save(text: str, output: Path) -> None:
+def save_text(text: str, output: Path) -> None:
     """Writes a text file, whole or not at all.
 
     Raises:
@@ -60,7 +62,7 @@ def save(text: str, output: Path) -> None:
 
 
 def _draw(pictures: Sequence[Picture], output: Path, ending: str) -> dict[str, PurePath]:
-    """The pictures as files; their paths from the output's folder, by name."""
+    """The pictures as files beside the output; their paths from there, by name."""
     folder = output.with_name(f"{output.stem}_figures")
     metadata = {"CreationDate": None} if ending == ".pdf" else None
     try:
@@ -71,3 +73,29 @@ def _draw(pictures: Sequence[Picture], output: Path, ending: str) -> dict[str, P
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be written to: {error}") from error
     return {p.name: PurePath(folder.name, p.name + ending) for p in pictures}
+
+
+def _sheet(pictures: Sequence[Picture]) -> bytes:
+    """The pictures one below the other, as a PNG.
+
+    Raises:
+        InputError: there is none.
+    """
+    from PIL import Image
+
+    if not pictures:
+        raise InputError("there is no picture: neither run has numbers or a loss to draw")
+    images = []
+    for picture in pictures:
+        drawn = io.BytesIO()
+        picture.figure.savefig(drawn, format="png", dpi=DPI)
+        images.append(Image.open(drawn))
+    size = max(image.width for image in images), sum(image.height for image in images)
+    sheet = Image.new("RGB", size, "white")
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    content = io.BytesIO()
+    sheet.save(content, format="png")
+    return content.getvalue()

@@ -6,7 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metaloss.analysis import learning, other_tables, paper, paper_tables, placement
+from metaloss.analysis import (
+    learning,
+    other_tables,
+    paper,
+    paper_figures,
+    paper_tables,
+    pictures,
+    placement,
+)
+from metaloss.analysis.curves import LossCurves
 from metaloss.analysis.document import Block, Document, Lines, Picture, Section, Text
 from metaloss.analysis.groups import Group, group
 from metaloss.analysis.paper import Paper
@@ -15,10 +24,11 @@ from metaloss.analysis.runs import STATUSES, Reading, Run
 from metaloss.analysis.settings import brief
 from metaloss.errors import InputError
 
+EXAMPLES = 4  #: losses of the paper's Figure 5
 #: Tables whose learning curves the paper shows, and their colours there.
 FIGURES = {1: "Figure 3", 7: "Figure 7"}
 COLOURS = {7: {"Training": "#0072B2", "Validation": "#D55E00"}}
-SPLITS = {
+MEASURED = {
     "train": "on as much of the training data as is held out for validation",
     "valid": "on the validation data, which the loss is learned on",
 }
@@ -59,13 +69,13 @@ def contents(reading: Reading) -> Contents:
 
 def document(found: Contents) -> Document:
     """The report; a section that has nothing to show is left out."""
-    makers = (_overview, _tables, _curves, _other, _problems)
+    makers = (_overview, _tables, _curves, _losses, _other, _problems)
     sections = [section for make in makers if (section := make(found)).blocks]
     return Document("metaloss: report over many runs", sections)
 
 
 def _overview(found: Contents) -> Section:
-    runs = [run for group in found.groups for run in group.runs]
+    runs = [run for g in found.groups for run in g.runs]
     counts = Counter(run.status for run in runs)
     states = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     shown = {filled.table.number for filled in found.filled}
@@ -124,7 +134,7 @@ def _curves(found: Contents) -> Section:
     section = Section("Learning curves")
     for filled in found.filled:
         number = filled.table.number
-        for split, measured in SPLITS.items():
+        for split, measured in MEASURED.items():
             panels = [
                 panel
                 for line in filled.lines
@@ -137,14 +147,48 @@ def _curves(found: Contents) -> Section:
                 )
             ]
             figure = f"{FIGURES[number]}. " if number in FIGURES and split == "train" else ""
-            title = f"{figure}Learning curves of Table {number}, {_word(split)} error"
+            title = f"{figure}Learning curves of Table {number}, {learning.SPLITS[split]} error"
             caption = f"Error {measured}"
             if number == 1 and split == "valid":
                 caption += "; of MNIST + LeNet-5 as in the paper's Figure 8"
             section.blocks += _picture(
-                f"table{number}-{split}", panels, split, title, caption, COLOURS.get(number)
+                f"table{number}-{split}", panels, title, caption, COLOURS.get(number)
             )
     return section
+
+
+def _losses(found: Contents) -> Section:
+    """The network of the learned losses: its activation, and what ML³'s own form comes to."""
+    section = Section("The loss network")
+    networks = [g for g in found.groups if g.settings.component("Runner.representation") == "nn"]
+    if not networks:
+        return section
+    title = "Figure 6. The smooth leaky ReLU"
+    caption = "Activation of the loss network and its derivative for shifted γ and β."
+    section.blocks.append(Picture("activation", paper_figures.activation(), title, caption))
+    curves: dict[str, LossCurves] = {}
+    reasons = []
+    for run in (run for g in networks if _is_flat_form(g) for run in g.runs):
+        if len(curves) == EXAMPLES:
+            break
+        try:
+            curves[f"{run.task} + {run.backbone}, seed {run.seed}"] = pictures.loss_curves(run.path)
+        except InputError as error:
+            reasons.append(f"{run.path}: no learned loss to draw: {error}")
+    if curves:
+        drawn = paper_figures.flat_losses(list(curves.values()), list(curves))
+        title = "Figure 5. Losses of ML³'s network (ReLU, Softplus output)"
+        caption = f"After training; flat parts are marked. The first {len(curves)}, not chosen."
+        section.blocks.append(Picture("flatness", drawn, title, caption))
+    if reasons:
+        section.blocks.append(Lines(tuple(reasons)))
+    return section
+
+
+def _is_flat_form(group: Group) -> bool:
+    """Whether the loss network is of the form that the paper finds prone to flat regions."""
+    form = {"representations.nn.activation": "relu", "representations.nn.output": "softplus"}
+    return form.items() <= group.settings.values.items()
 
 
 def _other(found: Contents) -> Section:
@@ -158,14 +202,14 @@ def _other(found: Contents) -> Section:
     for one in found.rest:
         differs = brief(other_tables.differing(one, other_tables.alike(one, found.rest)))
         by_pair[one.pair][one.method + (f", {differs}" if differs else "")] = one
-    for split, measured in SPLITS.items():
+    for split, measured in MEASURED.items():
         panels = [
             panel
             for pair, labelled in by_pair.items()
             if (panel := learning.panel(" + ".join(pair), labelled, split))
         ]
-        title = f"Learning curves of other runs, {_word(split)} error"
-        section.blocks += _picture(f"other-{split}", panels, split, title, f"Error {measured}")
+        title = f"Learning curves of other runs, {learning.SPLITS[split]} error"
+        section.blocks += _picture(f"other-{split}", panels, title, f"Error {measured}")
     return section
 
 
@@ -177,7 +221,6 @@ def _problems(found: Contents) -> Section:
 def _picture(
     name: str,
     panels: Sequence[learning.Panel],
-    split: str,
     title: str,
     measured: str,
     colours: Mapping[str, str] | None = None,
@@ -189,12 +232,8 @@ def _picture(
         f"{measured}, on a log scale against base steps: mean over the seeds of finished runs (n) "
         "and one sample standard deviation around it; dashed up to a cross: runs that diverged."
     )
-    drawn = learning.learning_curves(panels, _word(split), colours or learning.COLOURS)
+    drawn = learning.learning_curves(panels, colours or learning.COLOURS)
     return [Picture(name, drawn, title, caption)]
-
-
-def _word(split: str) -> str:
-    return {"train": "training", "valid": "validation"}[split]
 
 
 def _plural(count: int, noun: str) -> str:
