@@ -37,14 +37,12 @@ class Column:
     Attributes:
         title: its head.
         method: the method file.
-        bindings: what it changes of that, as gin statements.
-        shared: whether another table has the same column: runs belong there first.
+        bindings: what makes it a column, beside the method file, as gin statements.
     """
 
     title: str
     method: str
     bindings: tuple[str, ...] = ()
-    shared: bool = False
 
     @property
     def chosen(self) -> frozenset[str]:

@@ -99,15 +99,13 @@ class _Index:
         return self._cells[pair, column].get(difference)
 
     def home(self, group: Group) -> _Home | None:
-        """The cell, not shared with another table, whose configuration is nearest; None if none."""
+        """The cell whose configuration is nearest, in the first table that has it; None if none."""
         candidates = [
             _Home(table.number, pair, self._differences[pair, column, group])
             for table in self._paper.tables
             for pair in self._paper.pairs
             for column in table.columns
-            if pair.name in table.values
-            and not column.shared
-            and (pair, column, group) in self._differences
+            if pair.name in table.values and (pair, column, group) in self._differences
         ]
         return min(candidates, key=lambda home: (len(home.difference), home.table), default=None)
 
