@@ -116,7 +116,7 @@ def learning_curves(panels: Sequence[Panel], colours: Mapping[str, str] = COLOUR
     rest = (free or PALETTE) * len(labels)
     chosen = dict(zip((name for name in labels if name not in colours), rest, strict=False))
     chosen |= {name: colours[name] for name in labels if name in colours}
-    columns = min(COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (4.0 * columns + 0.4, 3.2 * rows) if columns > 1 else (5.4, 3.8)
     figure = Figure(figsize=size, layout="constrained")
@@ -124,7 +124,7 @@ def learning_curves(panels: Sequence[Panel], colours: Mapping[str, str] = COLOUR
     for axis, one in zip(axes, panels, strict=False):
         _draw(axis, one, chosen)
     for axis in axes[len(panels) :]:
-        axis.set_axis_off()
+        axis.remove()
     return figure
 
 

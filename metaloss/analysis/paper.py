@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from metaloss import config
@@ -44,7 +44,7 @@ class Column:
     method: str
     bindings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def chosen(self) -> frozenset[str]:
         """The parameters that its bindings set."""
         return frozenset(bindings_of("\n".join(self.bindings), self.title))
