@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6"]
+TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 
 setup(

@@ -48,7 +48,7 @@ def main(command_line: list[str] | None = None) -> int:
         try:
             found.append(records.read(path))
         except InputError as error:
-            print(f"warning: {path} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
     if not found:
         print("error: there is no run to show", file=sys.stderr)
         return 2

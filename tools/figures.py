@@ -42,7 +42,7 @@ def main(command_line: list[str] | None = None) -> int:
     from metaloss.errors import InputError
 
     failed = False
-    drawn: dict[str, Path] = {}
+    drawn: list[Path] = []
     try:
         plugins.load_all(arguments.plugin)
         if arguments.activation:
@@ -57,10 +57,12 @@ def main(command_line: list[str] | None = None) -> int:
             title = pictures.title(vars(record))
             pictures.draw(path, title)
         except InputError as error:
-            print(f"error: {path}: {str(error).splitlines()[0]}", file=sys.stderr)
+            message = str(error).splitlines()[0]
+            message = message if str(path) in message else f"{path}: {message}"
+            print(f"error: {message}", file=sys.stderr)
             failed = True
             continue
-        drawn[str(path)] = path
+        drawn.append(path)
         state = "" if record.status == "finished" else f" ({record.status}, step {record.steps:,})"
         print(f"{path}/figures: {title}{state}")
         latest = next((row for row in reversed(record.rows) if "scale" in row), {})
@@ -68,7 +70,7 @@ def main(command_line: list[str] | None = None) -> int:
             print(f"warning: {path}: the loss at step {latest['step']:,}: {warning}")
     if arguments.together and drawn:
         try:
-            for file in pictures.draw_together(drawn, arguments.together):
+            for file in pictures.draw_together(records.names(drawn), arguments.together):
                 print(file)
         except InputError as error:
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)

@@ -14,8 +14,8 @@ from metaloss.analysis.records import Record
 from metaloss.errors import RunFolderError
 from metaloss.tensorboard import scalars
 
-#: TensorBoard's flag: 0 keeps all, where its default shows a random ten of a run's figures.
-SAMPLES = "images=0,text=0"
+#: TensorBoard's flag: its default shows a random ten of a run's figures, and 0 (all) none of them
+SAMPLES = "images=1000,text=1000"
 
 #: What is averaged: by tag, at each step [mean, lower, upper].
 Margins = dict[str, dict[int, tuple[float, float, float]]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,9 @@ def read(path: Path) -> Record:
 def find(path: Path) -> list[Path]:
     """The run folders at or below a path, in order; the path itself if there are none."""
     return sorted(config.parent for config in path.rglob("config.gin")) or [path]
+
+
+def names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Short names of run folders: what follows the folder that they have in common."""
+    common = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    return {path.resolve().relative_to(common).as_posix(): path for path in paths}
