@@ -135,10 +135,11 @@ def test_run_times_stand_beside_the_papers_as_hours_and_ratios(report, root):
 def test_other_runs_are_grouped_by_what_differs(report, tmp_path):
     for i, hidden in enumerate(("(4,)", "(8,)")):
         write_run(tmp_path / str(i), DIGITS[0], [f"backbones.mlp.hidden = {hidden}"], test=0.1 + i)
+    write_run(tmp_path / "2", DIGITS[1], ["backbones.mlp.hidden = (8,)"], test=0.5)
     _, text, _ = report(tmp_path)
     table = rows_of(text, "Runs outside the paper's tables")
-    assert [row[2] for row in table[2:]] == ["baseline (a)", "baseline (b)"]
-    assert [row[4] for row in table[2:]] == [".1000 (1)", "1.1000 (1)"]
+    assert [row[2] for row in table[2:]] == ["baseline (a)", "baseline (b)", "ml3_relu (b)"]
+    assert [row[4] for row in table[2:]] == [".1000 (1)", "1.1000 (1)", ".5000 (1)"]
     assert "* (a) backbones.mlp.hidden = (4,)\n* (b) backbones.mlp.hidden = (8,)" in text
     assert "Table 1" not in text
 
@@ -168,7 +169,8 @@ def test_latex_is_balanced_and_escaped(report, root, tmp_path):
     begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
     assert sorted(begun) == sorted(ended)
     assert not re.search(r"(?<!\\)[_#]", re.sub(r"\\includegraphics.*", "", text))
-    assert not set(text) & set("±×–³ηφθ'|<>")
+    assert text.isascii()
+    assert not set(text) & set("'|<") - set(r"\ifdim\width>")
     for path in re.findall(r"\\includegraphics.*{(.*)}", text):
         assert (tmp_path / path).read_bytes().startswith(b"%PDF")
     for block in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", text, re.DOTALL):

@@ -11,13 +11,17 @@ from metaloss.analysis.tables import Cell, Table
 #: What LaTeX takes for commands, and letters that its fonts lack.
 LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$",
-        "–": "--", "³": r"$^3$", "η": r"$\eta$", "θ": r"$\theta$", "φ": r"$\phi$", "·": r"$\cdot$",
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
+        "_": r"\_\allowbreak{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+        "×": r"$\times$", "–": "--", "³": r"$^3$", "·": r"$\cdot$", "/": r"/\allowbreak{}", "β": r"$\beta$",
+        "γ": r"$\gamma$", "η": r"$\eta$", "θ": r"$\theta$", "φ": r"$\phi$",
         "'": r"\textquotesingle{}", "|": r"\textbar{}",
     }
 )  # fmt: skip
+
+#: Opens a box that is shrunk to the line where it is wider.
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def markdown(document: Document, files: Mapping[str, PurePath]) -> str:
@@ -98,14 +102,14 @@ def _latex(block: Block, files: Mapping[str, PurePath]) -> str:
 
 def _latex_table(table: Table) -> str:
     columns = "l" * table.names + "c" * (len(table.head) - table.names)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines = [FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_latex_row([title.translate(LATEX) for title in table.head]), r"\midrule"]
     for i, row in enumerate(table.rows):
         if i and row[0].text:
             lines.append(r"\addlinespace")
         lines.append(_latex_row([_latex_cell(cell) for cell in row]))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {note.translate(LATEX)}" for note in table.notes]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    lines += [rf"\par\footnotesize\raggedright {note.translate(LATEX)}" for note in table.notes]
     return _float("table", table.title, table.caption, "\n".join(lines))
 
 

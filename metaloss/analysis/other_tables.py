@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from metaloss.analysis.groups import Group
+from metaloss.analysis.paper import STRUCTURE
+from metaloss.analysis.placement import METHOD
 from metaloss.analysis.runs import mean_of
 from metaloss.analysis.settings import Difference, describe
 from metaloss.analysis.statistics import Comparison, compare, corrected
@@ -20,6 +22,8 @@ from metaloss.analysis.tables import (
     outcome,
     without_repeats,
 )
+
+OF_THE_METHOD = {METHOD, *STRUCTURE}
 
 
 def results(groups: Sequence[Group]) -> Table:
@@ -65,19 +69,19 @@ def tests(groups: Sequence[Group]) -> Table | None:
     )
 
 
-def alike(group: Group, groups: Sequence[Group]) -> list[Group]:
-    """The groups of the same task, base model and method, itself among them."""
-    return [g for g in groups if (g.pair, g.method) == (group.pair, group.method)]
+def differing(group: Group, others: Sequence[Group]) -> Difference:
+    """The parameters in which a group differs from others of its pair, with its own values.
 
-
-def differing(group: Group, members: Sequence[Group]) -> Difference:
-    """The parameters in which a group differs from others, with its own values."""
-    found = {
-        item: None
-        for member in members
-        if member is not group
-        for item in group.settings.difference(member.settings)
-    }
+    Of other methods only those that both have, and not what makes them another method.
+    """
+    found = set()
+    for other in others:
+        difference = group.settings.difference(other.settings)
+        if other.pair == group.pair and other.method == group.method:
+            found.update(difference)
+        elif other.pair == group.pair:
+            both = group.settings.values.keys() & other.settings.values.keys() - OF_THE_METHOD
+            found.update((name, value) for name, value in difference if name in both)
     return tuple(sorted(found, key=lambda item: item[0]))
 
 
@@ -98,6 +102,6 @@ def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Compariso
 
 
 def _names(group: Group, groups: Sequence[Group], footnotes: Footnotes) -> tuple[Cell, Cell, Cell]:
-    mark = footnotes.mark(describe(differing(group, alike(group, groups))))
+    mark = footnotes.mark(describe(differing(group, groups)))
     task, backbone = group.pair
     return Cell(task, "name"), Cell(backbone, "name"), Cell(group.method + mark, "name")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metaloss.analysis.groups import Group
-from metaloss.analysis.other_tables import against_baseline, alike, differing
+from metaloss.analysis.other_tables import against_baseline, differing
 from metaloss.analysis.placement import Filled, Result
 from metaloss.analysis.runs import STATUSES, mean_of
 from metaloss.analysis.settings import describe
@@ -56,7 +56,7 @@ def _elsewhere(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     comparisons = dict(against_baseline(groups))
     for group in groups:
         yield {
-            "differs": describe(differing(group, alike(group, groups))),
+            "differs": describe(differing(group, groups)),
             **_of_group(group),
             **_of_comparison(comparisons.get(group), "baseline"),
         }

@@ -200,7 +200,7 @@ def _other(found: Contents) -> Section:
         section.blocks.append(compared)
     by_pair: dict[tuple[str, str], dict[str, Group | None]] = defaultdict(dict)
     for one in found.rest:
-        differs = brief(other_tables.differing(one, other_tables.alike(one, found.rest)))
+        differs = brief(other_tables.differing(one, found.rest))
         by_pair[one.pair][one.method + (f", {differs}" if differs else "")] = one
     for split, measured in MEASURED.items():
         panels = [
