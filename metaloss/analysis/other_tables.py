@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from metaloss.analysis.groups import Group
 from metaloss.analysis.paper import STRUCTURE
@@ -74,7 +75,7 @@ def differing(group: Group, others: Sequence[Group]) -> Difference:
 
     Of other methods only those that both have, and not what makes them another method.
     """
-    found = set()
+    found: set[tuple[str, Any]] = set()
     for other in others:
         difference = group.settings.difference(other.settings)
         if other.pair == group.pair and other.method == group.method:
