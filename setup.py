@@ -17,7 +17,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
     package_dir={"metaloss.gin_configs": "gin_configs"},
-    package_data={"metaloss": ["py.typed", "analysis/*.json"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={
+        "metaloss": ["py.typed", "analysis/*.json"],
+        "metaloss.gin_configs": ["*.gin", "*/*.gin"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
