@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PARQUET = ["pyarrow>=14"]
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", *PARQUET]
+TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20", *PARQUET]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 
 setup(
@@ -18,7 +18,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
     package_dir={"metaloss.gin_configs": "gin_configs"},
-    package_data={"metaloss": ["py.typed"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={
+        "metaloss": ["py.typed", "analysis/*.json"],
+        "metaloss.gin_configs": ["*.gin", "*/*.gin"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -27,6 +30,7 @@ setup(
         "tensorboard>=2.21",
         "einops>=0.8",
         "scikit-learn>=1.4",
+        "scipy>=1.15",
         "matplotlib>=3.8",
         "safetensors>=0.4",
         "tqdm>=4.66",

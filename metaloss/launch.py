@@ -79,7 +79,7 @@ def train(
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
-    folder.begin(parsed.text, describe(seed, place))
+    folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
     with _stopping_on_signals(run) as received:
         result = run.execute(folder, parsed.text)
     print(f"{folder.path}: {_summary(result)}")
@@ -104,9 +104,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _names(plan: Runner) -> dict[str, str]:
+    """What tables and figures call the run, while there is no result.json."""
+    task, backbone = TASKS.name_of(plan.task), BACKBONES.name_of(plan.backbone)
+    return {"task": task, "backbone": backbone, "method": plan.method}
+
+
 def _default_folder(plan: Runner, seed: int) -> Path:
-    pair = f"{TASKS.name_of(plan.task)}_{BACKBONES.name_of(plan.backbone)}"
-    return Path("runs") / pair / plan.method / f"seed{seed}"
+    names = _names(plan)
+    return Path("runs", "{task}_{backbone}".format(**names), plan.method, f"seed{seed}")
 
 
 def _summary(result: dict[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Where a run reports to: metrics.jsonl (the source of truth), TensorBoard and the terminal."""
+"""Where a run reports to: metrics.jsonl (the source of truth) and the terminal."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
+from metaloss.errors import RunFolderError
 
 Row = dict[str, Any]
-
-#: TensorBoard's group of a number that does not belong to a split.
-GROUPS = {
-    "seconds": "time",
-    **dict.fromkeys(("task_loss", "gradient_norm", "skipped", "base_lr"), "meta"),
-}
 
 
 class MetricsFile:
@@ -50,48 +42,24 @@ class MetricsFile:
         self._file.close()
 
 
-class TensorBoard:
-    """A view of the metrics: one TensorBoard run for the training, one for the initialisation.
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line that is still being written is left out.
 
-    Args:
-        folder: the run folder.
-        starts: the first step of each phase that is still to come; a resumed run's events from
-            there on replace those of the killed process. Empty for a new run.
+    Raises:
+        RunFolderError: the file cannot be read, or a line of it is damaged.
     """
-
-    def __init__(self, folder: Path, starts: dict[str, int]) -> None:
-        self._folder = folder
-        self._starts = starts
-        self._writers: dict[str, SummaryWriter] = {}
-
-    def scalars(self, row: Row) -> None:
-        """Draws a row's numbers as `group/name`, by the row's phase and step."""
-        writer = self._writer(row["phase"])
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "step":
-                group = GROUPS.get(name, row.get("split", "train"))
-                writer.add_scalar(f"{group}/{name}", value, row["step"])
-
-    def text(self, tag: str, text: str) -> None:
-        """Shows a text, such as the config, unchanged."""
-        self._writer("train").add_text(tag, "    " + text.replace("\n", "\n    "))
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Shows a figure with a step slider."""
-        self._writer("train").add_figure(tag, figure, step)
-
-    def close(self) -> None:
-        """Writes out what is waiting."""
-        for writer in self._writers.values():
-            writer.close()
-
-    def _writer(self, phase: str) -> SummaryWriter:
-        if phase not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = self._folder if phase == "train" else self._folder / phase
-            self._writers[phase] = SummaryWriter(str(folder), purge_step=self._starts.get(phase))
-        return self._writers[phase]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "phase": str(row["phase"]), "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunFolderError(f"{path} is damaged in line {number}") from error
+    return rows
 
 
 class Progress:

@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint
+from metaloss import checkpoint, inspection
 from metaloss.backbones import BACKBONES
 from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
-from metaloss.export import LearnedLoss, save_loss
-from metaloss.loggers import MetricsFile, Progress, Row, TensorBoard
+from metaloss.export import save_loss
+from metaloss.loggers import MetricsFile, Progress, Row
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
 from metaloss.state import State
 from metaloss.tasks import TASKS
+from metaloss.tensorboard import TensorBoard
 
 
 class Diverged(Exception):
@@ -72,13 +73,15 @@ class Run:
         written = self._continue_from(folder.checkpoint, config)
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
-        starts = {"initialization": self.state.init_steps + 1, "train": self.state.steps + 1}
+        done = {"initialization": self.state.init_steps, "train": self.state.steps}
+        starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
         with (
             closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts if written else {})) as self.board,
+            closing(TensorBoard(folder.path, starts)) as self.board,
             closing(Progress()) as self.progress,
         ):
-            self.board.text("config", config)
+            if self.state.steps == 0:
+                self.board.begin(config, self.state.data.objective.metric)
             status = "finished"
             try:
                 self._initialize()
@@ -122,13 +125,15 @@ class Run:
         """The training, or what is left of it."""
         state, plan = self.state, self.plan
         draws = self._draws()
-        sampled, drawn = self._equidistant(plan.samples), self._equidistant(plan.figures)
+        sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
+        drawn = self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
             if (cosine := state.precision_cosine()) is not None:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
+            self._log(self._inspect())
         while state.steps < plan.steps:
             result = state.learner.step(*draws)
             state.steps += 1
@@ -136,8 +141,9 @@ class Run:
             if state.steps in sampled:
                 state.sample_loss()
             if state.steps in drawn:
-                self._draw_loss()
+                inspection.show(self.board, state)
             if last or state.steps % plan.evaluate_every == 0:
+                self._log(self._inspect())
                 self._log(self._evaluate("train"))
                 self._log(self._evaluate("valid"))
             self._after_step("train", state.steps, last, result)
@@ -153,33 +159,38 @@ class Run:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
         from metaloss.analysis import pictures  # matplotlib takes half a second
 
-        state, plan, objective = self.state, self.plan, self.state.data.objective
-        test, test_metrics = None, None
+        numbers: dict[str, Any] = {}
         if status == "finished":
             row = self._evaluate("test")
             self._log(row)
-            test = row[objective.metric]
-            test_metrics = {k: _finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
-        result = {
+            numbers = {k: _finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
+        result = self._result(status, numbers)
+        self._export_loss(result)
+        pictures.draw(self.folder.path, pictures.title(result))
+        if status != "stopped":
+            inspection.conclude(self.board, self.folder, self.config, result)
+        write_json(self.folder.result, result)
+        return result
+
+    def _result(self, status: str, test: dict[str, Any]) -> dict[str, Any]:
+        """The run in a few numbers, as it stands; with those of the test split, if there are."""
+        state, plan = self.state, self.plan
+        metric = state.data.objective.metric
+        return {
             "task": TASKS.name_of(plan.task),
             "backbone": BACKBONES.name_of(plan.backbone),
             "method": plan.method,
             "seed": self.seed,
             "steps": state.steps,
             "init_steps": state.init_steps,
-            "metric": objective.metric,
-            "test": test,
-            "test_metrics": test_metrics,
+            "metric": metric,
+            "test": test.get(metric),
+            "test_metrics": test or None,
             "status": status,
             "skipped_meta_steps": int(state.skipped),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
-        if state.loss is not None and state.samples:
-            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), result)
-        pictures.draw(self.folder.path, result)
-        write_json(self.folder.result, result)
-        return result
 
     # --- after each step ---
 
@@ -232,15 +243,9 @@ class Run:
         numbers = evaluate(self.state.model, data, split, limit)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
-    def _draw_loss(self) -> None:
-        """The learned loss so far, as a figure in TensorBoard."""
-        if self.state.loss is None:
-            return
-        from metaloss.analysis import pictures
-
-        learned = LearnedLoss(self.state.loss, self.state.data.objective.link)
-        figure = pictures.loss_figure(learned, self.state.trajectory(), f"step {self.state.steps}")
-        self.board.figure("loss/curves", figure, self.state.steps)
+    def _inspect(self) -> Row:
+        """The indices of the learned loss."""
+        return {"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)}
 
     def _equidistant(self, count: int) -> frozenset[int]:
         """Steps at equal distances, the last among them."""
@@ -252,6 +257,14 @@ class Run:
         self.state.seconds = self._seconds()
         content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
         checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
+        self._export_loss(self._result("unfinished", {}))
+
+    def _export_loss(self, provenance: dict[str, Any]) -> None:
+        """The learned loss so far, for whoever looks at it or uses it."""
+        state, objective = self.state, self.state.data.objective
+        if state.loss is not None and state.samples:
+            provenance = {**provenance, "classes": inspection.classes(state)}
+            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
     def _continue_from(self, path: Path, config: str) -> int:
         """Takes the state of the checkpoint, if there is one; the bytes of metrics it counts."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import shutil
 from pathlib import Path
 
 import gin
@@ -94,3 +95,20 @@ def data_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         write_all(folder, patch)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium (a selenium driver), for what only a real browser can tell."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("no browser here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1500,1200"):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()

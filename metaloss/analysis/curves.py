@@ -1,9 +1,9 @@
-"""Loss curves: a learned loss as a function of the prediction, at chosen targets and steps."""
+"""Loss curves: a learned loss as a function of the prediction, panel by panel, step by step."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,50 +14,99 @@ from torch.nn.utils import vector_to_parameters
 from metaloss.export import Trajectory
 from metaloss.representations.base import Representation
 
+TARGETS = (0.1, 0.5, 0.9)  #: of regression, where targets are scaled to [0, 1]
+
 
 @dataclass(frozen=True)
 class LossCurves:
-    """`values[t, k, i]`: the loss of `grid[i]` at the target `targets[k]`, at step `steps[t]`."""
+    """`values[t, k, i]`: the loss of panel k at `grid[i]`, at base step `steps[t]`.
+
+    In classification the grid is the predicted probability, and the panels are the loss of one
+    output whose target is 1, that of one output whose target is 0, and the loss of an *example*:
+    the target's output has the probability p, and the others share the rest, (1 - p)/(C - 1) each.
+    Softmax probabilities sum to 1, so a slope that the first two panels have in common acts on no
+    θ; it cancels in the third, which is what training feels. In regression the grid is the error
+    f(x) - y, and there is a panel for each of a few targets y.
+    """
 
     steps: np.ndarray  #: [T]
-    targets: tuple[float, ...]
+    panels: tuple[str, ...]  #: names of the K panels
     grid: np.ndarray  #: [G]
     values: np.ndarray  #: [T, K, G]
-    classification: bool  #: whether predictions are probabilities and targets are 1 and 0
+    slopes: np.ndarray  #: [T, K, G], derivatives by the grid
+    classes: int | None  #: C; None in regression
+
+    @property
+    def reference(self) -> int:
+        """Where figures put each curve's zero: at the probability 0.5, or at no error.
+
+        A constant acts on no θ (the scale does, so it stays; paper, section 5.5).
+        """
+        return int(np.abs(self.grid - (0.0 if self.classes is None else 0.5)).argmin())
 
 
 def sample(
     representation: Representation,
     trajectory: Trajectory,
-    classification: bool,
-    targets: Sequence[float] | None = None,
+    classes: int | None,
     points: int = 201,
+    targets: Sequence[float] = TARGETS,
 ) -> LossCurves:
     """The curves of every step of a trajectory.
 
     Args:
         representation: gives the form; its own parameters are left alone.
         trajectory: φ over the steps.
-        classification: predictions then run over (0, 1) at the targets 1 and 0; in regression over
-            [-1, 2] at the targets 0.1, 0.5 and 0.9, as targets are scaled to [0, 1].
-        targets: others than these.
-        points: of the grid.
+        classes: C; None for regression.
+        points: of the grid, over (0, 1) in classification and over [-1, 1] in regression.
+        targets: of regression.
     """
-    if targets is None:
-        targets = (1.0, 0.0) if classification else (0.1, 0.5, 0.9)
-    grid = (
-        torch.linspace(1e-4, 1 - 1e-4, points) if classification else torch.linspace(-1, 2, points)
-    )
-    model = copy.deepcopy(representation).cpu()
-    values = torch.stack([_curves(model, phi, grid, targets) for phi in trajectory.phi])
-    return LossCurves(
-        trajectory.steps.numpy(), tuple(targets), grid.numpy(), values.numpy(), classification
-    )
+    if classes is not None:
+        grid = torch.linspace(1e-4, 1 - 1e-4, points)
+        panels = [_output(1.0), _output(0.0), _example(classes)]
+        names = ["y = 1", "y = 0", f"an example of {classes} classes"]
+    else:
+        grid = torch.linspace(-1, 1, points)
+        panels = [_error(target) for target in targets]
+        names = [f"y = {target:g}" for target in targets]
+    model = copy.deepcopy(representation).cpu().float().requires_grad_(False)
+    values = np.empty((len(trajectory.steps), len(panels), points), np.float32)
+    slopes = np.empty_like(values)
+    for t, phi in enumerate(trajectory.phi):
+        if phi.numel():
+            vector_to_parameters(phi.float(), model.parameters())
+        for k, panel in enumerate(panels):
+            values[t, k], slopes[t, k] = _curve(model, panel, grid)
+    steps = trajectory.steps.numpy()
+    return LossCurves(steps, tuple(names), grid.numpy(), values, slopes, classes)
 
 
-@torch.no_grad()
-def _curves(model: nn.Module, phi: Tensor, grid: Tensor, targets: Sequence[float]) -> Tensor:
-    """The curves of one φ, [K, G]."""
-    if phi.numel():
-        vector_to_parameters(phi, model.parameters())
-    return torch.stack([model(grid[:, None], torch.full_like(grid, t)[:, None]) for t in targets])
+#: A panel: what the loss sees for a grid [G], (prediction, target), both [G, C].
+Panel = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _output(target: float) -> Panel:
+    return lambda grid: (grid[:, None], torch.full_like(grid, target)[:, None])
+
+
+def _error(target: float) -> Panel:
+    return lambda grid: (grid[:, None] + target, torch.full_like(grid, target)[:, None])
+
+
+def _example(classes: int) -> Panel:
+    def see(grid: Tensor) -> tuple[Tensor, Tensor]:
+        rest = ((1 - grid) / (classes - 1))[:, None].expand(-1, classes - 1)
+        prediction = torch.cat([grid[:, None], rest], dim=1)
+        target = torch.zeros_like(prediction)
+        target[:, 0] = 1
+        return prediction, target
+
+    return see
+
+
+def _curve(model: nn.Module, panel: Panel, grid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Values and slopes of one φ in one panel, [G] each."""
+    grid = grid.clone().requires_grad_()
+    loss = model(*panel(grid))
+    (slope,) = torch.autograd.grad(loss.sum(), grid, materialize_grads=True)
+    return loss.detach().numpy(), slope.numpy()

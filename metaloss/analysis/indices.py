@@ -1,0 +1,123 @@
+"""Indices: what the shape of a learned loss says about the training, in a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from metaloss.analysis.curves import LossCurves
+from metaloss.export import LearnedLoss
+from metaloss.problem import TaskLoss
+
+#: A slope is near zero below this part of the mean absolute slope.
+NEAR_ZERO = 0.05
+
+#: What each index is called in figures, and the paper's reading of it.
+MEANINGS = {
+    "scale": "scale: mean |dM/df|",
+    "flatness": "flatness: share of near-zero slope",
+    "argmin": "prediction of least loss",
+    "argmin_target": "prediction of least loss, y = 1 alone",
+    "wrong_slope": "share of slope away from the target",
+    "turns": "turning points of the loss",
+    "phi_distance": "distance of φ from its start",
+    "effective_base_lr": "effective base learning rate",
+    "base_lr": "base learning rate",
+}
+
+
+def of_curves(curves: LossCurves) -> dict[str, float]:
+    """Indices of the latest step's curves.
+
+    In classification they are taken of an example's loss, since a slope that the panels y = 1 and
+    y = 0 share is without effect; in regression over all targets.
+
+    Returns:
+        "scale": mean |dM/df|: the implicit learning rate (paper, section 5.5).
+        "flatness": share of the predictions whose |dM/df| is below 5 % of that mean, 1 where the
+            loss is constant: the implicit early stopping (section 5.6).
+        "argmin": the prediction of least loss. In classification a probability; below 1 the loss
+            rises again on confident examples: the implicit label smoothing (section 5.7). In
+            regression an error, the mean over the targets; not 0 is an implicit bias.
+        "argmin_target" (classification): the same of the panel y = 1 alone, as the paper reads it.
+        "wrong_slope": share of the predictions that are pushed away from the target.
+        "turns": turning points beyond those of a monotone loss (classification) or of a valley
+            (regression); the most of any panel.
+    """
+    classification = curves.classes is not None
+    chosen = slice(-1, None) if classification else slice(None)
+    slopes, values = curves.slopes[-1, chosen], curves.values[-1, chosen]
+    away = slopes if classification else -slopes * np.sign(curves.grid)
+    scale = float(np.abs(slopes).mean())
+    small = near_zero(slopes)
+    turns = [_sign_changes(slope[~flat]) for slope, flat in zip(slopes, small, strict=True)]
+    numbers = {
+        "scale": scale,
+        "flatness": float(small.mean()),
+        "argmin": float(curves.grid[values.argmin(-1)].mean()),
+        "wrong_slope": float(((away > 0) & ~small).mean()),
+        "turns": float(max(turns) if classification else max(max(turns) - 1, 0)),
+    }
+    if classification:
+        numbers["argmin_target"] = float(curves.grid[curves.values[-1, 0].argmin()])
+    return numbers
+
+
+def near_zero(slopes: np.ndarray) -> np.ndarray:
+    """Where the slopes are below 5 % of their mean absolute value; everywhere if all are 0."""
+    return np.abs(slopes) <= NEAR_ZERO * np.abs(slopes).mean()
+
+
+def effective_base_lr(
+    loss: LearnedLoss,
+    task_loss: TaskLoss,
+    outputs: torch.Tensor,
+    labels: torch.Tensor,
+    base_lr: float,
+) -> float:
+    """The learning rate at which a step on the task loss comes nearest to one on the learned loss.
+
+    With g = ∂M_φ/∂z and h = ∂L_T/∂z by the model's outputs z, the α' that makes α'h least far from
+    αg, α' = α⟨g, h⟩/⟨h, h⟩ (paper, section 5.5: θ - α∇L_T ≈ θ - ∇M_φ). Negative where the learned
+    loss works against the task loss. Without momentum and the like, which act on both.
+
+    Args:
+        loss: the learned loss with its link.
+        task_loss: L_T.
+        outputs: z of some examples, [n, C].
+        labels: theirs.
+        base_lr: α.
+    """
+    z = outputs.detach().requires_grad_()
+    (g,) = torch.autograd.grad(loss(z, labels), z, materialize_grads=True)
+    (h,) = torch.autograd.grad(task_loss(z, labels), z)
+    return base_lr * float((g.double() * h.double()).sum() / h.double().square().sum())
+
+
+def warnings(numbers: Mapping[str, Any]) -> list[str]:
+    """What a reader of the loss should know first, a clause each.
+
+    Args:
+        numbers: as `of_curves` gives them; those that are missing or null are passed over.
+    """
+    wrong, turns = numbers.get("wrong_slope") or 0.0, numbers.get("turns") or 0.0
+    found = []
+    if numbers.get("scale") == 0:
+        found.append("the loss is constant: it moves no parameter")
+    elif (numbers.get("flatness") or 0.0) > 0.5:
+        found.append(f"flat on {numbers['flatness']:.0%} of the predictions")
+    if turns:
+        found.append(f"not monotone: away from the target on {wrong:.0%} of the predictions")
+    elif wrong > 0.4:
+        found.append(f"negative slope: away from the target on {wrong:.0%} of the predictions")
+    if (numbers.get("effective_base_lr") or 0.0) < 0:
+        found.append("works against the task loss: the effective base learning rate is negative")
+    return found
+
+
+def _sign_changes(slope: np.ndarray) -> int:
+    signs = np.sign(slope)
+    return int((signs[1:] != signs[:-1]).sum())
