@@ -16,6 +16,7 @@ from metaloss.state import State
 from metaloss.tensorboard import TensorBoard
 
 EXAMPLES = 256  #: training examples that the loss is looked at on
+POINTS = 101  #: of a curve in TensorBoard, which shows it small
 
 
 def numbers(state: State) -> dict[str, float]:
@@ -46,7 +47,7 @@ def show(board: TensorBoard, state: State) -> None:
         return
     from metaloss.analysis import loss_figures  # matplotlib takes half a second
 
-    sampled = curves.sample(state.loss, state.trajectory(), classes(state))
+    sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
     title = f"step {state.steps:,}"
     board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
     found = indices.warnings(numbers(state))

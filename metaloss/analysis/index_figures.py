@@ -39,7 +39,7 @@ def index_panels(rows: Sequence[Row], title: str = "") -> Figure:
         _line(axis, rows, name, color="C0", label=indices.MEANINGS[name])
         if beside is not None and any(beside in row for row in rows):
             _line(axis, rows, beside, color="C1", ls="--", label=indices.MEANINGS[beside])
-            axis.legend(fontsize=8, frameon=False)
+            axis.legend(fontsize=7.5, frameon=False)
         axis.set_title(f"{indices.MEANINGS[name]}\n({reading})", fontsize=9)
         if name in ("flatness", "wrong_slope"):
             axis.set_ylim(-0.03, 1.03)

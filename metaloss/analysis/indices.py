@@ -20,7 +20,7 @@ MEANINGS = {
     "scale": "scale: mean |dM/df|",
     "flatness": "flatness: share of near-zero slope",
     "argmin": "prediction of least loss",
-    "argmin_target": "prediction of least loss, y = 1 alone",
+    "argmin_target": "of y = 1 alone",
     "wrong_slope": "share of slope away from the target",
     "turns": "turning points of the loss",
     "phi_distance": "distance of φ from its start",
