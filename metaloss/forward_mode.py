@@ -11,12 +11,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 with warnings.catch_warnings():
@@ -184,4 +186,14 @@ def batch_norm(
     return forward_ad.make_dual(normal, tangent)
 
 
-RULES: dict[Callable[..., Any], Callable[..., Any]] = {F.batch_norm: batch_norm}
+def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Attention written out: the fused kernels have no forward derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return func(*args, **kwargs)
+
+
+ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.batch_norm: batch_norm,
+    **{func: partial(attention, func) for func in ATTENTION},
+}

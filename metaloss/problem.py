@@ -71,6 +71,8 @@ class Problem:
                 "through torch.autograd.grad: give the plain module"
             )
         names = {parameter: name for name, parameter in model.named_parameters()}
+        #: Whether a parameter has several names; most models are spared the search for them.
+        self._tied = len(list(model.named_parameters(remove_duplicate=False))) > len(names)
         held = [p for group in optimizer.param_groups for p in group["params"]]
         strangers = [tuple(p.shape) for p in held if p not in names]
         if strangers:
@@ -159,4 +161,5 @@ class Problem:
         """
         if not theta and not buffers:
             return nullcontext()
-        return _reparametrize_module(self.model, {**buffers, **theta}, tie_weights=True)
+        tied = self._tied or bool(buffers)
+        return _reparametrize_module(self.model, {**buffers, **theta}, tie_weights=tied)
