@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,16 +50,15 @@ def _is_plain_backward(f: Tensor, y: Tensor) -> bool:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Layer:
     """A hidden layer on N pairs, in the names of `Derivatives`; columns are pairs, [H_l, N]."""
 
     weight: Tensor  #: W_l, [H_l, H_{l-1}]
     a: Tensor  #: a_{l-1}
-    first: Tensor  #: σ'(z_l)
-    second: Tensor  #: σ''(z_l)
-    epsilon: Tensor = field(init=False)  #: ε_l
-    delta: Tensor = field(init=False)  #: δ_l
+    slope: Tensor  #: σ'(z_l)
+    delta: Tensor  #: δ_l = σ'(z_l) ε_l
+    bend: Tensor  #: σ''(z_l) ε_l
 
 
 class Derivatives:
@@ -84,37 +83,34 @@ class Derivatives:
     """
 
     def __init__(self, sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> None:
-        *hidden, self._last = weights
-        self._layers = []
-        a = torch.stack((f, y))
+        *hidden, last = weights
+        a, passed = torch.stack((f, y)), []
         for weight in hidden:
             z = weight @ a
-            self._layers.append(_Layer(weight, a, *sigma.derivatives(z)))
+            passed.append((weight, a, *sigma.derivatives(z)))
             a = sigma.value(z)
-        self.value = self._last[0] @ a  #: z, [N]
+        self.value = last[0] @ a  #: z, [N]
 
-    def slope(self) -> Tensor:
-        """∂z/∂f, [N]."""
-        epsilon = self._last.T.expand(-1, self.value.shape[0])
-        for layer in reversed(self._layers):
-            layer.epsilon = epsilon
-            layer.delta = layer.first * epsilon
-            epsilon = layer.weight.T @ layer.delta
-        return epsilon[0]
+        epsilon = last.T.expand_as(a)
+        self._layers: list[_Layer] = []
+        for weight, a, first, second in reversed(passed):
+            delta = first * epsilon
+            self._layers.insert(0, _Layer(weight, a, first, delta, second.mul_(epsilon)))
+            epsilon = weight.T @ delta
+        self.slope = epsilon[0]  #: ∂z/∂f, [N]
 
     def pullback(self, t: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The gradients of ⟨∂z/∂f, t⟩ in f, [N], and in the weights. Comes after `slope`."""
+        """The gradients of ⟨∂z/∂f, t⟩ in f, [N], and in the weights."""
         a_dot = torch.stack((t, torch.zeros_like(t)))
         dots = []
         for layer in self._layers:
             z_dot = layer.weight @ a_dot
             dots.append((a_dot, z_dot))
-            a_dot = layer.first * z_dot
+            a_dot = layer.slope * z_dot
         in_weights = [a_dot.sum(1)[None]]
         epsilon_dot = t.new_zeros(()).expand_as(a_dot)
         for layer, (a_dot, z_dot) in zip(reversed(self._layers), reversed(dots), strict=True):
-            delta_dot = z_dot.mul_(layer.second).mul_(layer.epsilon)
-            delta_dot.addcmul_(layer.first, epsilon_dot)
+            delta_dot = z_dot.mul_(layer.bend).addcmul_(layer.slope, epsilon_dot)
             in_weights.insert(0, torch.addmm(delta_dot @ layer.a.T, layer.delta, a_dot.T))
             epsilon_dot = layer.weight.T @ delta_dot
         return epsilon_dot[0], in_weights
@@ -143,8 +139,7 @@ class _Slope(torch.autograd.Function):
     def forward(ctx: Any, sigma: Activation, derivatives: Derivatives, y: Tensor, g: Tensor,
                 f: Tensor, *weights: Tensor) -> Tensor:  # fmt: skip
         ctx.sigma, ctx.derivatives = sigma, derivatives
-        with without_autocast(g.device):
-            slope = derivatives.slope().view_as(f)
+        slope = derivatives.slope.view_as(f)
         ctx.save_for_backward(slope, y, g, f, *weights)
         return g * slope
 
