@@ -2,7 +2,7 @@
 
 The network gives one number for each pair of prediction and target. Learning it online asks for its
 gradient in the prediction, and for the gradient of that one in the prediction and in the weights:
-both are closed forms here, for half of autograd's time. Every other derivative is autograd's.
+both are closed forms here. Every other derivative is autograd's.
 """
 
 from __future__ import annotations
