@@ -76,6 +76,8 @@ class Problem:
                 "through torch.autograd.grad: give the plain module"
             )
         names = {parameter: name for name, parameter in model.named_parameters()}
+        #: Whether a parameter has several names; most models are spared the search for them.
+        self._tied = len(list(model.named_parameters(remove_duplicate=False))) > len(names)
         held = [p for group in optimizer.param_groups for p in group["params"]]
         strangers = [tuple(p.shape) for p in held if p not in names]
         if strangers:
@@ -220,6 +222,6 @@ class Problem:
         return _reparametrize_module(
             self.model,
             {**buffers, **theta},
-            tie_weights=True,
+            tie_weights=self._tied or bool(buffers),
             stack_weights=True,  # else a module that the model holds twice would not be put back
         )

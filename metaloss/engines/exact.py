@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import seeding
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
@@ -49,7 +48,6 @@ def forward_mode_pass(problem: Problem, step: BaseStep, u: Vector) -> Tensor | N
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (
             torch.enable_grad(),  # where the model itself turns it off, tangents end
-            sdpa_kernel(SDPBackend.MATH),  # fused attention has no forward derivative
             ForwardMode(step.primals),
             seeding.replaying(step.random_state, problem.device),
             problem.replaced(theta, step.buffers),
