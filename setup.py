@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"]
+PARQUET = ["pyarrow>=14"]
+TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20", *PARQUET]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 
 setup(
@@ -17,20 +18,25 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
     package_dir={"metaloss.gin_configs": "gin_configs"},
-    package_data={"metaloss": ["py.typed"], "metaloss.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={
+        "metaloss": ["py.typed", "analysis/*.json"],
+        "metaloss.gin_configs": ["*.gin", "*/*.gin"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
-        "timm>=1.0",
+        "timm>=1.0.10",
         "gin-config>=0.5,<0.6",
         "tensorboard>=2.21",
         "einops>=0.8",
         "scikit-learn>=1.4",
+        "scipy>=1.15",
         "matplotlib>=3.8",
         "safetensors>=0.4",
         "tqdm>=4.66",
     ],
     extras_require={
+        "parquet": PARQUET,
         "test": TESTS,
         "benchmark": BENCHMARK,
         "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],

@@ -5,9 +5,12 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.descents import DESCENTS
+from metaloss.engines import ENGINES
 from metaloss.export import load_loss
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
+from metaloss.rates import RATES
 from metaloss.representations import REPRESENTATIONS
 from metaloss.tasks import TASKS
 
@@ -16,7 +19,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BACKBONES",
     "BASE_OPTIMIZERS",
+    "DESCENTS",
+    "ENGINES",
     "META_OPTIMIZERS",
+    "RATES",
     "REPRESENTATIONS",
     "TASKS",
     "AdaLFL",

@@ -10,12 +10,15 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 with warnings.catch_warnings():
@@ -35,27 +38,50 @@ BILINEAR = {
 }
 
 
+#: Max pooling, and over how many dimensions: a slow search, whose result tells its tangent too.
+MAX_POOLING = {
+    F.max_pool1d: 1,
+    F.max_pool2d: 2,
+    F.max_pool3d: 3,
+    F.adaptive_max_pool1d: 1,
+    F.adaptive_max_pool2d: 2,
+    F.adaptive_max_pool3d: 3,
+}
+
+
+@dataclass(frozen=True)
+class Primal:
+    """The output of an operation, and for max pooling where in its plane each maximum was."""
+
+    output: Tensor
+    indices: Tensor | None = None
+
+
 class KeepPrimals(TorchFunctionMode):
-    """Within it, the outputs of bilinear operations are kept, in the order of their calls."""
+    """Within it, what is expensive to compute again is kept, in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: deque[tuple[Tensor, int]] = deque()
+        self._kept: deque[tuple[Primal, int]] = deque()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in MAX_POOLING:
+            output, indices = func(*args, **{**(kwargs or {}), "return_indices": True})
+            self._kept.append((Primal(output.detach(), indices), output._version))
+            return output
         output = func(*args, **(kwargs or {}))
         if func in BILINEAR:
-            self._kept.append((output.detach(), output._version))
+            self._kept.append((Primal(output.detach()), output._version))
         return output
 
-    def next(self) -> Tensor | None:
-        """The next output, no longer kept; None if the model has changed it in place since."""
+    def next(self) -> Primal | None:
+        """The next one, no longer kept; None if the model has changed it in place since."""
         if not self._kept:
             return None
-        output, version = self._kept.popleft()
-        return output if output._version == version else None
+        primal, version = self._kept.popleft()
+        return primal if primal.output._version == version else None
 
 
 class ForwardMode(TorchFunctionMode):
@@ -72,7 +98,8 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        primal = self._primals.next() if func in BILINEAR else None
+        kept = func in BILINEAR or func in MAX_POOLING
+        primal = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
             # it must be here; forward mode by itself does not ask for the grad mode.
@@ -80,12 +107,14 @@ class ForwardMode(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in BILINEAR:
             return bilinear(func, primal, *args, **(kwargs or {}))
+        if func in MAX_POOLING and primal is not None:
+            return max_pooling(MAX_POOLING[func], primal, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
 
 
 def bilinear(
     func: Callable[..., Tensor],
-    primal: Tensor | None,
+    primal: Primal | None,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -98,14 +127,24 @@ def bilinear(
     b, b_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
     if x_dot is None and w_dot is None:
         return func(input, weight, bias, *args, **kwargs)
-    if primal is None:
-        primal = func(x, w, b, *args, **kwargs)
+    output = func(x, w, b, *args, **kwargs) if primal is None else primal.output
     tangent = None if x_dot is None else func(x_dot, w, b_dot, *args, **kwargs)
     if w_dot is not None and tangent is not None:
         tangent.add_(func(x, w_dot, None, *args, **kwargs))
     elif w_dot is not None:
         tangent = func(x, w_dot, b_dot, *args, **kwargs)
-    return forward_ad.make_dual(primal, tangent)
+    return forward_ad.make_dual(output, tangent)
+
+
+def max_pooling(dimensions: int, primal: Primal, input: Tensor, *args: Any) -> Tensor:
+    """Max pooling whose maxima are known: the tangent of each is that of the input it was."""
+    x_dot = forward_ad.unpack_dual(input).tangent
+    if x_dot is None:
+        return primal.output
+    assert primal.indices is not None
+    places = primal.indices.flatten(-dimensions)
+    tangent = x_dot.flatten(-dimensions).gather(-1, places).view_as(primal.output)
+    return forward_ad.make_dual(primal.output, tangent)
 
 
 def batch_norm(
@@ -147,4 +186,14 @@ def batch_norm(
     return forward_ad.make_dual(normal, tangent)
 
 
-RULES: dict[Callable[..., Any], Callable[..., Any]] = {F.batch_norm: batch_norm}
+def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Attention written out: the fused kernels have no forward derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return func(*args, **kwargs)
+
+
+ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.batch_norm: batch_norm,
+    **{func: partial(attention, func) for func in ATTENTION},
+}

@@ -53,12 +53,15 @@ def find(file: str | Path, beside: Path = Path()) -> Path:
     raise ConfigError(f"no gin file '{file}'{near or ' · shipped: ' + ', '.join(shipped)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reference:
     """`@scope/kind.name()`, as it was written."""
 
     name: str
     evaluate: bool
+
+    def __repr__(self) -> str:
+        return f"@{self.name}{'()' * self.evaluate}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,21 @@ class Source:
                     look_up(item.name.rpartition("/")[2])
             key = (statement.scope, selector, statement.arg_name)
             self.bindings[key] = Bound(statement.value, place)
+
+
+def bindings_of(text: str, place: str) -> dict[str, Any]:
+    """What gin statements bind, by `scope/kind.name.parameter`: nothing is looked up or imported.
+
+    For the complete config of a run, whose components may be of another version, or not here.
+
+    Raises:
+        ConfigError: the text is no gin.
+    """
+    return {
+        f"{statement.scope}/{statement.selector}.{statement.arg_name}".lstrip("/"): statement.value
+        for _, statement in _statements(text, lambda line: f"{place}:{line}")
+        if isinstance(statement, config_parser.BindingStatement)
+    }
 
 
 @contextmanager

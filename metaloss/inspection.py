@@ -11,7 +11,6 @@ from torch import Tensor
 from metaloss import links
 from metaloss.analysis import curves, indices
 from metaloss.export import LearnedLoss, Trajectory, flat
-from metaloss.objective import Objective
 from metaloss.run_folder import RunFolder
 from metaloss.state import State
 from metaloss.tensorboard import TensorBoard
@@ -20,7 +19,7 @@ EXAMPLES = 256  #: training examples that the loss is looked at on
 POINTS = 101  #: of a curve in TensorBoard, which shows it small
 
 
-def numbers(state: State, objective: Objective) -> dict[str, float]:
+def numbers(state: State) -> dict[str, float]:
     """The indices of the loss as it is now (see `indices`).
 
     Without a learned loss only "effective_base_lr", which is then the optimizer's own, learned or
@@ -32,8 +31,9 @@ def numbers(state: State, objective: Objective) -> dict[str, float]:
     phi = flat(state.loss)
     now = Trajectory(torch.tensor([state.steps]), phi[None])
     outputs, labels = _examples(state)
+    objective = state.data.objective
     return {
-        **indices.of_curves(curves.sample(state.loss, now, classes(state, objective))),
+        **indices.of_curves(curves.sample(state.loss, now, classes(state))),
         "phi_distance": float((phi - state.samples.get(0, phi)).norm()),
         "effective_base_lr": indices.effective_base_lr(
             LearnedLoss(state.loss, objective.link), objective.loss, outputs, labels, base_lr
@@ -41,20 +41,20 @@ def numbers(state: State, objective: Objective) -> dict[str, float]:
     }
 
 
-def show(board: TensorBoard, state: State, objective: Objective) -> None:
+def show(board: TensorBoard, state: State) -> None:
     """The loss so far in TensorBoard: its curves, what to know first, and two histograms."""
     if state.loss is None:
         return
     from metaloss.analysis import loss_figures  # matplotlib takes half a second
 
-    sampled = curves.sample(state.loss, state.trajectory(), classes(state, objective), POINTS)
+    sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
     title = f"step {state.steps:,}"
     board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
-    found = indices.warnings(numbers(state, objective))
+    found = indices.warnings(numbers(state))
     board.text("loss/warnings", "; ".join(found) or "none", state.steps)
     board.histogram("loss/phi", flat(state.loss), state.steps)
     with torch.no_grad():
-        losses = state.loss(*objective.link(*_examples(state)))
+        losses = state.loss(*state.data.objective.link(*_examples(state)))
     board.histogram("loss/per_example", losses, state.steps)
 
 
@@ -67,15 +67,15 @@ def conclude(board: TensorBoard, folder: RunFolder, config: str, result: Mapping
     board.hparams(config, test, result["steps"])
 
 
-def classes(state: State, objective: Objective) -> int | None:
+def classes(state: State) -> int | None:
     """C in classification, None in regression."""
-    return state.data.outputs if objective.link is links.probabilities else None
+    return state.data.outputs if state.data.objective.link is links.probabilities else None
 
 
 @torch.no_grad()
 def _examples(state: State) -> tuple[Tensor, Tensor]:
     """The model's outputs on the first training examples, in eval mode, and their labels."""
-    inputs, labels = (part[:EXAMPLES] for part in state.data.splits["train"])
+    inputs, labels = next(state.data.in_order("train", EXAMPLES))
     training = state.model.training
     state.model.eval()
     outputs = state.model(inputs)

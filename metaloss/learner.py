@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss import links
+from metaloss.engines.base import Draw
 from metaloss.errors import InputError
-from metaloss.meta_optimizers.base import Draw, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import Batch, Link, Problem, TaskLoss
+from metaloss.update import reset
 
 
 class AdaLFL:
@@ -39,6 +41,9 @@ class AdaLFL:
         link: how outputs and labels become the prediction and target that M_φ sees; by default
             softmax and one-hot for integer labels, as they are for floating-point ones.
         meta_lr: η of Adam on φ; None leaves φ as it is.
+        autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
+            cotangents and φ keep their own. None: that of an active torch.autocast, if there is
+            one. A GradScaler has no part in it.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
 
     Raises:
@@ -56,8 +61,9 @@ class AdaLFL:
         link: Link = links.by_labels,
         meta_lr: float | None = 1e-5,
         adaptation: MetaOptimizer | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.problem = Problem(model, optimizer, loss, task_loss, link)
+        self.problem = Problem(model, optimizer, loss, task_loss, link, autocast)
         if adaptation is None and meta_lr is not None:
             adaptation = OnlineOneStep(meta_lr)
         self.adaptation = adaptation
@@ -75,12 +81,13 @@ class AdaLFL:
                 when a meta-step is due; None takes the training batch again.
         """
         draw_train = _as_draw(train_batch)
-        if self.adaptation is None:
-            return MetaStep(self.problem.base_step(draw_train()).learned_loss)
-        if valid_batch is None:
-            valid_batch = train_batch = draw_train()
-            draw_train = _as_draw(train_batch)
-        return self.adaptation.step(draw_train, _as_draw(valid_batch))
+        with self.problem.taking_autocast():
+            if self.adaptation is None:
+                return MetaStep(self.problem.base_step(draw_train()).learned_loss)
+            if valid_batch is None:
+                valid_batch = train_batch = draw_train()
+                draw_train = _as_draw(train_batch)
+            return self.adaptation.step(draw_train, _as_draw(valid_batch))
 
     def initialize(
         self,
@@ -135,11 +142,12 @@ class AdaLFL:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         for done in range(start + 1, initialization.steps + 1):
             redraw()
-            optimizer.state.clear()
-            result = initialization.step(draw_train, draw_objective)
+            reset(optimizer)
+            with self.problem.taking_autocast():
+                result = initialization.step(draw_train, draw_objective)
             if done == initialization.steps:
                 model.load_state_dict(before)
-                optimizer.state.clear()
+                reset(optimizer)
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result

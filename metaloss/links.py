@@ -7,7 +7,6 @@ the outputs.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metaloss.errors import InputError
@@ -20,7 +19,8 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         outputs: logits, [batch, C].
         labels: class indices, [batch], integer.
     """
-    return outputs.softmax(-1), F.one_hot(labels, outputs.shape[-1]).to(outputs.dtype)
+    one_hot = torch.zeros_like(outputs).scatter_(-1, labels.unsqueeze(-1), 1.0)
+    return outputs.softmax(-1), one_hot
 
 
 def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

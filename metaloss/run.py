@@ -15,11 +15,12 @@ import torch
 
 from metaloss import checkpoint, inspection
 from metaloss.backbones import BACKBONES
+from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import save_loss
 from metaloss.loggers import MetricsFile, Progress, Row
-from metaloss.meta_optimizers.base import Draw, MetaStep
+from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
 from metaloss.state import State
@@ -80,7 +81,7 @@ class Run:
             closing(Progress()) as self.progress,
         ):
             if self.state.steps == 0:
-                self.board.begin(config, self.plan.task.objective.metric)
+                self.board.begin(config, self.state.data.objective.metric)
             status = "finished"
             try:
                 self._initialize()
@@ -130,6 +131,8 @@ class Run:
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
+            if (cosine := state.precision_cosine()) is not None:
+                self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
             self._log(self._inspect())
         while state.steps < plan.steps:
             result = state.learner.step(*draws)
@@ -138,7 +141,7 @@ class Run:
             if state.steps in sampled:
                 state.sample_loss()
             if state.steps in drawn:
-                inspection.show(self.board, state, plan.task.objective)
+                inspection.show(self.board, state)
             if last or state.steps % plan.evaluate_every == 0:
                 self._log(self._inspect())
                 self._log(self._evaluate("train"))
@@ -156,12 +159,12 @@ class Run:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""
         from metaloss.analysis import pictures  # matplotlib takes half a second
 
-        test = None
+        numbers: dict[str, Any] = {}
         if status == "finished":
             row = self._evaluate("test")
             self._log(row)
-            test = row[self.plan.task.objective.metric]
-        result = self._result(status, test)
+            numbers = {k: _finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
+        result = self._result(status, numbers)
         self._export_loss(result)
         pictures.draw(self.folder.path, pictures.title(result))
         if status != "stopped":
@@ -169,9 +172,10 @@ class Run:
         write_json(self.folder.result, result)
         return result
 
-    def _result(self, status: str, test: float | None = None) -> dict[str, Any]:
-        """The run in a few numbers, as it stands."""
+    def _result(self, status: str, test: dict[str, Any]) -> dict[str, Any]:
+        """The run in a few numbers, as it stands; with those of the test split, if there are."""
         state, plan = self.state, self.plan
+        metric = state.data.objective.metric
         return {
             "task": TASKS.name_of(plan.task),
             "backbone": BACKBONES.name_of(plan.backbone),
@@ -179,10 +183,11 @@ class Run:
             "seed": self.seed,
             "steps": state.steps,
             "init_steps": state.init_steps,
-            "metric": plan.task.objective.metric,
-            "test": test,
+            "metric": metric,
+            "test": test.get(metric),
+            "test_metrics": test or None,
             "status": status,
-            "skipped_meta_steps": state.skipped,
+            "skipped_meta_steps": int(state.skipped),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": _peak_memory(self.device),
         }
@@ -190,7 +195,8 @@ class Run:
     # --- after each step ---
 
     def _after_step(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
-        self.state.skipped += result.skipped
+        if result.skipped is not None:
+            self.state.skipped = self.state.skipped + result.skipped
         if last or step % self.plan.log_every == 0:
             self._log_step(phase, step, result)
         if self.stop:
@@ -217,7 +223,7 @@ class Run:
                 "learned_loss": learned_loss,
                 **state.latest,
                 "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
-                "skipped": state.skipped,
+                "skipped": int(state.skipped),
             }
         )
         if phase == "train" and not math.isfinite(learned_loss):
@@ -232,17 +238,14 @@ class Run:
 
     def _evaluate(self, split: str) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
-        inputs, labels = self.state.data.splits[split]
-        if split == "train":
-            count = len(self.state.data.splits["valid"][0])
-            inputs, labels = inputs[:count], labels[:count]
-        numbers = evaluate(self.state.model, (inputs, labels), self.plan.task.objective)
+        data = self.state.data
+        limit = len(data.splits["valid"][0]) if split == "train" else None
+        numbers = evaluate(self.state.model, data, split, limit)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _inspect(self) -> Row:
         """The indices of the learned loss."""
-        numbers = inspection.numbers(self.state, self.plan.task.objective)
-        return {"phase": "train", "step": self.state.steps, **numbers}
+        return {"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)}
 
     def _equidistant(self, count: int) -> frozenset[int]:
         """Steps at equal distances, the last among them."""
@@ -254,13 +257,13 @@ class Run:
         self.state.seconds = self._seconds()
         content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
         checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
-        self._export_loss(self._result("unfinished"))
+        self._export_loss(self._result("unfinished", {}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
         """The learned loss so far, for whoever looks at it or uses it."""
-        state, objective = self.state, self.plan.task.objective
+        state, objective = self.state, self.state.data.objective
         if state.loss is not None and state.samples:
-            provenance = {**provenance, "classes": inspection.classes(state, objective)}
+            provenance = {**provenance, "classes": inspection.classes(state)}
             save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
     def _continue_from(self, path: Path, config: str) -> int:

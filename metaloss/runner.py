@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from metaloss import checks
 from metaloss.errors import ConfigError
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.precision import PRECISIONS
 from metaloss.representations.base import Representation
 from metaloss.tasks.base import Task
 
@@ -27,6 +29,10 @@ class Runner:
         initialization: the meta-optimizer of the phase before training; None starts from the
             meta-parameters as they are.
         adaptation: the meta-optimizer that goes on during training; None leaves them as they are.
+        precision: "float32"; "tf32", on a GPU; or "bf16", the backbone under autocast while losses,
+            cotangents and φ stay in float32, and evaluations too.
+        memory_format: "channels_last" keeps images and convolutions in that layout, which GPUs and
+            bf16 prefer.
         method: a word for tables: "baseline", "ml3", "meta_lr", "adalfl", ...
         log_every: base steps (or meta-steps of the initialisation) between rows of metrics.
         evaluate_every: base steps between evaluations on validation and training data.
@@ -47,6 +53,8 @@ class Runner:
         representation: Representation | None = None,
         initialization: MetaOptimizer | None = None,
         adaptation: MetaOptimizer | None = None,
+        precision: Literal["float32", "tf32", "bf16"] = "float32",
+        memory_format: Literal["contiguous", "channels_last"] = "contiguous",
         method: str = "baseline",
         log_every: int = 100,
         evaluate_every: int = 500,
@@ -56,6 +64,8 @@ class Runner:
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ConfigError(f"Runner.method = {method!r}: give a word; it names a folder")
+        checks.choice(precision, "Runner.precision", PRECISIONS)
+        checks.choice(memory_format, "Runner.memory_format", ("contiguous", "channels_last"))
         checks.integer(steps, "Runner.steps", minimum=0)
         for name, count in (
             ("log_every", log_every),
@@ -72,6 +82,8 @@ class Runner:
         self.representation = representation
         self.initialization = initialization
         self.adaptation = adaptation
+        self.precision = precision
+        self.memory_format = memory_format
         self.method = method
         self.log_every = log_every
         self.evaluate_every = evaluate_every

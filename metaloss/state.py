@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from metaloss import seeding
 from metaloss.export import Trajectory, flat
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.precision import cosine, set_float32
 from metaloss.problem import Batch
 from metaloss.runner import Runner
+
+Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
 #: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
 STREAMS = ("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective")
@@ -35,12 +38,14 @@ class State:
     def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
         self._plan = plan
         self._device = device
+        self._seed = seed
+        set_float32(plan.precision)
         self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
         torch.manual_seed(seeding.stream(seed, "global").initial_seed())  # dropout
         self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
-        self.model = self._draw_model("theta").to(device).train()
+        self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
-        objective = plan.task.objective
+        objective = self.data.objective
         self.learner = AdaLFL(
             self.model,
             plan.base_optimizer(self.model.parameters()),
@@ -49,12 +54,13 @@ class State:
             link=objective.link,
             meta_lr=None,
             adaptation=plan.adaptation,
+            autocast=torch.bfloat16 if plan.precision == "bf16" else None,
         )
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
-        self.skipped = 0  # meta-steps whose gradient was not finite
+        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
@@ -69,16 +75,29 @@ class State:
 
     def draw(self, split: str, stream: str) -> Batch:
         """The next training batch of a split, by the given stream."""
-        return self.data.draw(split, self._plan.task.batch_size, self._streams[stream])
+        return self._draw(split, self._plan.task.batch_size, stream)
 
     def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
         """The next batch that a meta-optimizer takes the task loss on."""
         size = meta_optimizer.objective_batch_size or self._plan.task.batch_size
-        return self.data.draw(meta_optimizer.objective, size, self._streams[stream])
+        return self._draw(meta_optimizer.objective, size, stream)
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
         self.model.load_state_dict(self._draw_model("init_theta").state_dict())
+
+    def precision_cosine(self) -> float | None:
+        """Between the meta-gradients in the run's lower precision and in float32, as φ is now.
+
+        None where the precision is no lower, or the loss has no parameters.
+        """
+        problem = self.learner.problem
+        if problem.autocast is None or not problem.phi:
+            return None
+        stream = seeding.stream(self._seed, "precision")
+        size = self._plan.task.batch_size
+        train, objective = (self.data.draw(split, size, stream) for split in ("train", "valid"))
+        return cosine(problem, train, objective)
 
     def sample_loss(self) -> None:
         """Keeps φ as it is now, for the trajectory."""
@@ -99,7 +118,7 @@ class State:
             "initialization": self.initializing.state_dict() if self.initializing else {},
             "init_steps": self.init_steps,
             "steps": self.steps,
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
@@ -122,6 +141,16 @@ class State:
         for name, stream in self._streams.items():
             stream.set_state(state["streams"][name])
         seeding.set_global_state(state["global"], self._device)
+
+    def _draw(self, split: str, size: int, stream: str) -> Batch:
+        inputs, labels = self.data.draw(split, size, self._streams[stream])
+        return self._arranged(inputs) if inputs.dim() == 4 else inputs, labels
+
+    def _arranged(self, what: Arranged) -> Arranged:
+        """A model or images in the run's memory format."""
+        if self._plan.memory_format == "contiguous":
+            return what
+        return what.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _draw_model(self, stream: str) -> nn.Module:
         with seeding.drawing_from(self._streams[stream]):

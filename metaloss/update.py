@@ -9,20 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from metaloss.errors import UncertifiedOptimizerError
 
 Hyperparameters = dict[str, Any]
 State = dict[str, Any]
-
-
-#: How much of the optimizer's state before a step is kept: nothing, what the derivative of the
-#: step depends on, or all of it.
-KeepState = Literal["nothing", "derivative", "values"]
 
 
 @dataclass(frozen=True)
@@ -34,37 +30,98 @@ class GroupStep:
     grad: list[Tensor]  #: their gradients g
     state: list[State]  #: optimizer state after the step (the live one, not a copy)
     first: list[bool]  #: whether the parameter had no optimizer state before
+    before: list[State]  #: optimizer state before the step; empty if the update is a closed form
 
 
 class Update(ABC):
-    """The step of one torch.optim class. All of U is elementwise, so that derivatives are too."""
+    """The step of one torch.optim class, in which each parameter goes its own way.
 
-    #: True if U is linear in (θ, g, s): its derivatives then need no values of the state.
+    `step` is all that an author has to write; its derivatives are then taken by autograd. A
+    subclass may give them in closed form instead, which saves the copy of the state before the step
+    and the second computation of it.
+    """
+
+    #: True if U is linear in (θ, g, s): its derivatives in them then need no values of the state.
     linear = False
+    #: Scalars of the state that no gradient enters; `step` has them as plain numbers.
+    counters: tuple[str, ...] = ("step",)
+    #: True if `cotangent` and `direction` are computed from what is there after the step.
+    closed_form = False
 
     @abstractmethod
     def step(
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
     ) -> tuple[Tensor, State]:
-        """θ' and s' from θ, g and s, all of the parameter's shape, differentiable in each of them.
+        """θ' and s' from θ, g and s, differentiable in each of them and in the learning rate.
 
-        `state` is empty before the first step. Its "step" counter, if any, is a plain number here.
+        Where U has a kink or a jump, the derivative is the one that holds almost everywhere; where
+        a gradient is exactly zero, it is finite.
+
+        Args:
+            theta, grad: of one parameter.
+            state: what the optimizer keeps for it, under the same names; empty before the first
+                step, where the optimizer makes it in that step.
+            hyper: the group's settings; "lr" may be a scalar tensor.
         """
 
-    @abstractmethod
-    def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
-        """u = (∂θ'/∂g)ᵀ v in closed form, finite also where a gradient is exactly zero."""
+    def initial_state(self, theta: Tensor, hyper: Hyperparameters) -> State:
+        """The state that the optimizer makes for a parameter when it is built; else {}."""
+        return {}
+
+    def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor | None]:
+        """u = (∂θ'/∂g)ᵀ v, finite also where a gradient is exactly zero; None stands for zero."""
+        u: list[Tensor | None] = []
+        for theta, grad, state, value in zip(step.theta, step.grad, step.before, v, strict=True):
+            leaf = grad.detach().requires_grad_()
+            with torch.enable_grad():
+                after, _ = self.step(theta, leaf, state, step.hyper)
+            u += pull([(after, value)], [leaf])
+        return u
 
     def scale(self, step: GroupStep) -> float | None:
         """c if u = c·v, one number for the whole group; else None."""
         return None
 
-    @abstractmethod
-    def direction(self, step: GroupStep) -> list[Tensor]:
-        """∂θ'/∂lr in closed form: the negative update direction."""
+    def direction(self, step: GroupStep) -> list[Tensor | None]:
+        """∂θ'/∂lr, in most classes the negative update direction; None stands for zero."""
+        directions: list[Tensor | None] = []
+        with forward_ad.dual_level():
+            for theta, grad, state in zip(step.theta, step.grad, step.before, strict=True):
+                lr = theta.new_tensor(step.hyper["lr"])
+                lr = forward_ad.make_dual(lr, torch.ones_like(lr))
+                after, _ = self.step(theta, grad, state, {**step.hyper, "lr": lr})
+                directions.append(forward_ad.unpack_dual(after).tangent)
+        return directions
+
+
+def pull(
+    ends: Sequence[tuple[Any, Tensor | None]], leaves: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Cotangents of the leaves from those of the ends, by autograd; None stands for zero.
+
+    An end may be a constant, or a plain number, and have no part in them.
+    """
+    felt = [
+        (end, bar)
+        for end, bar in ends
+        if bar is not None and torch.is_tensor(end) and end.requires_grad
+    ]
+    if not felt:
+        return [None] * len(leaves)
+    outputs, bars = zip(*felt, strict=True)
+    return list(torch.autograd.grad(outputs, leaves, bars, allow_unused=True))
 
 
 _UPDATES: dict[type[torch.optim.Optimizer], Update] = {}
+
+#: Classes of torch.optim that have no `Update` here, and why.
+_WITHOUT_UPDATE: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.Adafactor: "its step is not elementwise: it divides by the means of squared "
+    "gradients over rows and columns, and by norms of whole tensors",
+    torch.optim.Muon: "its step is not elementwise: it orthogonalises whole matrices, in bfloat16",
+    torch.optim.LBFGS: "its step evaluates the loss again, through a closure",
+    torch.optim.SparseAdam: "it takes sparse gradients only, which no forward-mode pass follows",
+}
 
 
 def certify(optimizer: type[torch.optim.Optimizer]) -> Callable[[type[Update]], type[Update]]:
@@ -85,181 +142,46 @@ def certified_optimizers() -> list[type[torch.optim.Optimizer]]:
 def update_of(optimizer: torch.optim.Optimizer) -> Update:
     """The `Update` of an optimizer object.
 
+    Of torch.optim's switches, `foreach`, `fused` and `capturable` choose how the same step is
+    computed, and make no difference here.
+
     Raises:
         UncertifiedOptimizerError: its class has none (a subclass of a certified class may step
-            differently, so it is refused too), or it has hooks around its step.
+            differently, so it is refused too), it has hooks around its step, it was built with
+            `differentiable=True`, or it holds complex parameters.
     """
+    kind = type(optimizer)
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise UncertifiedOptimizerError(
-            f"the {type(optimizer).__name__} has step hooks, and what they change in a step cannot "
+            f"the {kind.__name__} has step hooks, and what they change in a step cannot "
             "be followed: remove them"
         )
-    try:
-        return _UPDATES[type(optimizer)]
-    except KeyError:
+    if kind not in _UPDATES:
+        why = f" ({_WITHOUT_UPDATE[kind]})" if kind in _WITHOUT_UPDATE else ""
         known = ", ".join(sorted(known.__name__ for known in _UPDATES))
         raise UncertifiedOptimizerError(
-            f"no certified meta-gradient for {type(optimizer).__module__}."
-            f"{type(optimizer).__qualname__} · certified: {known} · another optimizer needs an "
-            "Update, registered with metaloss.update.certify"
-        ) from None
-
-
-class TakenStep:
-    """One step of a torch.optim object, with what its derivatives need.
-
-    Vectors over θ are lists aligned with `theta`; None stands for zero (a parameter that the model
-    did not use has no gradient, and torch.optim leaves it alone).
-
-    Args:
-        optimizer: makes the step, along the gradients in `.grad`.
-        theta: the parameters that are differentiated through.
-        keep: how much of the state before the step to keep, for `pullback` and `differentiable`.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, theta: Sequence[nn.Parameter], keep: KeepState
-    ) -> None:
-        self._update = update_of(optimizer)
-        self._theta = theta
-        self._optimizer = optimizer
-        states = optimizer.state
-        self.theta_before: list[Tensor] = [p.detach().clone() for p in theta]
-        self.state_before: list[State] = (
-            [] if keep == "nothing" else [self._copy(states.get(p, {}), keep) for p in theta]
+            f"no certified meta-gradient for {kind.__module__}.{kind.__qualname__}{why} · "
+            f"certified: {known} · another optimizer needs an Update, registered with "
+            "metaloss.update.certify"
         )
-        self._first = [not _has_tensors(states.get(p, {})) for p in theta]
-        place = {parameter: i for i, parameter in enumerate(theta)}
-        self._groups: list[tuple[Hyperparameters, list[int]]] = [
-            (
-                {key: value for key, value in group.items() if key != "params"},
-                [place[p] for p in group["params"] if p in place and p.grad is not None],
+    for group in optimizer.param_groups:
+        if group.get("differentiable"):
+            raise UncertifiedOptimizerError(
+                f"the {kind.__name__} was built with differentiable=True, which torch needs to "
+                "differentiate its own step: leave it out, the meta-gradient does without"
             )
-            for group in optimizer.param_groups
-        ]
-        optimizer.step()
-
-    def cotangent(self, v: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """u = (∂θ'/∂g)ᵀ v, by the closed form. Valid until the optimizer steps again."""
-        u: list[Tensor | None] = [None] * len(v)
-        for hyper, places in self._groups:
-            given = [(i, value) for i in places if (value := v[i]) is not None]
-            step = self._seen_from_after(hyper, [i for i, _ in given])
-            results = self._update.cotangent(step, [value for _, value in given])
-            for (i, _), result in zip(given, results, strict=True):
-                u[i] = result
-        return u
-
-    def scale(self) -> float | None:
-        """c if u = c·v by one number for all parameters that have a gradient; else None."""
-        scales = {
-            self._update.scale(self._seen_from_after(hyper, places))
-            for hyper, places in self._groups
-            if places
-        }
-        return scales.pop() if len(scales) == 1 else None
-
-    def direction(self, ratios: Sequence[float]) -> list[Tensor | None]:
-        """∂θ'/∂α for groups with lr = ratio · α, by the closed form. Valid as `cotangent` is."""
-        directions: list[Tensor | None] = [None] * len(self._theta)
-        for (hyper, places), ratio in zip(self._groups, ratios, strict=True):
-            results = self._update.direction(self._seen_from_after(hyper, places))
-            for i, result in zip(places, results, strict=True):
-                directions[i] = result if ratio == 1 else ratio * result
-        return directions
-
-    def differentiable(
-        self, theta: Sequence[Tensor], grad: Sequence[Tensor | None], state: Sequence[State]
-    ) -> tuple[list[Tensor], list[State]]:
-        """θ', s' once more, as differentiable functions of the θ, g and s that are given."""
-        theta_after, state_after = list(theta), list(state)
-        for hyper, places in self._groups:
-            for i in places:
-                gradient = grad[i]
-                assert gradient is not None
-                theta_after[i], state_after[i] = self._update.step(
-                    theta[i], gradient, state[i], hyper
-                )
-        return theta_after, state_after
-
-    def pullback(
-        self,
-        grad: Sequence[Tensor | None],
-        theta_bar: Sequence[Tensor | None],
-        state_bar: Sequence[dict[str, Tensor]],
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[dict[str, Tensor]]]:
-        """The transposed derivative of the whole step, by autograd through U.
-
-        Args:
-            grad: g of that step.
-            theta_bar: cotangent of θ'.
-            state_bar: cotangents of the tensors in s', by name; {} for zero.
-
-        Returns:
-            The cotangents of θ (through U alone, not through g), of g and of s.
-        """
-        theta_out, state_out = list(theta_bar), list(state_bar)
-        grad_out: list[Tensor | None] = [None] * len(theta_bar)
-        for hyper, places in self._groups:
-            for i in places:
-                theta, gradient = _leaf(self.theta_before[i]), _leaf(grad[i])
-                state = {
-                    key: _leaf(value) if torch.is_tensor(value) else value
-                    for key, value in self.state_before[i].items()
-                }
-                names = [key for key, value in state.items() if torch.is_tensor(value)]
-                after, state_after = self._update.step(theta, gradient, state, hyper)
-                ends = [(after, theta_bar[i])] if theta_bar[i] is not None else []
-                ends += [(state_after[key], bar) for key, bar in state_bar[i].items()]
-                theta_out[i], grad_out[i], *bars = (
-                    torch.autograd.grad(
-                        [end for end, _ in ends],
-                        [theta, gradient, *(state[key] for key in names)],
-                        [bar for _, bar in ends],
-                        allow_unused=True,
-                    )
-                    if ends
-                    else [None] * (2 + len(names))
-                )
-                state_out[i] = {
-                    key: bar for key, bar in zip(names, bars, strict=True) if bar is not None
-                }
-        return theta_out, grad_out, state_out
-
-    def _seen_from_after(self, hyper: Hyperparameters, places: list[int]) -> GroupStep:
-        theta = [self._theta[i] for i in places]
-        return GroupStep(
-            hyper=hyper,
-            theta=[self.theta_before[i] for i in places],
-            grad=[p.grad for p in theta],  # type: ignore[misc]
-            state=[self._optimizer.state.get(p, {}) for p in theta],
-            first=[self._first[i] for i in places],
-        )
-
-    def _copy(self, state: State, keep: KeepState) -> State:
-        """A parameter's state, the step counter as a number.
-
-        The derivative of a linear U depends on no values: one zero, expanded, stands in for each
-        tensor and takes no memory.
-        """
-        copy: State = {}
-        for key, value in state.items():
-            if key == "step":
-                copy[key] = float(value)
-            elif torch.is_tensor(value):
-                copy[key] = (
-                    value.new_zeros(()).expand_as(value)
-                    if self._update.linear and keep == "derivative"
-                    else value.detach().clone()
-                )
-        return copy
+        if any(parameter.is_complex() for parameter in group["params"]):
+            raise UncertifiedOptimizerError(
+                f"the {kind.__name__} holds a complex parameter: real ones only"
+            )
+    return _UPDATES[kind]
 
 
-def _has_tensors(state: State) -> bool:
-    """Whether a parameter has optimizer state; SGD without momentum leaves a None behind."""
-    return any(torch.is_tensor(value) for value in state.values())
-
-
-def _leaf(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value.detach().requires_grad_()
+def reset(optimizer: torch.optim.Optimizer) -> None:
+    """Puts the optimizer's state back to what it was when it was built."""
+    update = update_of(optimizer)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if state := update.initial_state(parameter, group):
+                optimizer.state[parameter] = state

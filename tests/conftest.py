@@ -71,14 +71,30 @@ def refused(train, tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def few_examples(tmp_path_factory):
+    """Data sets of some dozens of examples, and loaders that expect as many; -> their folder."""
+    from metaloss.tasks import california, crime, mnist
+    from tests.small_data import write_all
+
+    folder = tmp_path_factory.mktemp("few")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)})
+        patch.setattr(california, "ROWS", 50)
+        patch.setattr(crime, "ROWS", 50)
+        write_all(folder, patch, photographs=5)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder of small data sets in the on-disk format of the real ones."""
     from tests.small_data import write_all
 
     folder = tmp_path_factory.mktemp("data")
-    write_all(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        write_all(folder, patch)
+        yield folder
 
 
 @pytest.fixture(scope="session")

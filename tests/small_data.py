@@ -3,22 +3,84 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+from torchvision import datasets
 
 from metaloss.tasks import california, crime, mnist
 
 
-def write_all(folder: Path) -> None:
-    """Writes every data set that does not ship inside scikit-learn."""
-    write_mnist(folder)
+def write_all(folder: Path, patch: pytest.MonkeyPatch, photographs: int = 40) -> None:
+    """Writes every data set that does not ship inside scikit-learn.
+
+    Args:
+        folder: what --data_dir names.
+        patch: has torchvision expect the md5 sums of what was written.
+        photographs: in each of CIFAR-10's six files; the other photographs are more.
+    """
+    for dataset in ("MNIST", "FashionMNIST", "KMNIST"):
+        write_mnist(folder, dataset)
     write_crime(folder)
     write_california(folder)
+    write_official(folder, patch, photographs)
+    write_own(folder)
 
 
-def write_mnist(folder: Path) -> None:
-    raw = folder / "MNIST" / "raw"
+def write_official(folder: Path, patch: pytest.MonkeyPatch, photographs: int = 40) -> None:
+    """Writes the data sets whose md5 sums are checked."""
+    write_cifar(folder, patch, datasets.CIFAR10, "labels", per_file=photographs)
+    write_cifar(folder, patch, datasets.CIFAR100, "fine_labels", per_file=5 * photographs)
+    write_svhn(folder, patch)
+
+
+def random_images(count: int, classes: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Random pixels, uint8 [count, 3, 32, 32], and labels [count] of all classes; by name."""
+    random = np.random.default_rng(list(name.encode()))
+    labels = random.permutation(np.arange(count) % classes)
+    return random.integers(256, size=(count, 3, 32, 32), dtype=np.uint8), labels
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar(folder, patch, dataset, key, per_file):
+    """Pickled batches of torchvision's CIFAR10 or CIFAR100, `per_file` images in each."""
+    base = folder / dataset.base_folder
+    base.mkdir()
+    for attribute in ("train_list", "test_list"):
+        listed = []
+        for name, _ in getattr(dataset, attribute):
+            images, labels = random_images(per_file, 100 if key == "fine_labels" else 10, name)
+            content = {"data": images.reshape(per_file, -1), key: labels.tolist()}
+            (base / name).write_bytes(pickle.dumps(content))
+            listed.append([name, md5(base / name)])
+        patch.setattr(dataset, attribute, listed)
+    path = base / dataset.meta["filename"]
+    path.write_bytes(pickle.dumps({dataset.meta["key"]: [str(c) for c in range(100)]}))
+    patch.setattr(dataset, "meta", {**dataset.meta, "md5": md5(path)})
+
+
+def write_svhn(folder, patch):
+    """MATLAB files with images [32, 32, 3, n], and 10 for the digit 0."""
+    files = {}
+    for split, (url, name, _) in datasets.SVHN.split_list.items():
+        images, labels = random_images(100, 10, name)
+        labels = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
+        content = {"X": images.transpose(2, 3, 1, 0), "y": labels}
+        scipy.io.savemat(folder / name, content)
+        files[split] = [url, name, md5(folder / name)]
+    patch.setattr(datasets.SVHN, "split_list", files)
+
+
+def write_mnist(folder: Path, dataset: str) -> None:
+    raw = folder / dataset / "raw"
     raw.mkdir(parents=True)
     for split, (prefix, count) in mnist.FILES.items():
         random = np.random.default_rng(len(split))
@@ -50,3 +112,25 @@ def write_california(folder: Path) -> None:
     path.parent.mkdir()
     table = np.random.default_rng(0).random((california.ROWS, california.FIELDS)) + 1
     np.savetxt(path, table, fmt="%.4f", delimiter=",")
+
+
+def write_own(folder):
+    """What gin_configs/own_data names."""
+    images, labels = random_images(80, 10, "own")
+    splits = {"train": slice(40), "test": slice(40, 60), "heldout": slice(60, 80)}
+    arrays = {f"x_{name}": images[part].transpose(0, 2, 3, 1) for name, part in splits.items()}
+    arrays |= {f"y_{name}": labels[part] for name, part in splits.items()}
+    np.savez(folder / "cifar10_subset.npz", **arrays)
+
+    for i, image in enumerate(images[:60]):
+        path = folder / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)[:, : 24 + i % 8]).save(path)
+
+    random = np.random.default_rng(0)
+    lines = ["id,area,rooms,heating,price"]
+    for i in range(60):
+        area = "?" if i % 20 == 3 else f"{random.uniform(30, 200):.1f}"
+        heating = random.choice(["gas", "oil", "electric", ""])
+        lines.append(f"{i},{area},{random.integers(1, 8)},{heating},{random.integers(50, 900)}000")
+    (folder / "houses.csv").write_text("\n".join(lines) + "\n")

@@ -1,9 +1,14 @@
 """Bad data: a file that is missing, damaged or cut short is named in one line, exit code 2."""
 
 import gzip
+import hashlib
 
 import numpy as np
 import pytest
+import torch
+
+from metaloss import TASKS
+from tests.small_data import write_official
 
 
 @pytest.fixture
@@ -64,6 +69,65 @@ def test_a_damaged_table_names_the_file_and_the_line(refused, tmp_path, file, co
     files = (f"tasks/{task}.gin", "methods/baseline.gin")
     message = refused(f"--data_dir={tmp_path}", files=files)
     assert message == f"{path}: {DAMAGE[file][content]}"
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("fashion_mnist", "FashionMNIST"),
+                                                ("kmnist", "KMNIST")])  # fmt: skip
+def test_mnists_kin_have_folders_of_their_own(refused, tmp_path, offline, task, dataset):
+    folder = tmp_path / dataset / "raw"
+    folder.mkdir(parents=True)
+    message = refused(f"--gin_param=Runner.task = @tasks.{task}()", f"--data_dir={tmp_path}")
+    assert message.startswith(f"no file {folder / 'train-images-idx3-ubyte.gz'}, and ")
+    assert message.endswith(
+        f"put {dataset}'s four *-ubyte.gz files into {folder}, or set --data_dir"
+    )
+
+
+ARCHIVES = {
+    "cifar10": "cifar-10-batches-py/data_batch_3",
+    "cifar100": "cifar-100-python/train",
+    "svhn": "test_32x32.mat",
+}
+
+
+@pytest.fixture
+def official(tmp_path):
+    """Small official image data sets; -> their folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        write_official(tmp_path, patch)
+        yield tmp_path
+
+
+@pytest.mark.parametrize("task", ARCHIVES)
+def test_missing_images_name_the_file_and_the_flag(refused, official, offline, task):
+    path = official / ARCHIVES[task]
+    path.unlink()
+    message = refused(f"--gin_param=Runner.task = @tasks.{task}()", f"--data_dir={official}")
+    assert message == (
+        f"no file {path}, and torchvision's download failed (no network): put it there, or set "
+        "--data_dir"
+    )
+
+
+@pytest.mark.parametrize("also_missing", [False, True])
+@pytest.mark.parametrize("task", ARCHIVES)
+def test_damaged_images_are_named_and_left_alone(refused, official, offline, task, also_missing):
+    path = official / ARCHIVES[task]
+    content = path.read_bytes()[:-1]
+    path.write_bytes(content)
+    if also_missing:  # a download would write over both
+        path.with_name({"svhn": "train_32x32.mat"}.get(task, "data_batch_2")).unlink(True)
+    message = refused(f"--gin_param=Runner.task = @tasks.{task}()", f"--data_dir={official}")
+    assert message.startswith(f"{path}: its md5 is {hashlib.md5(content).hexdigest()}, not ")
+    assert message.endswith("damaged or another's; delete it, and it is downloaded again")
+    assert path.read_bytes() == content
+
+
+def test_official_images_are_read_where_nothing_can_be_written(official, offline):
+    before = {path: path.stat().st_mtime_ns for path in official.rglob("*")}
+    for task in ARCHIVES:
+        TASKS[task]().load(official, torch.Generator())
+    assert {path: path.stat().st_mtime_ns for path in official.rglob("*")} == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "another file"])

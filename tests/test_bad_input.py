@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from metaloss import TASKS
 from metaloss.gin_files import CONFIG_DIR, SYNTAX
 from metaloss.runner import Runner
 from tests.conftest import REPOSITORY
@@ -20,8 +21,7 @@ SIZES = "the run calls it with input_shape, outputs"
 
 BINDINGS = {
     "Runner.representation = @tasks.mnits()": (
-        "no 'mnits' in tasks; did you mean 'mnist'? · known: california, crime, diabetes, digits, "
-        "mnist"
+        f"no 'mnits' in tasks; did you mean 'mnist'? · known: {', '.join(TASKS)}"
     ),
     "representations.nn.hiden = 3": (
         "representations.nn has no parameter 'hiden'; did you mean 'hidden'?; it takes: hidden, "

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from metaloss import BACKBONES, BASE_OPTIMIZERS, META_OPTIMIZERS, REPRESENTATIONS, TASKS, testing
+from metaloss import (
+    BACKBONES,
+    BASE_OPTIMIZERS,
+    DESCENTS,
+    ENGINES,
+    META_OPTIMIZERS,
+    RATES,
+    REPRESENTATIONS,
+    TASKS,
+    testing,
+)
 from metaloss.representations.base import Representation
 
 #: Arguments beyond the defaults, by component; those not named are tested with their defaults.
@@ -14,6 +24,8 @@ REPRESENTATION_CASES = {
     "nn": [{}, {"activation": "relu", "output": "softplus", "hidden": (50, 50)}, {"hidden": (8,)},
            {"activation": "tanh"}, {"activation": "softplus", "output": "smooth_leaky_relu"}],
     "taylor": [{"order": 2}, {"order": 3}],
+    "scale_shape": [{}, {"of": "taylor", "settings": {"order": 2}, "limit": 2.0},
+                    {"of": "cross_entropy"}],
 }  # fmt: skip
 OPTIMIZER_CASES = {
     "sgd": [
@@ -24,19 +36,67 @@ OPTIMIZER_CASES = {
     ],
     "adam": [{}, {"weight_decay": 0.1, "amsgrad": True, "maximize": True}, {"betas": (0.5, 0.6)}],
     "adamw": [{}, {"weight_decay": 0.1, "amsgrad": True, "maximize": True}],
+    "rmsprop": [
+        {},
+        {"eps": 0.1, "weight_decay": 0.1, "maximize": True},
+        {"alpha": 0.9, "eps": 0.1, "centered": True},
+        {"momentum": 0.9, "eps": 0.1, "centered": True, "weight_decay": 0.1, "maximize": True},
+    ],
+    "adagrad": [
+        {},
+        {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.1, "maximize": True},
+    ],
+    "adadelta": [{}, {"rho": 0.5, "eps": 0.1, "weight_decay": 0.1, "maximize": True}],
+    "adamax": [{}, {"betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.1, "maximize": True}],
+    "nadam": [
+        {},
+        {"eps": 0.1, "weight_decay": 0.1, "momentum_decay": 0.1, "maximize": True},
+        {"eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "radam": [
+        {},
+        {"betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.1, "maximize": True},
+        {"eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "asgd": [{}, {"lambd": 0.1, "t0": 2.0, "weight_decay": 0.1, "maximize": True}],
+    "rprop": [{}, {"etas": (0.3, 2.0), "step_sizes": (1e-3, 0.02), "maximize": True}],
 }
 META_CASES = {
     "offline_unrolled": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "inner_steps": 3},
                          {"meta_lr": 1e-2, "inner_steps": 2, "engine": "unrolled"}],
     "online_one_step": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 3},
-                        {"meta_lr": 1e-2, "engine": "unrolled"}],
-    "meta_lr": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 2}],
+                        {"meta_lr": 1e-2, "engine": "unrolled"},
+                        {"meta_lr": 1e-2, "rate": RATES["bounded"](), "rate_meta_lr": 1e-1},
+                        {"meta_lr": 1e-2, "engine": "persistent_evolution"}],
+    "meta_lr": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 2},
+                {"meta_lr": 1e-1, "rate": RATES["exponential"]()}],
 }  # fmt: skip
+ENGINE_CASES = {
+    "exact": [{}, {"inner_steps": 3}],
+    "sweep": [{}, {"inner_steps": 3}],
+    "unrolled": [{}, {"inner_steps": 3}],
+    "auto": [{}, {"inner_steps": 3}],
+    "conjugate_gradient": [{"inner_steps": 3, "damping": 0.1}],
+    "neumann": [{"inner_steps": 3, "lr": 0.01}, {}],
+    "evolution": [{"inner_steps": 2, "pairs": 2}],
+    "persistent_evolution": [{"inner_steps": 2, "pairs": 2}, {"horizon": 1}],
+}
+DESCENT_CASES = {
+    "adam": [
+        {},
+        {"clip_norm": 0.1, "trust_radius": 0.1},
+        {"warm_up": 5, "schedule": "cosine", "schedule_steps": 50},
+        {"schedule": "linear", "schedule_steps": 50},
+    ],
+}
 BACKBONE_CASES = {
     "mlp": [{"hidden": (16, 8)}],
     "lenet5": [{}, {"activation": "tanh", "pooling": "average"}],
-    "allcnn": [{"input_shape": (3, 8, 8)}],
+    "allcnn": [{"input_shape": (3, 8, 8)}, {"input_shape": (3, 24, 24), "pooling": "corner"}],
     "resnet18": [{"input_shape": (3, 8, 8), "outputs": 3}],
+    "squeezenet": [{"input_shape": (3, 8, 8)}],
+    "vgg16": [{"input_shape": (1, 32, 32)}],
+    "wide_resnet": [{"input_shape": (1, 8, 8), "depth": 10, "width": 2, "dropout": 0.3}],
     "timm": [
         {"name": "test_efficientnet", "input_shape": (1, 32, 32)},
         {
@@ -46,11 +106,24 @@ BACKBONE_CASES = {
         },
     ],
 }
+TASK_CASES = {
+    "arrays": [{"path": "cifar10_subset.npz", "padding": 2, "flip": True}],
+    "table": [
+        {"path": "houses.csv", "target": "price", "kind": "regression", "ignore": ("id",)},
+        {"path": "houses.csv", "target": "rooms", "kind": "classification", "valid_fraction": 0.2},
+    ],
+    "image_folder": [{"path": "pictures", "size": 16}],
+}
+
+
+def _word(value):
+    """An argument in a test's name, which must be the same in every process."""
+    return type(value).__name__ if hasattr(value, "__dict__") else str(value)
 
 
 def cases(registry, known):
     return [
-        pytest.param(name, arguments, id="-".join([name, *map(str, arguments.values())]))
+        pytest.param(name, arguments, id="-".join([name, *map(_word, arguments.values())]))
         for name in registry
         for arguments in known.get(name, [{}])
     ]
@@ -71,29 +144,41 @@ def test_meta_optimizer(name, arguments):
     testing.check_meta_optimizer(lambda: META_OPTIMIZERS[name](**arguments))
 
 
+@pytest.mark.parametrize(("name", "arguments"), cases(ENGINES, ENGINE_CASES))
+def test_engine(name, arguments):
+    arguments = dict(arguments)
+    steps = arguments.pop("inner_steps", 1)
+    testing.check_engine(lambda: ENGINES[name](**arguments), inner_steps=steps)
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases(RATES, {}))
+def test_rate(name, arguments):
+    testing.check_rate(RATES[name](**arguments))
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases(DESCENTS, DESCENT_CASES))
+def test_descent(name, arguments):
+    testing.check_descent(DESCENTS[name], **arguments)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import
 @pytest.mark.parametrize(("name", "arguments"), cases(BACKBONES, BACKBONE_CASES))
 def test_backbone(name, arguments):
     testing.check_backbone(BACKBONES[name], **arguments)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_task(name, data_dir):
-    testing.check_task(TASKS[name](), data_dir)
+@pytest.mark.parametrize(("name", "arguments"), cases(TASKS, TASK_CASES))
+def test_task(name, arguments, few_examples):
+    testing.check_task(TASKS[name](**arguments), few_examples)
 
 
 def test_parameter_counts():
-    def count(name, *sizes, **arguments):
-        return sum(p.numel() for p in BACKBONES[name](*sizes, **arguments).parameters())
+    def count(name, **arguments):
+        return sum(p.numel() for p in REPRESENTATIONS[name](**arguments).parameters())
 
-    assert count("logistic", (1, 28, 28), 10) == 7850
-    assert count("mlp", (1, 28, 28), 10) == 785_000 + 1_001_000 + 10_010
-    assert count("lenet5", (1, 28, 28), 10) == 156 + 2416 + 30_840 + 10_164 + 850
-    assert count("allcnn", (3, 32, 32), 10) == 1_372_254
-    assert count("resnet18", (3, 32, 32), 10) == 11_173_962
-    assert sum(p.numel() for p in REPRESENTATIONS["nn"]().parameters()) == 1720
-    assert sum(p.numel() for p in REPRESENTATIONS["taylor"](order=2).parameters()) == 5
-    assert sum(p.numel() for p in REPRESENTATIONS["taylor"](order=3).parameters()) == 8
+    assert count("nn") == 1720
+    assert count("taylor", order=2) == 5
+    assert count("taylor", order=3) == 8
 
 
 class Constant(Representation):

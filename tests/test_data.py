@@ -15,7 +15,7 @@ from metaloss import TASKS, seeding
 from metaloss.errors import ConfigError, DataError
 from metaloss.evaluation import evaluate
 from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks.base import draw_indices, hold_out
+from metaloss.tasks.base import Data, draw_indices, hold_out
 from metaloss.tasks.mnist import read_idx
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
@@ -64,8 +64,9 @@ def test_holding_out_of_values_is_not_stratified():
     assert not set(kept.tolist()) & set(held.tolist())
 
 
-def test_mnist_has_the_papers_split(data_dir):
-    data = TASKS["mnist"]().load(data_dir, generator())
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_mnist_and_its_kin_have_the_papers_split(name, data_dir):
+    data = TASKS[name]().load(data_dir, generator())
     sizes = {name: len(x) for name, (x, _) in data.splits.items()}
     assert sizes == {"train": 54_000, "valid": 6_000, "test": 10_000}
     assert data.input_shape == (1, 28, 28) and data.outputs == 10
@@ -157,10 +158,12 @@ def test_evaluation_by_hand():
     """Outputs 1, 2 against labels 1, 4: squared errors 0 and 4."""
     model = torch.nn.Dropout(0.9)  # the identity in eval mode
     split = (torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
-    assert evaluate(model, split, REGRESSION) == {"loss": 2.0, "mse": 2.0}
+    data = Data({"valid": split}, 1, REGRESSION)
+    assert evaluate(model, data, "valid") == {"loss": 2.0, "mse": 2.0}
+    assert evaluate(model, data, "valid", limit=1) == {"loss": 0.0, "mse": 0.0}
     assert model.training
     logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
-    result = evaluate(model, (logits, torch.tensor([0, 1, 1, 0])), CLASSIFICATION)
-    assert result["error_rate"] == 0.25
-    nan = evaluate(model, (logits * torch.nan, torch.tensor([0, 1, 1, 0])), CLASSIFICATION)
-    assert np.isnan(nan["error_rate"])
+    labels = torch.tensor([0, 1, 1, 0])
+    data = Data({"one": (logits, labels), "nan": (logits * torch.nan, labels)}, 2, CLASSIFICATION)
+    assert evaluate(model, data, "one")["error_rate"] == 0.25
+    assert np.isnan(evaluate(model, data, "nan")["error_rate"])

@@ -1,64 +1,57 @@
 """Every shipped gin file builds, leaves nothing unread, and runs two steps, on tiny data."""
 
 import json
+import re
 
 import pytest
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
-from metaloss.tasks import california, crime, mnist
-from tests.small_data import write_all
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
-OTHERS = sorted(
-    path.relative_to(CONFIG_DIR).as_posix()
-    for path in CONFIG_DIR.rglob("*.gin")
-    if path.parent.name not in ("tasks", "methods")
-)
+ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
+FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
+OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
+SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
+PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
 TINY = {
     "Runner.steps": 2,
+    "Runner.figures": 1,
     "backbones.mlp.hidden": (4,),
     "meta_optimizers.offline_unrolled.steps": 2,
     "offline/meta_optimizers.meta_lr.steps": 2,
-    **{f"tasks.{name}.batch_size": 8 for name in ("california", "crime", "diabetes", "digits")},
-    "tasks.mnist.batch_size": 8,
+    **{f"tasks.{name}.batch_size": 8 for name in SMALL},
+    **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},
 }
-
-
-FEW = (
-    (mnist, "FILES", {"train": ("train", 50), "test": ("t10k", 50)}),
-    (california, "ROWS", 50),
-    (crime, "ROWS", 50),
-)
-
-
-@pytest.fixture(scope="module")
-def few_examples(tmp_path_factory):
-    """Data sets of 50 examples, and loaders that expect as many; -> their folder."""
-    folder = tmp_path_factory.mktemp("few")
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in FEW:
-            patch.setattr(module, name, value)
-        write_all(folder)
-        yield folder
+NARROW = {"backbones.wide_resnet.depth": 10, "backbones.wide_resnet.width": 1}
 
 
 @pytest.fixture
-def run(train, tmp_path, few_examples):
-    """Runs gin files with those of the tiny overrides that they read; -> the result."""
+def start(train, tmp_path, few_examples):
+    """Runs gin files with those of the tiny overrides that they read; further flags follow."""
 
-    def run(files):
+    def start(files, *flags, overrides=TINY):
         parsed = load(files)
         assert parsed.unread == ()
         read = {line.split(" = ")[0] for line in parsed.text.splitlines()}
-        overrides = [f"--gin_param={k} = {v}" for k, v in TINY.items() if k in read]
-        assert len(overrides) >= 2
+        bindings = [f"--gin_param={k} = {v}" for k, v in overrides.items() if k in read]
+        assert len(bindings) >= 2
         code, stderr = train(
-            *(f"--gin_file={file}" for file in files), *overrides, "--strict",
-            f"--data_dir={few_examples}", f"--output_dir={tmp_path / 'run'}",
+            *(f"--gin_file={file}" for file in files), *bindings, "--strict",
+            f"--data_dir={few_examples}", f"--output_dir={tmp_path / 'run'}", *flags,
         )  # fmt: skip
         assert code == 0, stderr
+
+    return start
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """Carries a run of gin files out; -> the result."""
+
+    def run(files):
+        start(files, overrides={**TINY, **NARROW})
         return json.loads((tmp_path / "run" / "result.json").read_text())
 
     return run
@@ -75,12 +68,58 @@ def test_every_task_runs_with_every_method(run, task, method):
     assert 0 <= result["test"] < 1000
 
 
-@pytest.mark.parametrize("file", OTHERS)
-def test_every_other_file_runs(run, file):
-    assert run([file])["status"] == "finished"
+@pytest.mark.parametrize(
+    ("task", "depth", "width"), [("cifar100_wide_resnet", 28, 10), ("svhn_wide_resnet", 16, 8)]
+)
+def test_wide_resnets_of_full_size(start, task, depth, width):
+    """One step of each phase. Those that run above are narrow."""
+    files = [f"tasks/{task}.gin", "methods/adalfl.gin"]
+    text = load(files).text
+    assert f"wide_resnet.depth = {depth}\n" in text
+    assert f"wide_resnet.width = {width}\n" in text
+    start(files, "--dry_run")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_task_file_says_how_to_run_it(task):
-    text = (CONFIG_DIR / "tasks" / task).read_text()
-    assert f"python tools/train.py --gin_file=gin_configs/tasks/{task}" in text
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_ablation_runs(run, ablation):
+    """As its header says, on a small task."""
+    _, method, *rest = files_of(f"ablations/{ablation}")
+    assert rest == [f"ablations/{ablation}"]
+    result = run(["tasks/digits_mlp.gin", method, *rest])
+    assert result["status"] == "finished"
+    names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
+    assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("file", OWN_DATA)
+def test_every_example_of_own_data_runs(run, file):
+    assert run([f"own_data/{file}", "methods/baseline.gin"])["status"] == "finished"
+
+
+def test_the_quickstart_runs(run):
+    assert run(["quickstart.gin"])["status"] == "finished"
+
+
+def files_of(file):
+    """The gin files of the command in a file's header."""
+    header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
+    command = header.replace("\\\n#", "").split("python tools/train.py")[1].splitlines()[0]
+    return re.findall(r"--gin_file=gin_configs/(\S+)", command)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("methods/")])
+def test_a_file_says_how_to_run_it(file):
+    files = files_of(file)
+    assert file in files
+    assert load(files).unread == ()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_index_lists_every_file(file):
+    index = (CONFIG_DIR / "README.md").read_text()
+    assert f"[`{file}`]({file})" in index
+
+
+def test_the_index_lists_nothing_else():
+    index = (CONFIG_DIR / "README.md").read_text()
+    assert sorted(re.findall(r"\]\((\S+\.gin)\)", index)) == FILES

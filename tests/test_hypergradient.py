@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
-from metaloss.hypergradient import roll_out
+from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
 
 OPTIMIZERS = {
@@ -106,6 +107,19 @@ class Checkpointed(nn.Module):
         return self.head(checkpoint(self.block, x.flatten(1), use_reentrant=False))
 
 
+class Shared(nn.Module):
+    """Holds one of its modules twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        twice = nn.Linear(256, 256)
+        self.blocks = nn.Sequential(nn.Sequential(twice, nn.Tanh()), nn.Sequential(twice))
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x.flatten(1)))
+
+
 def mlp() -> nn.Module:
     return BACKBONES["mlp"]((1, 16, 16), 3, hidden=(8, 8))
 
@@ -121,6 +135,7 @@ MODELS = {
     "annealed": Annealed,
     "attention": Attention,
     "checkpointed": Checkpointed,
+    "shared": Shared,
     # Smooth, for finite differences; a convolution's bias before BatchNorm among them.
     "tanh_mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 3)),
     "tanh_batchnorm": lambda: nn.Sequential(
@@ -172,13 +187,13 @@ def meta_gradient(problem: Problem, batches: list[Batch], warm: int, engine: str
     for batch in train[:warm]:
         problem.base_step(batch)
     torch.manual_seed(2)
-    rollout = roll_out(problem, train[warm:], engine)
-    _, v = problem.task_gradient(valid)
-    gradient = rollout.pullback(v)
+    found = ENGINES[engine]().hypergradient(
+        problem, MetaParameters(problem), train[warm:], lambda: valid
+    )
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(problem.phi, gradient, strict=True)
+            for p, g in zip(problem.phi, found.phi, strict=True)
         ]
     )
 
@@ -203,7 +218,7 @@ def test_exact_equals_double_backward(model, optimizer, loss):
 
 
 REPLAYED = [
-    *itertools.product(["stop_gradient", "annealed", "attention"], [1, 3]),
+    *itertools.product(["stop_gradient", "annealed", "attention", "shared"], [1, 3]),
     # Not with 3: double backward recomputes a checkpoint with later parameters. See the finite
     # differences below.
     ("checkpointed", 1),
@@ -219,6 +234,14 @@ def test_a_replayed_pass_is_the_pass_that_was(model, optimizer, inner_steps):
         for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-10
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+def test_a_module_held_twice_keeps_its_parameters(inner_steps):
+    problem = make_problem("shared", "nesterov", "nn")
+    meta_gradient(problem, make_batches(inner_steps + 1), 0, "exact")
+    pairs = zip(problem.theta, problem.model.parameters(), strict=True)
+    assert all(held is own for held, own in pairs)
 
 
 def test_the_validation_pass_moves_no_buffer_of_a_checkpointed_model():
@@ -354,11 +377,13 @@ def test_closed_form_on_a_scalar():
     problem = Problem(
         model, torch.optim.SGD(model.parameters(), lr=0.1), Scaled(), F.mse_loss, links.values
     )
-    rollout = roll_out(problem, [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))], "exact")
+    batch = (torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+    objective = (torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    found = ENGINES["exact"]().hypergradient(
+        problem, MetaParameters(problem), [batch], lambda: objective
+    )
     assert model.weight.item() == pytest.approx(-0.2)
-    _, v = problem.task_gradient((torch.tensor([[1.0]]), torch.tensor([[2.0]])))
-    (gradient,) = rollout.pullback(v)
-    assert gradient.item() == pytest.approx(1.76)
+    assert found.phi[0].item() == pytest.approx(1.76)
 
 
 def test_parameter_groups_and_frozen_parameters():

@@ -157,6 +157,29 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, tmp_path, mo
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
+    extra = ("Runner.task = @tasks.cifar10()", "tasks.cifar10.batch_size = 8")
+    options = {"extra": extra, "data_dir": data_dir}
+    assert train(tmp_path / "whole", **options) == 0
+    after_step = Run._after_step
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, *arguments):
+        after_step(self, *arguments)
+        if self.state.steps == 7:
+            raise Killed
+
+    monkeypatch.setattr(Run, "_after_step", die)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", **options)
+    monkeypatch.setattr(Run, "_after_step", after_step)
+    assert train(tmp_path / "killed", resume=True, **options) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_killed_for_real_and_resumed(tmp_path):
     """SIGKILL while it trains; the process that resumes ends with the same numbers."""
     steps = ("Runner.steps = 1500", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
-from metaloss.backbones.base import BACKBONES, require_image
+from metaloss import checks
+from metaloss.backbones.base import BACKBONES, kaiming_normal, require_image
 
 #: Output channels, kernel, stride, padding of each convolution but the last; None is dropout.
 LAYERS = (
@@ -15,17 +18,24 @@ LAYERS = (
 
 
 @BACKBONES.register("allcnn")
-def allcnn(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> nn.Module:
+def allcnn(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    dropout: float = 0.5,
+    pooling: Literal["whole", "corner"] = "whole",
+) -> nn.Module:
     """Nine convolutions with BatchNorm, strides in place of pooling (Springenberg et al., 2014).
 
-    1,372,254 parameters for 3 channels and 10 outputs. As the authors' code has it: no ReLU before
-    a dropout, Kaiming-normal weights. Unlike it, the average is taken over the whole last map, not
-    its top-left 6x6 corner.
+    1,372,254 parameters for 3 channels and 10 outputs. As in the authors' earlier code: no ReLU
+    before a dropout or before the average, Kaiming-normal weights.
 
     Args:
         dropout: probability after the third and the sixth convolution.
+        pooling: "whole" averages over the whole last map, "corner" over its top-left 6x6 alone, as
+            that code does.
     """
-    require_image(input_shape, "allcnn", smallest=8)
+    checks.choice(pooling, "backbones.allcnn.pooling", ("whole", "corner"))
+    require_image(input_shape, "allcnn", smallest=8 if pooling == "whole" else 24)
     layers: list[nn.Module] = []
     channels = input_shape[0]
     for layer in LAYERS:
@@ -39,9 +49,9 @@ def allcnn(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> 
             nn.ReLU(),
         ]
         channels = width
-    layers += [nn.Conv2d(channels, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
+    layers += [nn.Conv2d(channels, outputs, 1), nn.BatchNorm2d(outputs)]
+    corner = nn.AvgPool2d(6, stride=max(input_shape))  # beyond the map: one window
+    layers += [nn.AdaptiveAvgPool2d(1) if pooling == "whole" else corner, nn.Flatten()]
+    model = nn.Sequential(*layers)
+    kaiming_normal(model)
     return model

@@ -8,7 +8,9 @@ forward-mode pass. Sizes it cannot serve raise ConfigError.
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from metaloss.errors import ConfigError
 from metaloss.registry import Registry
@@ -17,10 +19,19 @@ BACKBONES = Registry("backbones", supplied=("input_shape", "outputs"))
 
 
 def xavier_uniform(model: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases, as the authors initialise their small models."""
+    """Xavier-uniform weights and zero biases, in convolutions and linear layers."""
+    _draw(model, nn.init.xavier_uniform_)
+
+
+def kaiming_normal(model: nn.Module) -> None:
+    """Kaiming-normal weights (fan in, gain √2) and zero biases, likewise."""
+    _draw(model, nn.init.kaiming_normal_)
+
+
+def _draw(model: nn.Module, initialize: Callable[[Tensor], object]) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight)
+            initialize(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metaloss.backbones.base import BACKBONES, require_image
 from metaloss.errors import ConfigError, did_you_mean
@@ -19,7 +20,9 @@ def timm(
 ) -> nn.Module:
     """`timm.create_model(name)` without pretrained weights, sized for the task.
 
-    `in_chans` and `num_classes` come from the task.
+    `in_chans` and `num_classes` come from the task. Many models are made for larger images than the
+    task's: attention often needs its image size among the arguments, and a convolutional net may
+    shrink small images to nothing.
 
     Args:
         name: a timm model, such as "resnet18"; see `timm.list_models()`.
@@ -33,6 +36,25 @@ def timm(
             f"{did_you_mean(name, library.list_models())}"
         )
     require_image(input_shape, f"timm(name='{name}')", smallest=1)
-    return library.create_model(
+    model = library.create_model(
         name, in_chans=input_shape[0], num_classes=outputs, **(arguments or {})
     )
+    _try(model, input_shape, outputs, name)
+    return model
+
+
+def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, name: str) -> None:
+    """Raises ConfigError unless the model maps such inputs to so many outputs."""
+    try:
+        with torch.no_grad():
+            found = model.eval()(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"backbones.timm: '{name}' cannot take inputs of shape {list(input_shape)} ({reason}): "
+            f"backbones.timm.arguments may help, such as {{'img_size': {input_shape[-1]}}}"
+        ) from error
+    finally:
+        model.train()
+    if not isinstance(found, Tensor) or found.shape != (1, outputs):
+        raise ConfigError(f"backbones.timm: '{name}' does not give [batch, {outputs}] outputs")

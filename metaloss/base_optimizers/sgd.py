@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaloss import checks
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.base_optimizers.quotient import effective_gradient, effective_gradients
 from metaloss.update import GroupStep, Hyperparameters, State, Update, certify
 
 
@@ -40,13 +41,12 @@ class SGDUpdate(Update):
     """g̃ = ±g + λθ;  b' = μb + (1-τ)g̃, at first b' = g̃;  θ' = θ - lr·(b' or g̃ + μb' or g̃)."""
 
     linear = True
+    closed_form = True
 
     def step(
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
     ) -> tuple[Tensor, State]:
-        grad = -grad if hyper["maximize"] else grad
-        if hyper["weight_decay"] != 0:
-            grad = grad.add(theta, alpha=hyper["weight_decay"])
+        grad = effective_gradient(theta, grad, hyper)
         if hyper["momentum"] == 0:
             return theta - hyper["lr"] * grad, state
         buffer = state.get("momentum_buffer")
@@ -57,8 +57,8 @@ class SGDUpdate(Update):
         descent = grad + hyper["momentum"] * buffer if hyper["nesterov"] else buffer
         return theta - hyper["lr"] * descent, {"momentum_buffer": buffer}
 
-    def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor]:
-        return [value * c for value, c in zip(v, self._scales(step), strict=True)]
+    def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor | None]:
+        return list(torch._foreach_mul(v, self._scales(step)))
 
     def scale(self, step: GroupStep) -> float | None:
         scales = set(self._scales(step))
@@ -75,14 +75,12 @@ class SGDUpdate(Update):
             scale = scale * (1 + hyper["momentum"])  # torch allows no dampening here
         return [scale * (1.0 if first else later) for first in step.first]
 
-    def direction(self, step: GroupStep) -> list[Tensor]:
-        hyper = step.hyper
-        if hyper["momentum"] != 0 and not hyper["nesterov"]:
-            return [-state["momentum_buffer"] for state in step.state]
-        grads = [-grad for grad in step.grad] if hyper["maximize"] else step.grad
-        if hyper["weight_decay"] != 0 and grads:
-            grads = list(torch._foreach_add(grads, step.theta, alpha=hyper["weight_decay"]))
-        if hyper["momentum"] != 0:
-            buffers = [state["momentum_buffer"] for state in step.state]
-            grads = [g + hyper["momentum"] * b for g, b in zip(grads, buffers, strict=True)]
-        return [-grad for grad in grads]
+    def direction(self, step: GroupStep) -> list[Tensor | None]:
+        momentum = step.hyper["momentum"]
+        if momentum == 0:
+            return list(torch._foreach_neg(effective_gradients(step)))
+        descent = [state["momentum_buffer"] for state in step.state]
+        if step.hyper["nesterov"]:
+            buffers = torch._foreach_mul(descent, momentum)
+            descent = list(torch._foreach_add(effective_gradients(step), buffers))
+        return list(torch._foreach_neg(descent))

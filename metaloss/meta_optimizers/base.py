@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaloss.descents.base import Descent, Group
+from metaloss.engines.base import Draw, Hypergradient
 from metaloss.errors import MissingGradientError
-from metaloss.problem import Batch, Problem
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Problem
 from metaloss.registry import Registry
-
-Draw = Callable[[], Batch]  #: gives the next batch
 
 
 @dataclass
@@ -23,8 +24,8 @@ class MetaStep:
 
     learned_loss: Tensor  #: M_φ on the training batch, before the (last) base step
     task_loss: Tensor | None = None  #: L_T at the new θ; None if no meta-step was due
-    gradient_norm: Tensor | None = None  #: ‖∇_φ L_T‖; None if no meta-step was due
-    skipped: bool = False  #: the meta-gradient was not finite, so the meta-parameters stayed
+    gradient_norm: Tensor | None = None  #: of the meta-gradient; None if no meta-step was due
+    skipped: Tensor | None = None  #: bool [], whether the meta-gradient was not finite and unused
 
 
 class MetaOptimizer(ABC):
@@ -62,58 +63,84 @@ class MetaOptimizer(ABC):
 
 
 class MetaDescent:
-    """Adam on the meta-parameters (paper, appendix C), guarded against unusable gradients.
+    """The meta-parameters of a problem on their way down, guarded against unusable gradients.
 
     Args:
-        parameters: the meta-parameters, by name.
-        meta_lr: η.
+        meta: the meta-parameters.
+        descent: a recipe for how they move.
+        meta_lr: η of φ.
+        rate_meta_lr: η of a learned base learning rate's parameter; None takes that of φ.
+
+    Raises:
+        MissingGradientError: there is nothing to learn.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], meta_lr: float) -> None:
-        if not parameters:
+    def __init__(
+        self,
+        meta: MetaParameters,
+        descent: Callable[..., Descent],
+        meta_lr: float,
+        rate_meta_lr: float | None = None,
+    ) -> None:
+        groups = []
+        if meta.phi:
+            groups.append(Group(meta.named_phi, meta_lr))
+        if meta.ratios is not None:
+            groups.append(Group({"lr": meta.x}, rate_meta_lr or meta_lr))
+        if not groups:
             raise MissingGradientError(
                 "there is nothing to learn: the loss has no parameter that requires a gradient"
             )
-        self._parameters = parameters
-        self._adam = torch.optim.Adam(parameters.values(), lr=meta_lr, fused=True)
+        self._meta = meta
+        self._names = ", ".join(name for group in groups for name in group.tensors)
+        self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
 
-    def descend(
-        self, gradients: Sequence[Tensor | None], learned_loss: Tensor, task_loss: Tensor
-    ) -> MetaStep:
-        """One Adam step; skipped, and said so, where the gradient or a loss is not finite.
+    def descend(self, found: Hypergradient) -> MetaStep:
+        """One step; skipped, and said so, where the gradient or the task loss is not finite.
 
         Raises:
             MissingGradientError: no meta-parameter has a gradient; or the very first gradient is
                 not finite although both losses are.
         """
+        gradients = [*found.phi]
+        if self._meta.ratios is not None:
+            gradients.append(self._meta.through_rate(found.alpha))
         given = [gradient for gradient in gradients if gradient is not None]
-        names = ", ".join(self._parameters)
         if not given:
             raise MissingGradientError(
-                f"no meta-parameter received a gradient ({names}): the base step does not depend "
-                "on them, as with an output bias alone or a loss that is constant in the prediction"
+                f"no meta-parameter received a gradient ({self._names}): the base step does not "
+                "depend on them, as with an output bias alone or a loss that is constant in the "
+                "prediction"
             )
-        norm = torch.stack(torch._foreach_norm(given)).norm()
-        finite = bool(torch.isfinite(norm) & torch.isfinite(task_loss))
-        if finite:
-            for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-                parameter.grad = gradient
-            self._adam.step()
-            self._usable = True
-        elif not self._usable and bool(torch.isfinite(learned_loss) & torch.isfinite(task_loss)):
-            raise MissingGradientError(
-                f"no meta-parameter received a finite gradient ({names}) although both losses are "
-                "finite: look for a derivative of the loss or the model that is infinite or NaN"
-            )
-        return MetaStep(learned_loss, task_loss, norm, skipped=not finite)
+        device = found.task_loss.device
+        norm = torch.stack([part.to(device) for part in torch._foreach_norm(given)]).norm()
+        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        if not self._usable:  # later, nothing here waits for the device
+            self._usable = bool(finite)
+            both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
+            if not self._usable and bool(both):
+                raise MissingGradientError(
+                    f"no meta-parameter received a finite gradient ({self._names}) although both "
+                    "losses are finite: look for a derivative of the loss or the model that is "
+                    "infinite or NaN"
+                )
+        self._descent.descend(gradients, finite)
+        self._meta.write_rate()
+        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adam": self._adam.state_dict(), "usable": self._usable}
+        return {
+            "descent": self._descent.state_dict(),
+            "usable": self._usable,
+            "x": float(self._meta.x),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._adam.load_state_dict(state["adam"])
+        self._descent.load_state_dict(state["descent"])
         self._usable = state["usable"]
+        self._meta.x.fill_(state["x"])
+        self._meta.write_rate()
 
 
 META_OPTIMIZERS = Registry("meta_optimizers", MetaOptimizer)

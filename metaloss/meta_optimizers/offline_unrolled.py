@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
-from metaloss.hypergradient import ENGINES, Engine, roll_out
-from metaloss.meta_optimizers.base import (
-    META_OPTIMIZERS,
-    Draw,
-    MetaDescent,
-    MetaOptimizer,
-    MetaStep,
-)
+from metaloss.descents.adam import Adam
+from metaloss.descents.base import Descent
+from metaloss.engines.base import Draw, Engine, engine_by
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
+from metaloss.rates.base import Rate
 
 
 @META_OPTIMIZERS.register("offline_unrolled")
@@ -25,10 +24,15 @@ class OfflineUnrolled(MetaOptimizer):
     Args:
         steps: meta-steps of the phase, S_init.
         inner_steps: base steps that are differentiated through, S_inner; each has a fresh batch.
-        meta_lr: η of Adam.
+        meta_lr: η of φ.
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
         objective_batch_size: examples in that batch; None takes the task's batch size.
-        engine: "exact" or "unrolled" (plain double backward, the reference).
+        learn: patterns of names of the loss's parameters; those that match one are learned.
+        rate: the parametrisation of a base learning rate that is learned beside them; None leaves
+            it to the optimizer.
+        rate_meta_lr: η of its parameter; None takes `meta_lr`.
+        descent: how the meta-parameters move.
+        engine: how the meta-gradient is computed, by name or built.
     """
 
     def __init__(
@@ -38,7 +42,11 @@ class OfflineUnrolled(MetaOptimizer):
         meta_lr: float = 1e-3,
         objective: Literal["valid", "train"] = "valid",
         objective_batch_size: int | None = None,
-        engine: Engine = "exact",
+        learn: Sequence[str] = ("*",),
+        rate: Rate | None = None,
+        rate_meta_lr: float | None = None,
+        descent: Callable[..., Descent] = Adam,
+        engine: Engine | str = "auto",
     ) -> None:
         checks.integer(steps, "offline_unrolled.steps", minimum=0)
         checks.integer(inner_steps, "offline_unrolled.inner_steps", minimum=1)
@@ -46,26 +54,34 @@ class OfflineUnrolled(MetaOptimizer):
         checks.choice(objective, "offline_unrolled.objective", ("valid", "train"))
         if objective_batch_size is not None:
             checks.integer(objective_batch_size, "offline_unrolled.objective_batch_size", minimum=1)
-        checks.choice(engine, "offline_unrolled.engine", ENGINES)
+        if rate_meta_lr is not None:
+            checks.number(rate_meta_lr, "offline_unrolled.rate_meta_lr")
         self.steps = steps
         self.inner_steps = inner_steps
         self.meta_lr = meta_lr
         self.objective = objective
         self.objective_batch_size = objective_batch_size
-        self.engine: Engine = engine
+        self.learn = tuple(learn)
+        self.rate = rate
+        self.rate_meta_lr = rate_meta_lr
+        self.descent = descent
+        self.engine = engine_by(engine)
 
     def attach(self, problem: Problem) -> None:
         self._problem = problem
-        self._descent = MetaDescent(problem.named_phi, self.meta_lr)
+        self._meta = MetaParameters(problem, self.learn, self.rate)
+        self._descent = MetaDescent(self._meta, self.descent, self.meta_lr, self.rate_meta_lr)
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
+        self._meta.write_rate()
         batches = [draw_train() for _ in range(self.inner_steps)]
-        rollout = roll_out(self._problem, batches, self.engine)
-        task_loss, v = self._problem.task_gradient(draw_objective())
-        return self._descent.descend(rollout.pullback(v), rollout.learned_loss, task_loss)
+        return self._descent.descend(
+            self.engine.hypergradient(self._problem, self._meta, batches, draw_objective)
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return self._descent.state_dict()
+        return {"descent": self._descent.state_dict(), "engine": self.engine.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._descent.load_state_dict(state)
+        self._descent.load_state_dict(state["descent"])
+        self.engine.load_state_dict(state["engine"])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
-from metaloss.hypergradient import ENGINES, Engine, roll_out
-from metaloss.meta_optimizers.base import (
-    META_OPTIMIZERS,
-    Draw,
-    MetaDescent,
-    MetaOptimizer,
-    MetaStep,
-)
+from metaloss.descents.adam import Adam
+from metaloss.descents.base import Descent
+from metaloss.engines.base import Draw, Engine, engine_by
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
+from metaloss.rates.base import Rate
 
 
 @META_OPTIMIZERS.register("online_one_step")
@@ -21,11 +20,18 @@ class OnlineOneStep(MetaOptimizer):
     """One base step, then one meta-step through it; θ and its optimizer go on (Algorithm 2).
 
     Args:
-        meta_lr: η of Adam.
+        meta_lr: η of φ.
         every: base steps per meta-step; the paper takes 1 and suggests more (section 5.2).
+        start: base steps before the first meta-step.
+        stop: base steps after which φ stays as it is; None never freezes it.
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
         objective_batch_size: examples in that batch; None takes the task's batch size.
-        engine: "exact" or "unrolled" (plain double backward, the reference).
+        learn: patterns of names of the loss's parameters; those that match one are learned.
+        rate: the parametrisation of a base learning rate that is learned beside them; None leaves
+            it to the optimizer.
+        rate_meta_lr: η of its parameter; None takes `meta_lr`.
+        descent: how the meta-parameters move.
+        engine: how the meta-gradient is computed, by name or built.
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
 
@@ -33,42 +39,71 @@ class OnlineOneStep(MetaOptimizer):
         self,
         meta_lr: float = 1e-5,
         every: int = 1,
+        start: int = 0,
+        stop: int | None = None,
         objective: Literal["valid", "train"] = "valid",
         objective_batch_size: int | None = None,
-        engine: Engine = "exact",
+        learn: Sequence[str] = ("*",),
+        rate: Rate | None = None,
+        rate_meta_lr: float | None = None,
+        descent: Callable[..., Descent] = Adam,
+        engine: Engine | str = "auto",
         steps: int = 2500,
     ) -> None:
         checks.number(meta_lr, "online_one_step.meta_lr")
         checks.integer(every, "online_one_step.every", minimum=1)
+        checks.integer(start, "online_one_step.start", minimum=0)
+        if stop is not None:
+            checks.integer(stop, "online_one_step.stop", minimum=start)
         checks.choice(objective, "online_one_step.objective", ("valid", "train"))
         if objective_batch_size is not None:
             checks.integer(objective_batch_size, "online_one_step.objective_batch_size", minimum=1)
-        checks.choice(engine, "online_one_step.engine", ENGINES)
+        if rate_meta_lr is not None:
+            checks.number(rate_meta_lr, "online_one_step.rate_meta_lr")
         checks.integer(steps, "online_one_step.steps", minimum=0)
         self.meta_lr = meta_lr
         self.every = every
+        self.start = start
+        self.stop = stop
         self.objective = objective
         self.objective_batch_size = objective_batch_size
-        self.engine: Engine = engine
+        self.learn = tuple(learn)
+        self.rate = rate
+        self.rate_meta_lr = rate_meta_lr
+        self.descent = descent
+        self.engine = engine_by(engine)
         self.steps = steps
 
     def attach(self, problem: Problem) -> None:
         self._problem = problem
-        self._descent = MetaDescent(problem.named_phi, self.meta_lr)
+        self._meta = MetaParameters(problem, self.learn, self.rate)
+        self._descent = MetaDescent(self._meta, self.descent, self.meta_lr, self.rate_meta_lr)
         self._base_steps = 0
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        due = self._base_steps % self.every == 0
+        due = self._due()
         self._base_steps += 1
+        self._meta.write_rate()  # it is ours alone: a scheduler's would not be what α stands for
         if not due:
             return MetaStep(self._problem.base_step(draw_train()).learned_loss)
-        rollout = roll_out(self._problem, [draw_train()], self.engine)
-        task_loss, v = self._problem.task_gradient(draw_objective())
-        return self._descent.descend(rollout.pullback(v), rollout.learned_loss, task_loss)
+        return self._descent.descend(
+            self.engine.hypergradient(self._problem, self._meta, [draw_train()], draw_objective)
+        )
+
+    def _due(self) -> bool:
+        """Whether the next base step is followed by a meta-step."""
+        made = self._base_steps
+        frozen = self.stop is not None and made >= self.stop
+        return made >= self.start and not frozen and (made - self.start) % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"descent": self._descent.state_dict(), "base_steps": self._base_steps}
+        return {
+            "descent": self._descent.state_dict(),
+            "engine": self.engine.state_dict(),
+            "base_steps": self._base_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._descent.load_state_dict(state["descent"])
+        self.engine.load_state_dict(state["engine"])
         self._base_steps = state["base_steps"]

@@ -17,7 +17,7 @@ class Representation(nn.Module, ABC):
     Contract, held by `metaloss.testing.check_representation`: one loss per example, no reduction
     over the batch; examples do not see each other; twice differentiable in the prediction, once in
     φ; every constructor argument is kept as an attribute of its name and is plain data (numbers,
-    strings, tuples), so that an exported loss can be built again.
+    strings, tuples, dicts of them), so that an exported loss can be built again.
     """
 
     @abstractmethod

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import checks
+from metaloss import activations, checks, network
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 HIDDEN_ACTIVATIONS = ("smooth_leaky_relu", "relu", "tanh", "softplus")
@@ -25,6 +23,9 @@ class NN(Representation):
     number of outputs; the loss is the mean over the outputs (eqs. 3 and 14). Weights start
     Kaiming-normal. `activation="relu", output="softplus"` is the form of ML³ (Bechtle et al.,
     2021), which the paper finds prone to flat regions (appendix B.1).
+
+    Its gradients in the prediction, and their gradients, are closed forms (see metaloss.network).
+    Under autocast it computes in the precision of its parameters.
 
     Args:
         hidden: units of each hidden layer.
@@ -62,19 +63,11 @@ class NN(Representation):
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        x = torch.stack((prediction, target), dim=-1)  # [batch, C, 2]
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = self._activate(layer(x), self.activation)
-        return self._activate(last(x), self.output).squeeze(-1).mean(-1)
-
-    def _activate(self, x: Tensor, activation: str) -> Tensor:
-        if activation == "identity":
-            return x
-        if activation == "relu":
-            return x.relu()
-        if activation == "tanh":
-            return x.tanh()
-        if activation == "softplus":
-            return F.softplus(x)
-        return torch.lerp(F.softplus(x, self.beta), x, self.gamma)  # eq. 4, in two kernels
+        weights = list(self.layers.parameters())
+        sigma, output = (
+            activations.by_name(name, self.gamma, self.beta)
+            for name in (self.activation, self.output)
+        )
+        with network.without_autocast(prediction.device):
+            f, y = prediction.to(weights[0].dtype), target.to(weights[0].dtype)
+            return output.value(network.apply(sigma, f, y, weights)).mean(-1)

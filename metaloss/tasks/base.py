@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor
 
 from metaloss import checks
-from metaloss.objective import Objective
+from metaloss.objective import CLASSIFICATION, REGRESSION, Objective
 from metaloss.problem import Batch
 from metaloss.registry import Registry
+from metaloss.tasks.images import Images
 
 SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A task's splits as tensors on one device; batches are index draws."""
+    """A task's splits as tensors on one device, and what they are for; batches are index draws."""
 
     splits: dict[str, Batch]  #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...])
     outputs: int  #: C: classes, or target columns
+    objective: Objective  #: task loss, link and metric
+    images: Images | None = None  #: how stored images become inputs; None: what is stored is input
+    unit: Tensor | None = None  #: one of each target column in the target's own unit, [outputs]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -31,17 +36,29 @@ class Data:
         return tuple(self.splits["train"][0].shape[1:])
 
     def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
-        """A uniform draw of distinct examples; the whole split, shuffled, if it is smaller."""
+        """A uniform draw of distinct examples; the whole split, shuffled, if it is smaller.
+
+        Images are augmented, in the validation split too: the meta-objective is the training's.
+        """
         inputs, labels = self.splits[split]
         index = draw_indices(len(inputs), batch_size, generator).to(inputs.device)
-        return inputs[index], labels[index]
+        inputs, labels = inputs[index], labels[index]
+        if self.images is not None:
+            inputs = self.images.prepare(self.images.augment(inputs, generator))
+        return inputs, labels
+
+    def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
+        """The first `limit` examples of a split (None: all) as batches, without augmentation."""
+        inputs, labels = (tensor[:limit] for tensor in self.splits[split])
+        for x, y in zip(inputs.split(chunk), labels.split(chunk), strict=True):
+            yield (x if self.images is None else self.images.prepare(x)), y
 
     def to(self, device: torch.device) -> Data:
         """The same data on a device."""
-        return Data(
-            {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()},
-            self.outputs,
-        )
+        splits = {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()}
+        images = None if self.images is None else self.images.to(device)
+        unit = None if self.unit is None else self.unit.to(device)
+        return replace(self, splits=splits, images=images, unit=unit)
 
 
 class Task(ABC):
@@ -51,12 +68,9 @@ class Task(ABC):
     generators give equal splits; inputs and labels are finite; labels fit the objective.
 
     Attributes:
-        objective: loss, link and metric.
         batch_size: examples per batch, for training and for the task loss alike.
         valid_fraction: share of the training data held out for validation.
     """
-
-    objective: Objective
 
     def __init__(self, batch_size: int = 128, valid_fraction: float = 0.1) -> None:
         checks.integer(batch_size, "batch_size of a task", minimum=1)
@@ -112,6 +126,18 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
     return order[count:].sort().values, order[:count].sort().values
 
 
+def with_validation(
+    splits: dict[str, Batch], fraction: float, generator: torch.Generator
+) -> dict[str, Batch]:
+    """The splits, of which "valid" is held out of "train" if it is not given."""
+    if "valid" in splits:
+        return splits
+    inputs, labels = splits["train"]
+    kept, held = hold_out(labels, fraction, generator)
+    parts = {"train": (inputs[kept], labels[kept]), "valid": (inputs[held], labels[held])}
+    return {**splits, **parts}
+
+
 def regression_data(
     inputs: np.ndarray, target: np.ndarray, valid_fraction: float, generator: torch.Generator
 ) -> Data:
@@ -127,7 +153,8 @@ def regression_data(
     """
     from sklearn.model_selection import train_test_split
 
-    scaled = (target - target.min()) / (target.max() - target.min())
+    unit = target.max() - target.min()
+    scaled = (target - target.min()) / unit
     x, y = torch.from_numpy(inputs).double(), torch.from_numpy(scaled).double()[:, None]
     rest, test = (
         torch.from_numpy(rows)
@@ -138,23 +165,21 @@ def regression_data(
     mean, deviation = x[train].mean(0), x[train].std(0, correction=0)
     x = (x - mean) / deviation.where(deviation > 0, 1.0)
     rows = {"train": train, "valid": valid, "test": test}
-    return Data(
-        {name: (x[index].float(), y[index].float()) for name, index in rows.items()}, outputs=1
-    )
+    splits = {name: (x[index].float(), y[index].float()) for name, index in rows.items()}
+    return Data(splits, outputs=1, objective=REGRESSION, unit=torch.tensor([unit]))
 
 
 def image_classification_data(
-    train: Batch, test: Batch, classes: int, valid_fraction: float, generator: torch.Generator
+    train: Batch,
+    test: Batch,
+    classes: int,
+    valid_fraction: float,
+    generator: torch.Generator,
+    images: Images | None = None,
 ) -> Data:
     """Images with an official test split; a stratified part of the rest is held out."""
-    inputs, labels = train
-    kept, held = hold_out(labels, valid_fraction, generator)
-    splits = {
-        "train": (inputs[kept], labels[kept]),
-        "valid": (inputs[held], labels[held]),
-        "test": test,
-    }
-    return Data(splits, classes)
+    splits = with_validation({"train": train, "test": test}, valid_fraction, generator)
+    return Data(splits, classes, CLASSIFICATION, images)
 
 
 TASKS = Registry("tasks", Task)

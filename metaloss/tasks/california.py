@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from metaloss.errors import DataError
-from metaloss.objective import REGRESSION
 from metaloss.tasks.base import TASKS, Data, Task, regression_data
 
 ROWS, FIELDS = 20640, 9
@@ -18,8 +17,6 @@ ROWS, FIELDS = 20640, 9
 @TASKS.register("california")
 class California(Task):
     """House values of 20,640 census block groups, 8 inputs (Pace & Barry, 1997; section 4.2)."""
-
-    objective = REGRESSION
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         inputs, target = read(data_dir)

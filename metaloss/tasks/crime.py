@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from metaloss.errors import DataError
-from metaloss.objective import REGRESSION
 from metaloss.tasks.base import TASKS, Data, Task, regression_data
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/communities/communities.data"
@@ -23,8 +22,6 @@ class Crime(Task):
     100 inputs: without the 5 fields that identify a community and the 22 that are missing for 84 %
     of the rows; the one other missing value becomes its column's mean.
     """
-
-    objective = REGRESSION
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         table = read(data_dir / "communities_and_crime" / "communities.data")

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import torch
 
-from metaloss.objective import REGRESSION
 from metaloss.tasks.base import TASKS, Data, Task, regression_data
 
 
 @TASKS.register("diabetes")
 class Diabetes(Task):
     """442 patients, 10 inputs (Efron et al., 2004; paper, section 4.2); needs no download."""
-
-    objective = REGRESSION
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         from sklearn.datasets import load_diabetes

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaloss.objective import CLASSIFICATION
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
 
 
@@ -17,8 +16,6 @@ class Digits(Task):
 
     A fixed, stratified fifth is the test split under every seed.
     """
-
-    objective = CLASSIFICATION
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         from sklearn.datasets import load_digits

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from metaloss.errors import DataError
-from metaloss.objective import CLASSIFICATION
 from metaloss.problem import Batch
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
 
-MEAN, DEVIATION = 0.1307, 0.3081  # of the training pixels in [0, 1]
 FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 
@@ -26,22 +24,23 @@ class MNIST(Task):
     The official test split; a stratified 10 % of the training images is drawn for validation.
     """
 
-    objective = CLASSIFICATION
-
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
-        folder = data_dir / "MNIST" / "raw"
-        _download_if_missing(data_dir, folder)
-        return image_classification_data(
-            read(folder, "train"), read(folder, "test"), 10, self.valid_fraction, generator
-        )
+        train, test = read(data_dir, "MNIST", mean=0.1307, deviation=0.3081)
+        return image_classification_data(train, test, 10, self.valid_fraction, generator)
 
 
-def read(folder: Path, split: str) -> Batch:
-    """Normalised images [n, 1, 28, 28] and labels [n] of the official "train" or "test" split."""
-    prefix, count = FILES[split]
-    images = read_idx(_path(folder, f"{prefix}-images-idx3-ubyte"), (count, 28, 28))
-    labels = read_idx(_path(folder, f"{prefix}-labels-idx1-ubyte"), (count,))
-    return (images[:, None].float() / 255 - MEAN) / DEVIATION, labels.long()
+def read(data_dir: Path, dataset: str, mean: float, deviation: float) -> tuple[Batch, Batch]:
+    """Normalised images [n, 1, 28, 28] and labels [n] of the official training and test splits.
+
+    Args:
+        data_dir: see `Task.load`.
+        dataset: torchvision's name of MNIST or of a data set made like it.
+        mean, deviation: of its training pixels in [0, 1].
+    """
+    folder = data_dir / dataset / "raw"
+    _download_if_missing(data_dir, dataset, folder)
+    train, test = (_read_split(folder, split, mean, deviation) for split in ("train", "test"))
+    return train, test
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -63,13 +62,20 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(content[len(header) :]), dtype=torch.uint8).view(shape)
 
 
+def _read_split(folder: Path, split: str, mean: float, deviation: float) -> Batch:
+    prefix, count = FILES[split]
+    images = read_idx(_path(folder, f"{prefix}-images-idx3-ubyte"), (count, 28, 28))
+    labels = read_idx(_path(folder, f"{prefix}-labels-idx1-ubyte"), (count,))
+    return (images[:, None].float() / 255 - mean) / deviation, labels.long()
+
+
 def _path(folder: Path, name: str) -> Path:
     """The plain file if it is there, else the gzipped one."""
     plain = folder / name
     return plain if plain.is_file() else folder / f"{name}.gz"
 
 
-def _download_if_missing(data_dir: Path, folder: Path) -> None:
+def _download_if_missing(data_dir: Path, dataset: str, folder: Path) -> None:
     """Lets torchvision download what is not there."""
     names = [f"{p}-{k}-ubyte" for p, _ in FILES.values() for k in ("images-idx3", "labels-idx1")]
     missing = [path for name in names if not (path := _path(folder, name)).is_file()]
@@ -78,10 +84,10 @@ def _download_if_missing(data_dir: Path, folder: Path) -> None:
     from torchvision import datasets
 
     try:
-        datasets.MNIST(str(data_dir), download=True)
+        getattr(datasets, dataset)(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
         raise DataError(
-            f"no file {missing[0]}, and torchvision's download failed ({reason}): put MNIST's four "
-            f"*-ubyte.gz files into {folder}, or set --data_dir"
+            f"no file {missing[0]}, and torchvision's download failed ({reason}): put {dataset}'s "
+            f"four *-ubyte.gz files into {folder}, or set --data_dir"
         ) from None

@@ -7,7 +7,10 @@ the CPU and are quick: `metaloss.testing.check_representation(MyLoss)`.
 from metaloss.testing.backbone import check_backbone
 from metaloss.testing.base import ContractError
 from metaloss.testing.base_optimizer import check_base_optimizer
+from metaloss.testing.descent import check_descent
+from metaloss.testing.engine import check_engine
 from metaloss.testing.meta_optimizer import check_meta_optimizer
+from metaloss.testing.rate import check_rate
 from metaloss.testing.representation import check_representation
 from metaloss.testing.task import check_task
 
@@ -15,7 +18,10 @@ __all__ = [
     "ContractError",
     "check_backbone",
     "check_base_optimizer",
+    "check_descent",
+    "check_engine",
     "check_meta_optimizer",
+    "check_rate",
     "check_representation",
     "check_task",
 ]

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaloss.taken_step import TakenStep
 from metaloss.testing.base import float64, require
-from metaloss.update import TakenStep
+from metaloss.update import State
+
+SIZE = 5
 
 
 def check_base_optimizer(recipe: Callable[..., torch.optim.Optimizer], **arguments: Any) -> None:
     """Holds a base optimizer's `Update` to its torch.optim object, cold and warm.
 
-    The differentiable step against `step()`, the closed-form cotangent and direction against
-    central differences of `step()`, and finite values where a gradient is exactly zero.
+    The differentiable step against `step()`; the cotangent and the direction against autograd
+    through the differentiable step and against central differences of `step()`; finite derivatives
+    where gradients are exactly zero.
 
     Args:
         recipe: called with parameters.
@@ -24,39 +28,76 @@ def check_base_optimizer(recipe: Callable[..., torch.optim.Optimizer], **argumen
     """
     with float64():
         torch.manual_seed(0)
-        start, v = torch.randn(5), torch.randn(5)
-        grads = [torch.randn(5) for _ in range(4)]
-        for count in range(4):  # earlier steps
+        start, v = torch.randn(SIZE), torch.randn(SIZE)
+        grads = [torch.randn(SIZE) for _ in range(8)]
+        for count in (0, 1, 2, 7):  # earlier steps
             case = f"after {count} steps"
             theta, optimizer = _walk(recipe, arguments, start, grads[:count])
             theta.grad = grads[count].clone()
             taken = TakenStep(optimizer, [theta], "values")
-            (again,), _ = taken.differentiable(
+            (again,), (state,) = taken.differentiable(
                 taken.theta_before, [grads[count]], taken.state_before
             )
-            require(torch.allclose(again, theta, rtol=1e-12), f"{case}: U is not the real step")
-            (u,), (direction,) = taken.cotangent([v]), taken.direction([1.0])
-            assert u is not None and direction is not None
+            require(
+                torch.allclose(again, theta, rtol=1e-12, atol=1e-14)
+                and _same(state, optimizer.state[theta]),
+                f"{case}: U is not the real step",
+            )
+            u, direction = _derivatives(taken, v)
+            _, (grad_bar,), _, alpha_bar = taken.pullback([grads[count]], [v], [{}], [1.0])
             slope = torch.stack(
                 [
                     _difference(recipe, arguments, start, grads[:count], grads[count], unit)
-                    for unit in torch.eye(5)
+                    for unit in torch.eye(SIZE)
                 ]
-            )  # [5, 5]: row i is ∂θ'/∂gᵢ
-            require(torch.allclose(u, slope @ v, rtol=1e-5, atol=1e-9), f"{case}: ∂θ'/∂g is wrong")
+            )  # [SIZE, SIZE]: row i is ∂θ'/∂gᵢ
+            require(
+                torch.allclose(u, _filled(grad_bar), rtol=1e-9, atol=1e-15)
+                and torch.allclose(u, slope @ v, rtol=1e-5, atol=1e-9),
+                f"{case}: ∂θ'/∂g is wrong",
+            )
             lr = optimizer.param_groups[0]["lr"]
             faster, slower = (
                 _walk(recipe, arguments, start, grads[:count], grads[count], lr=lr * factor)[0]
                 for factor in (1 + 1e-5, 1 - 1e-5)
             )
+            along = torch.tensor(0.0) if alpha_bar is None else alpha_bar
             require(
-                torch.allclose(direction, (faster - slower) / (2e-5 * lr), rtol=1e-5, atol=1e-7),
+                torch.allclose(direction @ v, along, rtol=1e-9, atol=1e-15)
+                and torch.allclose(direction, (faster - slower) / (2e-5 * lr), 1e-5, 1e-7),
                 f"{case}: ∂θ'/∂lr is wrong",
             )
-        theta, optimizer = _walk(recipe, arguments, start, [])
-        theta.grad = torch.zeros(5)
-        (u,) = TakenStep(optimizer, [theta], "nothing").cotangent([v])
-        require(u is not None and u.isfinite().all(), "not finite where the gradient is zero")
+        for earlier in ([], [torch.zeros(SIZE)] * 2, grads[:2]):
+            theta, optimizer = _walk(recipe, arguments, start, earlier)
+            theta.grad = torch.zeros(SIZE)
+            taken = TakenStep(optimizer, [theta], "values")
+            theta_bar, grad_bars, (state_bar,), _ = taken.pullback([theta.grad], [v], [{}], [1.0])
+            found = [*_derivatives(taken, v), *theta_bar, *grad_bars, *state_bar.values()]
+            require(
+                all(_filled(value).isfinite().all() for value in found),
+                f"not finite where the gradient is zero, after {len(earlier)} steps",
+            )
+
+
+def _derivatives(taken: TakenStep, v: Tensor) -> tuple[Tensor, Tensor]:
+    """u and ∂θ'/∂lr."""
+    (u,), (direction,) = taken.cotangent([v]), taken.direction([1.0])
+    return _filled(u), _filled(direction)
+
+
+def _filled(value: Tensor | None) -> Tensor:
+    return torch.zeros(SIZE) if value is None else value
+
+
+def _same(state: State, real: State) -> bool:
+    """Whether the states hold the same numbers; SGD without momentum holds none."""
+    return all(
+        torch.allclose(
+            torch.as_tensor(value).double(), torch.as_tensor(real[key]).double(), 1e-12, 1e-14
+        )
+        for key, value in state.items()
+        if value is not None
+    )
 
 
 def _walk(

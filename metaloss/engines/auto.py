@@ -1,0 +1,79 @@
+"""The engine that suits the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from metaloss import snapshot
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.exact import Exact
+from metaloss.engines.logit_difference import LogitDifference
+from metaloss.engines.unrolled import Unrolled
+from metaloss.errors import ConfigError, UnsupportedModelError
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Batch, Problem
+
+
+@ENGINES.register("auto")
+class Auto(Engine):
+    """Takes the first engine that works on the model: exact, unrolled, logit_difference.
+
+    The first call probes them by a whole meta-step on trial, of which nothing remains. Another
+    choice than exact is warned of, with the reason. A resumed run probes again, and chooses alike.
+    """
+
+    exact = True
+
+    def __init__(self) -> None:
+        self.chosen: Engine | None = None
+
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[Batch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        if self.chosen is None:
+            self.chosen, reasons = choose(problem, meta, train)
+            self.exact = self.chosen.exact
+            if reasons:
+                warnings.warn(
+                    f"the meta-gradient is taken by engine '{ENGINES.name_of(self.chosen)}': "
+                    + "; ".join(reasons),
+                    stacklevel=2,
+                )
+        return self.chosen.hypergradient(problem, meta, train, draw_objective)
+
+
+def choose(
+    problem: Problem, meta: MetaParameters, train: Sequence[Batch]
+) -> tuple[Engine, list[str]]:
+    """The first engine that works, and why those before it do not.
+
+    Raises:
+        UnsupportedModelError: none works; says why of each.
+    """
+    reasons: list[str] = []
+    for engine in (Exact(), Unrolled(), LogitDifference()):
+        try:
+            with snapshot.on_trial(problem):
+                engine.hypergradient(problem, meta, train, lambda: train[-1])
+        except (UnsupportedModelError, ConfigError, RuntimeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            reasons.append(f"'{ENGINES.name_of(engine)}' does not work ({_first_line(error)})")
+        else:
+            return engine, reasons
+    raise UnsupportedModelError(
+        "no engine can differentiate this model: "
+        + "; ".join(reasons)
+        + " · 'evolution' asks nothing of a model"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,107 @@
+"""What an engine is: it makes base steps, and differentiates the task loss through them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Batch, Problem
+from metaloss.registry import Registry
+from metaloss.vectors import Vector
+
+Draw = Callable[[], Batch]  #: gives the next batch
+
+
+@dataclass
+class Hypergradient:
+    """The task loss after some base steps, and its gradient; tensors without graph."""
+
+    learned_loss: Tensor  #: M_φ on the last training batch, before its step
+    task_loss: Tensor  #: L_T at the new θ
+    phi: list[Tensor | None]  #: ∇_φ L_T, aligned with the meta-parameters; None without a path
+    alpha: Tensor | None  #: ∂L_T/∂α, shape []; None where α is not learned or has no path
+
+
+class Engine(ABC):
+    """Differentiates the task loss through steps of the base optimizer, with respect to φ and α.
+
+    Contract, held by `metaloss.testing.check_engine`: the base steps are those of plain training on
+    M_φ, and stand in the model and the optimizer afterwards; the gradient is what the class says
+    (the exact ones agree with each other); `state_dict` holds what the engine carries from one
+    call to the next.
+    """
+
+    #: Whether the gradient is that of the steps themselves, up to rounding.
+    exact = False
+
+    @abstractmethod
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[Batch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        """Makes one base step on each training batch, and differentiates the task loss after them.
+
+        Raises:
+            UnsupportedModelError: the engine cannot differentiate this model.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next call depends on: tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        assert not state, f"{type(self).__name__} carries nothing from one call to the next"
+
+
+class Rollout(ABC):
+    """Base steps θ_0 → ... → θ_K that were made, and the way back through them."""
+
+    learned_loss: Tensor  #: M_φ at the last step; a scalar without graph
+
+    @abstractmethod
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
+        """(dθ_K/dφ)ᵀ v, aligned with φ, and (dθ_K/dα)ᵀ v. May be called once."""
+
+
+class RolloutEngine(Engine):
+    """An engine that goes back through the steps from v = ∇_θ L_T at the last θ."""
+
+    @abstractmethod
+    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+        """Makes one base step on each batch, so that they can be gone back through."""
+
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[Batch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        rollout = self.roll_out(problem, meta, train)
+        task_loss, v = problem.task_gradient(draw_objective())
+        return Hypergradient(rollout.learned_loss, task_loss, *rollout.pullback(v))
+
+
+ENGINES = Registry("engines", Engine)
+
+
+def engine_by(engine: Engine | str) -> Engine:
+    """The engine itself, or one by its registered name with its default arguments.
+
+    Raises:
+        UnknownComponentError: no engine has this name.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    built = ENGINES[engine]()
+    assert isinstance(built, Engine)
+    return built

@@ -1,0 +1,107 @@
+"""Implicit differentiation: the inner steps as a road to a minimum (paper, section 2.3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaloss import checks
+from metaloss.engines.base import Rollout, RolloutEngine
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Batch, Problem
+from metaloss.vectors import Vector, gradient
+
+Dense = list[Tensor]  #: a vector over θ without gaps
+Hessian = Callable[[Dense], Dense]  #: q -> (H + λI) q
+
+
+class Implicit(RolloutEngine, ABC):
+    """θ_K taken for a minimum θ* of M_φ(θ) + λ/2 ‖θ‖², on the last training batch.
+
+    There ∇_θ M_φ + λθ = 0 holds for every φ, so dθ*/dφ = -(H + λI)⁻¹ ∂²M_φ/∂θ∂φ with H = ∂²M_φ/∂θ²,
+    and ∇_φ L_T = -∇_φ ⟨q, ∇_θ M_φ⟩ with (H + λI) q = v (implicit function theorem). λ is each
+    group's weight decay plus `damping`. Exact at a minimum with the linear system solved; on the
+    way there it is an estimate. The path does not matter, so neither does α: it gets no gradient.
+
+    Args:
+        damping: added to H, which makes a system solvable that otherwise is not.
+    """
+
+    def __init__(self, damping: float) -> None:
+        checks.number(damping, "damping of an implicit engine", above=-1e-30)
+        self.damping = damping
+
+    @abstractmethod
+    def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
+        """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
+
+    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+        return ImplicitRollout(self, problem, meta, batches)
+
+
+class ImplicitRollout(Rollout):
+    """K base steps, of which only the end is looked at."""
+
+    def __init__(
+        self,
+        engine: Implicit,
+        problem: Problem,
+        meta: MetaParameters,
+        batches: Sequence[Batch],
+    ) -> None:
+        self._engine = engine
+        self._problem = problem
+        self._meta = meta
+        self._batch = batches[-1]
+        for batch in batches:
+            self.learned_loss = problem.base_step(batch).learned_loss
+
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
+        problem, theta = self._problem, self._problem.theta
+        decays = self._decays()
+        inputs, labels = self._batch
+        with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
+            loss = problem.learned_loss(problem.forward(inputs), labels)
+            grads = torch.autograd.grad(
+                loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+            def hessian(q: Dense) -> Dense:
+                image = torch.autograd.grad(
+                    grads, theta, q, retain_graph=True, materialize_grads=True
+                )
+                pairs = zip(image, decays, q, strict=True)
+                return [part + decay * direction for part, decay, direction in pairs]
+
+            q = self._engine.solve(
+                hessian,
+                [torch.zeros_like(p) if g is None else g for p, g in zip(theta, v, strict=True)],
+                float(problem.optimizer.param_groups[0]["lr"]),
+            )
+            phi_bar = gradient(grads, self._meta.phi, [-part for part in q])
+        return phi_bar, None
+
+    def _decays(self) -> list[float]:
+        """λ of each parameter."""
+        decay = {
+            parameter: float(group.get("weight_decay", 0.0))
+            for group in self._problem.optimizer.param_groups
+            for parameter in group["params"]
+        }
+        return [decay[parameter] + self._engine.damping for parameter in self._problem.theta]
+
+
+def plus(x: Dense, scale: Tensor | float, y: Dense) -> Dense:
+    """x + scale · y."""
+    return [a + scale * b for a, b in zip(x, y, strict=True)]
+
+
+def dot(x: Dense, y: Dense) -> Tensor:
+    """⟨x, y⟩, shape []."""
+    return torch.stack(
+        [torch.dot(a.flatten(), b.flatten()) for a, b in zip(x, y, strict=True)]
+    ).sum()

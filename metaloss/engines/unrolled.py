@@ -1,0 +1,60 @@
+"""The reference: plain double backward through all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Batch, Problem
+from metaloss.update import State
+from metaloss.vectors import Vector, gradient
+
+
+@ENGINES.register("unrolled")
+class Unrolled(RolloutEngine):
+    """θ_K as one differentiable function of φ and α, by autograd alone; memory grows with K.
+
+    The way for losses that look at θ itself. Not for several steps of a model with activation
+    checkpoints: torch would run a step's checkpoint again with the parameters of a later one.
+    """
+
+    exact = True
+
+    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+        return UnrolledRollout(problem, meta, batches)
+
+
+class UnrolledRollout(Rollout):
+    """K base steps and the graph through them."""
+
+    def __init__(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> None:
+        self._meta = meta
+        self._theta: list[Tensor] = [p.detach().clone().requires_grad_() for p in problem.theta]
+        self._alpha: Tensor | None = None
+        if meta.ratios is not None:
+            lr = float(problem.optimizer.param_groups[0]["lr"])
+            self._alpha = torch.tensor(lr, dtype=torch.float64, requires_grad=True)
+        state: list[State] | None = None
+        for inputs, labels in batches:
+            named = dict(zip(problem.theta_names, self._theta, strict=True))
+            with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
+                loss = problem.learned_loss(problem.forward(inputs), labels)
+                grads = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
+            taken = problem.take_step(
+                [None if grad is None else grad.detach() for grad in grads], keep="values"
+            )
+            state = taken.state_before if state is None else state
+            self._theta, state = taken.differentiable(
+                self._theta, grads, state, self._alpha, meta.ratios
+            )
+            self.learned_loss = loss.detach()
+
+    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
+        inputs = [*self._meta.phi, *([] if self._alpha is None else [self._alpha])]
+        bars = gradient(self._theta, inputs, v)
+        return bars[: len(self._meta.phi)], None if self._alpha is None else bars[-1]

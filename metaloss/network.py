@@ -1,0 +1,195 @@
+"""The feed-forward network of learned losses, and the derivatives of online loss learning.
+
+The network gives one number for each pair of prediction and target. Learning it online asks for its
+gradient in the prediction, and for the gradient of that one in the prediction and in the weights:
+both are closed forms here. Every other derivative is autograd's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from metaloss.activations import Activation
+
+
+def evaluate(sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """What the network gives before its output activation, for each pair (f_i, y_i)."""
+    a = torch.stack((f, y), dim=-1)  # [batch, C, 2]
+    *hidden, last = weights
+    for weight in hidden:
+        a = sigma.value(F.linear(a, weight))
+    return F.linear(a, last).squeeze(-1)
+
+
+def apply(sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The same number, cheaper to differentiate in f, and then in f and the weights."""
+    if not _is_plain_backward(f, y):
+        return evaluate(sigma, f, y, weights)
+    z: Tensor = _InPrediction.apply(sigma, f, y, *weights)
+    if any(weight.requires_grad for weight in weights):
+        z = z + _InWeights.apply(sigma, (f, y), *weights)
+    return z
+
+
+def _is_plain_backward(f: Tensor, y: Tensor) -> bool:
+    """Whether reverse mode follows f, and neither y nor any other mode is followed."""
+    return (
+        torch.is_grad_enabled()
+        and f.requires_grad
+        and not y.requires_grad
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad.unpack_dual(f).tangent is None
+    )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A hidden layer on N pairs, in the names of `Derivatives`; columns are pairs, [H_l, N]."""
+
+    weight: Tensor  #: W_l, [H_l, H_{l-1}]
+    a: Tensor  #: a_{l-1}
+    slope: Tensor  #: σ'(z_l)
+    delta: Tensor  #: δ_l = σ'(z_l) ε_l
+    bend: Tensor  #: σ''(z_l) ε_l
+
+
+class Derivatives:
+    """The network on N pairs, and the derivatives that learning it online takes.
+
+    With a_0 = (f, y), hidden layers z_l = W_l a_{l-1} and a_l = σ(z_l), and the value z = wᵀa_D,
+
+        ε_D = w,   δ_l = σ'(z_l) ε_l,   ε_{l-1} = W_lᵀ δ_l,   ∂z/∂f = (ε_0)_1.
+
+    A direction t of f moves a_0 by ȧ_0 = (t, 0), and so (Pearlmutter, 1994)
+
+        ż_l = W_l ȧ_{l-1},   ȧ_l = σ'(z_l) ż_l,
+        ε̇_D = 0,   δ̇_l = σ''(z_l) ż_l ε_l + σ'(z_l) ε̇_l,   ε̇_{l-1} = W_lᵀ δ̇_l.
+
+    The gradients of ⟨∂z/∂f, t⟩ are Σ δ̇_l a_{l-1}ᵀ + δ_l ȧ_{l-1}ᵀ in W_l, Σ ȧ_D in w, and (ε̇_0)_1
+    in f.
+
+    Args:
+        sigma: σ.
+        f, y: [N].
+        weights: W_1 [H_1, 2], ..., W_D [H_D, H_{D-1}], and wᵀ [1, H_D].
+    """
+
+    def __init__(self, sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> None:
+        *hidden, last = weights
+        a, passed = torch.stack((f, y)), []
+        for weight in hidden:
+            z = weight @ a
+            passed.append((weight, a, *sigma.derivatives(z)))
+            a = sigma.value(z)
+        self.value = last[0] @ a  #: z, [N]
+
+        epsilon = last.T.expand_as(a)
+        self._layers: list[_Layer] = []
+        for weight, a, first, second in reversed(passed):
+            delta = first * epsilon
+            self._layers.insert(0, _Layer(weight, a, first, delta, second.mul_(epsilon)))
+            epsilon = weight.T @ delta
+        self.slope = epsilon[0]  #: ∂z/∂f, [N]
+
+    def pullback(self, t: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gradients of ⟨∂z/∂f, t⟩ in f, [N], and in the weights."""
+        a_dot = torch.stack((t, torch.zeros_like(t)))
+        dots = []
+        for layer in self._layers:
+            z_dot = layer.weight @ a_dot
+            dots.append((a_dot, z_dot))
+            a_dot = layer.slope * z_dot
+        in_weights = [a_dot.sum(1)[None]]
+        epsilon_dot = t.new_zeros(()).expand_as(a_dot)
+        for layer, (a_dot, z_dot) in zip(reversed(self._layers), reversed(dots), strict=True):
+            delta_dot = z_dot.mul_(layer.bend).addcmul_(layer.slope, epsilon_dot)
+            in_weights.insert(0, torch.addmm(delta_dot @ layer.a.T, layer.delta, a_dot.T))
+            epsilon_dot = layer.weight.T @ delta_dot
+        return epsilon_dot[0], in_weights
+
+
+class _InPrediction(torch.autograd.Function):
+    """z, with its gradient in f alone."""
+
+    @staticmethod
+    def forward(ctx: Any, sigma: Activation, f: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        ctx.sigma, ctx.derivatives = sigma, Derivatives(sigma, f.ravel(), y.ravel(), weights)
+        ctx.save_for_backward(f, y, *weights)
+        return ctx.derivatives.value.view_as(f)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        f, y, *weights = ctx.saved_tensors
+        slope = _Slope.apply(ctx.sigma, ctx.derivatives, y, g, f, *weights)
+        return None, slope, None, *[None] * len(weights)
+
+
+class _Slope(torch.autograd.Function):
+    """g·∂z/∂f, with its gradients in g, f and the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, sigma: Activation, derivatives: Derivatives, y: Tensor, g: Tensor,
+                f: Tensor, *weights: Tensor) -> Tensor:  # fmt: skip
+        ctx.sigma, ctx.derivatives = sigma, derivatives
+        slope = derivatives.slope.view_as(f)
+        ctx.save_for_backward(slope, y, g, f, *weights)
+        return g * slope
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> Any:
+        slope, y, g, f, *weights = ctx.saved_tensors
+        with without_autocast(g.device):
+            if torch.is_grad_enabled():  # a third derivative may follow
+                (slope,) = torch.autograd.grad(
+                    evaluate(ctx.sigma, f, y, weights), f, g, create_graph=True
+                )
+                return None, None, None, *_gradients(slope, (g, f, *weights), t)
+            in_f, in_weights = ctx.derivatives.pullback((g * t).ravel())
+        in_g = t * slope if g.requires_grad else None
+        return None, None, None, in_g, in_f.view_as(f), *in_weights
+
+
+class _InWeights(torch.autograd.Function):
+    """Zero, with the gradient of z in the weights: apart, as few backward passes go there."""
+
+    @staticmethod
+    def forward(ctx: Any, sigma: Activation, pairs: tuple[Tensor, Tensor],
+                *weights: Tensor) -> Tensor:  # fmt: skip
+        ctx.sigma, ctx.pairs = sigma, pairs
+        ctx.save_for_backward(*weights)
+        return torch.zeros_like(pairs[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (f, y), weights = ctx.pairs, ctx.saved_tensors
+        with without_autocast(g.device):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                z = evaluate(ctx.sigma, f, y, weights)
+            return None, None, *_gradients(z, weights, g, again)
+
+
+def _gradients(
+    output: Tensor, inputs: Sequence[Tensor], v: Tensor, create_graph: bool = True
+) -> list[Tensor | None]:
+    """torch.autograd.grad, with None where an input requires no gradient."""
+    required = [x for x in inputs if x.requires_grad]
+    given = iter(
+        torch.autograd.grad(output, required, v, create_graph=create_graph, allow_unused=True)
+    )
+    return [next(given) if x.requires_grad else None for x in inputs]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, operations take their inputs in the precision they have."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -1,0 +1,22 @@
+"""Fashion-MNIST."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from metaloss.tasks import mnist
+from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+
+
+@TASKS.register("fashion_mnist")
+class FashionMNIST(Task):
+    """70,000 articles of clothing [1, 28, 28], normalised (Xiao et al., 2017).
+
+    Splits as MNIST's.
+    """
+
+    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
+        train, test = mnist.read(data_dir, "FashionMNIST", mean=0.2860, deviation=0.3530)
+        return image_classification_data(train, test, 10, self.valid_fraction, generator)

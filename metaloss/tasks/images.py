@@ -1,0 +1,84 @@
+"""Images as they are stored: normalised and augmented a batch at a time, on their own device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """How stored images [n, channels, height, width], bytes or floats, become a model's inputs.
+
+    In torchvision's terms and order `RandomCrop(size, padding)`, `RandomHorizontalFlip()`,
+    `ToTensor()`, `Normalize(mean, deviation)`, so that what is padded is black; but for a batch at
+    once, with every example's own offsets and flip, on the device that holds the images.
+
+    Attributes:
+        mean, deviation: of the training pixels by channel, [channels, 1, 1]; of bytes, in [0, 1].
+        padding: pixels of black around an image before a window of its size is cut out; 0: no crop.
+        flip: mirror every other image, left to right.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    padding: int = 0
+    flip: bool = False
+
+    def prepare(self, stored: Tensor) -> Tensor:
+        """Normalised float32, without augmentation: what evaluation sees."""
+        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored
+        return (pixels - self.mean) / self.deviation
+
+    def augment(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+        """A random window and side of each stored image; equal for equal generator states.
+
+        All (2 · padding + 1)² windows are equally likely. The generator is the CPU's, wherever the
+        images are, and is left alone where there is nothing to draw.
+        """
+        if not self.padding and not self.flip:
+            return stored
+        n, channels, height, width = stored.shape
+        offsets = torch.randint(2 * self.padding + 1, (2, n), generator=generator)
+        flipped = torch.rand(n, generator=generator) < 0.5 * self.flip
+        rows = offsets[0, :, None] + torch.arange(height)
+        columns = offsets[1, :, None] + torch.arange(width)
+        columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        rows, columns = torch.cat([rows, columns], 1).to(stored.device).split([height, width], 1)
+        padded = F.pad(stored, [self.padding] * 4)
+        return padded[
+            torch.arange(n, device=stored.device)[:, None, None, None],
+            torch.arange(channels, device=stored.device)[:, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
+
+    def to(self, device: torch.device) -> Images:
+        """The same for images on a device."""
+        return replace(self, mean=self.mean.to(device), deviation=self.deviation.to(device))
+
+
+def mean_and_deviation(stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pixels by channel, [channels, 1, 1]; of bytes, in [0, 1].
+
+    In double precision, a few images at a time. The deviation of a constant channel is 1.
+    """
+    scale = 255 if stored.dtype == torch.uint8 else 1
+    count = stored.numel() / stored.shape[1]
+
+    def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
+        sums = [function(part.double() / scale).sum((0, 2, 3)) for part in stored.split(1000)]
+        return torch.stack(sums).sum(0)[:, None, None] / count
+
+    center = mean(lambda pixels: pixels)
+    deviation = mean(lambda pixels: (pixels - center).square()).sqrt()
+    return center.float(), deviation.where(deviation > 0, 1.0).float()
+
+
+def by_channel(values: tuple[float, ...]) -> Tensor:
+    """One number for each channel, shaped to meet images; [channels, 1, 1]."""
+    return torch.tensor(values)[:, None, None]

@@ -1,0 +1,55 @@
+"""The contract of descents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss.descents.base import Descent, Group
+from metaloss.testing.base import float64, require
+
+
+def check_descent(recipe: Callable[..., Descent], **arguments: Any) -> None:
+    """Holds a descent to the contract in `metaloss.descents.base`.
+
+    Args:
+        recipe: called with the groups.
+        arguments: of it.
+    """
+    with float64():
+        yes, no = torch.tensor(True), torch.tensor(False)
+        parameters = _parameters()
+        descent = recipe(groups=_groups(parameters), **arguments)
+        for _ in range(20):
+            descent.descend([2 * p.detach() for p in parameters], yes)  # of the sum of squares
+        for p, start in zip(parameters, _parameters(), strict=True):
+            require(p.norm() < start.norm(), "does not descend")
+
+        before = [p.clone() for p in parameters]
+        descent.descend([torch.full_like(p, torch.nan) for p in parameters], no)
+        require(
+            all(p.equal(b) for p, b in zip(parameters, before, strict=True)),
+            "a gradient that is not finite changes a parameter",
+        )
+
+        again = recipe(groups=_groups(before), **arguments)
+        again.load_state_dict(copy.deepcopy(descent.state_dict()))
+        for ours, theirs in ((descent, parameters), (again, before)):
+            ours.descend([2 * p.detach() for p in theirs], yes)
+        require(
+            all(p.equal(b) for p, b in zip(parameters, before, strict=True)),
+            "goes on otherwise after save and load",
+        )
+
+
+def _parameters() -> list[Tensor]:
+    return [torch.tensor([3.0, -2.0]), torch.tensor([[1.0]]), torch.tensor(0.5)]
+
+
+def _groups(parameters: list[Tensor]) -> list[Group]:
+    *phi, x = parameters
+    return [Group({f"p{i}": p for i, p in enumerate(phi)}, 0.01), Group({"lr": x}, 0.001)]

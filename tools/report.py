@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+r"""Reports on many runs: the paper's tables and learning curves, and all other runs.
+
+    python tools/report.py runs                                  # Markdown, to the terminal
+    python tools/report.py runs more/runs --output=report.html   # one file, figures inside
+
+RUNS are run folders, or folders that hold run folders at any depth. Runs that are going on, cut
+short or damaged are named with the reason, and the rest is reported. See docs/reports.md.
+
+Exit codes: 0 the report was made, 2 bad input or no usable run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+#: Formats, and how their files end.
+ENDINGS = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; before any slow import, so that --help is quick."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
+    add("--format", choices=ENDINGS, help="default: by --output, or md")
+    add("--output", type=Path, metavar="FILE", help="default: the terminal; figures need a file")
+    return parser.parse_args(arguments)
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Parses, reports, and turns what the user got wrong into one line and exit code 2."""
+    arguments = parse_arguments(command_line)
+
+    from metaloss.analysis import formats, output, page, raw, report, runs
+    from metaloss.errors import InputError
+
+    form, file = arguments.format, arguments.output
+    try:
+        if file is not None:
+            output.check(file, [ENDINGS[form]] if form else list(ENDINGS.values()))
+            form = next(name for name, ending in ENDINGS.items() if ending == file.suffix)
+        reading = runs.read(arguments.runs)
+        for line in reading.problems:
+            print(f"warning: {line}", file=sys.stderr)
+        found = report.contents(reading)
+        if form == "csv":
+            text = raw.as_csv(found.filled, found.rest)
+            output.save_text(text, file) if file else print(text, end="")
+        elif file is not None:
+            output.save(report.document(found), file)
+        elif form == "html":
+            print(page.html(report.document(found)), end="")
+        else:
+            write = formats.latex if form == "latex" else formats.markdown
+            print(write(report.document(found), {}), end="")
+    except InputError as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
