@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+r"""Certifies meta-gradients against double backward and the real optimizer's steps, in float64.
+
+    python tools/check_gradients.py                  # the built-in components; 20 minutes
+    python tools/check_gradients.py --backbone=mlp   # some of them, in seconds
+    python tools/check_gradients.py --gin_file=gin_configs/tasks/digits_mlp.gin \
+        --gin_file=gin_configs/methods/adalfl.gin --plugin=my_loss.py \
+        --gin_param='Runner.representation = @representations.my_loss()'
+
+Prints a line a certificate. Exit codes: 0 all hold, 1 one does not, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from metaloss.certification import Certificate
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; before any slow import, so that --help is quick."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--gin_file", action="append", default=[], metavar="FILE", help="a run to certify")
+    add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'", help="may repeat")
+    add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
+    add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
+    add("--seed", type=int, default=0, help="of a run's φ, θ and batches; default: %(default)s")
+    add("--examples", type=int, default=8, metavar="N", help="in a run's batches; default: 8")
+    add("--engine", action="append", default=[], help="only this; may repeat")
+    add("--optimizer", action="append", default=[], help="of the built-ins only this; may repeat")
+    add("--loss", action="append", default=[], help="of the built-ins only this; may repeat")
+    add("--backbone", action="append", default=[], help="of the built-ins only this; may repeat")
+    add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
+    return parser.parse_args(arguments)
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Parses, certifies, and turns what the user got wrong into one line and exit code 2."""
+    arguments = parse_arguments(command_line)
+
+    from metaloss import certification_report as report
+    from metaloss.errors import InputError
+
+    done: list[Certificate] = []
+    try:
+        for certificate in find(arguments):
+            if not done:
+                print(report.HEADER)
+            done.append(certificate)
+            print(report.line(certificate), flush=True)
+    except InputError as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    missed = [certificate for certificate in done if not certificate.holds]
+    print(f"{len(done) - len(missed)} of {len(done)} certificates hold")
+    if arguments.markdown:
+        arguments.markdown.write_text(report.document(done))
+    return 1 if missed else 0
+
+
+def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
+    """The certificates that are asked for.
+
+    Raises:
+        InputError: an unknown word, or a gin file or plugin that cannot be used.
+    """
+    from metaloss import certification, certification_grid, checks, config, plugins, seeding
+    from metaloss.engines import ENGINES
+
+    plugins.load_all(arguments.plugin)
+    for engine in arguments.engine:
+        ENGINES[engine]
+    if arguments.gin_file:
+        with seeding.drawing_from(seeding.stream(arguments.seed, "phi")):
+            plan = config.load(arguments.gin_file, arguments.gin_param).build()
+        folder = Path(arguments.data_dir or os.environ.get("METALOSS_DATA") or "data")
+        case = certification.planned_case(plan, folder, arguments.seed, arguments.examples)
+        for engine in arguments.engine or ("exact", "sweep"):
+            for warm in (0, 2):
+                yield certification.certify(case, engine, warm, 3 if engine == "sweep" else 1)
+        return
+    for words, known, flag in (
+        (arguments.optimizer, certification_grid.OPTIMIZERS, "--optimizer"),
+        (arguments.loss, certification_grid.LOSSES, "--loss"),
+        (arguments.backbone, certification_grid.MODELS, "--backbone"),
+    ):
+        for word in words:
+            checks.choice(word, flag, known)
+    yield from certification_grid.certificates(
+        arguments.engine, arguments.optimizer, arguments.loss, arguments.backbone
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
