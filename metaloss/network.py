@@ -148,6 +148,7 @@ class _Slope(torch.autograd.Function):
         slope, y, g, f, *weights = ctx.saved_tensors
         with without_autocast(g.device):
             if torch.is_grad_enabled():  # a third derivative may follow
+                g, f, *weights = _apart(g, f, *weights)
                 (slope,) = torch.autograd.grad(
                     evaluate(ctx.sigma, f, y, weights), f, g, create_graph=True
                 )
@@ -169,12 +170,21 @@ class _InWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        (f, y), weights = ctx.pairs, ctx.saved_tensors
+        (f, y) = ctx.pairs
         with without_autocast(g.device):
             again = torch.is_grad_enabled()
             with torch.enable_grad():
+                weights = _apart(*ctx.saved_tensors)
                 z = evaluate(ctx.sigma, f, y, weights)
             return None, None, *_gradients(z, weights, g, again)
+
+
+def _apart(*tensors: Tensor) -> list[Tensor]:
+    """The same tensors under new names, to differentiate in each with the others held constant.
+
+    f itself depends on the weights where it comes from a step along their gradient.
+    """
+    return [tensor.view_as(tensor) for tensor in tensors]
 
 
 def _gradients(

@@ -196,3 +196,29 @@ def test_it_can_be_copied_and_pickled():
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert again(*pair).equal(loss(*pair))
     assert list(loss.state_dict()) == [f"layers.{i}.weight" for i in range(3)]
+
+
+@pytest.mark.parametrize("output", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("third", [False, True], ids=["second order", "third order"])
+def test_a_prediction_that_itself_depends_on_phi(output, third):
+    """As after a step along the loss's own gradient: no path is counted twice."""
+    torch.manual_seed(0)
+    loss = NN(hidden=(5, 4), output=output).double()
+    phi = list(loss.parameters())
+    start, target = draw(3, 2)
+    start.requires_grad_()
+    found = []
+    for function in (loss, lambda p, y: reference(loss, p, y)):
+        prediction = start
+        for _ in range(3):
+            (slope,) = torch.autograd.grad(
+                function(prediction, target).sum(), prediction, create_graph=True
+            )
+            prediction = prediction - 0.1 * slope
+        ends = function(prediction, target).square().sum()
+        gradients = torch.autograd.grad(ends, [start, *phi], create_graph=third)
+        if third:
+            total = sum(g.square().sum() for g in gradients)
+            gradients = torch.autograd.grad(total, [start, *phi])
+        found.append(torch.cat([g.detach().flatten() for g in gradients]))
+    assert torch.allclose(found[0], found[1], rtol=1e-10, atol=1e-12)
