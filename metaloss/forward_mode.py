@@ -162,7 +162,7 @@ def batch_norm_and_statistics(
 ) -> tuple[Tensor, ...]:
     """F.batch_norm, and the batch's mean and inverse deviation; outside of training, anything."""
     if training:
-        F._verify_batch_size(input.size())
+        F._verify_batch_size(input.size())  # type: ignore[attr-defined]
     return torch._batch_norm_impl_index(
         input, weight, bias, running_mean, running_var, training, momentum, eps,
         torch.backends.cudnn.enabled,

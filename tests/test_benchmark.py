@@ -1,4 +1,4 @@
-"""The exact engine's lead, in counts of kernels and as a ratio within one run; and the benchmark."""
+"""The exact engine in counts of kernels and as a ratio of times; and the benchmark itself."""
 
 from __future__ import annotations
 

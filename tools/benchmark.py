@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Measures what a step of meta-learning costs: time and peak tensor memory, against plain training.
+r"""Measures what a step of meta-learning costs, in time and peak tensor memory.
 
     python tools/benchmark.py --list                             # the models and the contenders
     python tools/benchmark.py --model=resnet18 --model=lenet5 --threads=2

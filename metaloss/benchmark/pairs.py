@@ -51,7 +51,7 @@ class Pair:
 
 DIGIT, PHOTO = (1, 28, 28), (3, 32, 32)
 
-#: By name: the backbone's, or where that is not enough that of the pair's file in gin_configs/tasks.
+#: By name: the backbone's, or where that is not enough the pair's own in gin_configs/tasks.
 PAIRS = {
     "crime_mlp": Pair("mlp", (100,), 1, 128),
     "diabetes_mlp": Pair("mlp", (10,), 1, 128),
