@@ -183,8 +183,8 @@ def batch_norm(
     """F.batch_norm; with batch statistics, its tangent takes one call of the backward kernel.
 
     Normalising has a symmetric Jacobian, (I - 11ᵀ/n - x̂x̂ᵀ/n)/σ, so the backward kernel applied to
-    the input's tangent gives the output's tangent. With the statistics known, all else is
-    y = x · scale + offset by channel, and likewise of the tangents of gain and shift.
+    the input's tangent gives the output's tangent. With the statistics known, the output and what
+    the tangent of gain adds are the quick pass that is otherwise for evaluation.
     """
     x, x_dot = forward_ad.unpack_dual(input)
     mixed = weight is not None and weight.dtype != x.dtype  # under autocast
@@ -193,25 +193,17 @@ def batch_norm(
     gain, gain_dot = (None, None) if weight is None else forward_ad.unpack_dual(weight)
     shift, shift_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
     if statistics is None:
-        _, *found = torch.native_batch_norm(x, None, None, None, None, True, momentum, eps)
-        statistics = tuple(found)
+        statistics = torch.native_batch_norm(x, None, None, None, None, True, momentum, eps)[1:]
     mean, inverse_deviation = statistics
-
-    def by_channel(vector: Tensor) -> Tensor:
-        return vector.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
-
-    scale = inverse_deviation if gain is None else inverse_deviation * gain
-    offset = -mean * scale if shift is None else shift - mean * scale
-    output = x.mul(by_channel(scale)).add_(by_channel(offset))
+    normalised = partial(F.batch_norm, x, mean, inverse_deviation.pow(-2) - eps, eps=eps)
     tangent = torch.ops.aten.native_batch_norm_backward(
         x_dot, x, gain, None, None, mean, inverse_deviation, True, eps, [True, False, False]
     )[0]
     if gain_dot is not None:
-        scale_dot = inverse_deviation * gain_dot
-        tangent.addcmul_(x, by_channel(scale_dot)).sub_(by_channel(mean * scale_dot))
+        tangent.add_(normalised(gain_dot))
     if shift_dot is not None:
-        tangent.add_(by_channel(shift_dot))
-    return forward_ad.make_dual(output, tangent)
+        tangent.add_(shift_dot.view([1, -1] + [1] * (x.dim() - 2)))
+    return forward_ad.make_dual(normalised(gain, shift), tangent)
 
 
 def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -38,8 +38,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seconds",
         type=float,
         default=20.0,
-        help="measured time of a model, divided among the contenders; each is measured twice at "
-        "least, which takes longer for large models; default: %(default)g",
+        help="measured time of a model, divided among the contenders; each has a turn at least, "
+        "which takes longer for large models; default: %(default)g",
     )
     add("--turns", type=int, help="how often each contender is measured, instead")
     add("--threads", type=int, help="CPU threads; default: torch's")

@@ -25,8 +25,6 @@ from metaloss.representations.nn import NN
 #: What times are read from: `perf_counter`, or `process_time`, which other processes do not change.
 Clock = Callable[[], float]
 
-FEWEST_TURNS = 2
-
 
 @dataclass
 class Row:
@@ -62,7 +60,7 @@ class Entrant:
         made = len(self.times)
         if turns is not None:
             return made < turns
-        return made < FEWEST_TURNS or sum(self.times) * self.contender.steps < seconds
+        return not made or sum(self.times) * self.contender.steps < seconds
 
 
 def measure(
@@ -80,7 +78,7 @@ def measure(
         model: a name in `PAIRS`.
         contenders: names in `CONTENDERS`; "baseline" comes first.
         device: where.
-        seconds: of measured time, divided among the contenders; each has two turns at least.
+        seconds: of measured time, divided among the contenders; each has a turn at least.
         turns: how many each has, instead.
         clock: what times are read from.
     """
