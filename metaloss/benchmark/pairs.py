@@ -64,5 +64,5 @@ PAIRS = {
     "resnet18": Pair("resnet18", PHOTO, 10, 16),
     "squeezenet": Pair("squeezenet", PHOTO, 10, 16),
     "cifar100_wide_resnet": Pair("wide_resnet", PHOTO, 100, 4, {"depth": 28, "width": 10}),
-    "svhn_wide_resnet": Pair("wide_resnet", PHOTO, 10, 8, {"depth": 16, "width": 8}),
+    "svhn_wide_resnet": Pair("wide_resnet", PHOTO, 10, 4, {"depth": 16, "width": 8}),
 }
