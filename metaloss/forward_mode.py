@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,39 +48,41 @@ MAX_POOLING = {
 }
 
 
-@dataclass(frozen=True)
-class Primal:
-    """The output of an operation, and for max pooling where in its plane each maximum was."""
-
-    output: Tensor
-    indices: Tensor | None = None
-
-
 class KeepPrimals(TorchFunctionMode):
     """Within it, what is expensive to compute again is kept, in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: deque[tuple[Primal, int]] = deque()
+        self._kept: deque[tuple[tuple[Tensor, ...], int]] = deque()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in MAX_POOLING:
             output, indices = func(*args, **{**(kwargs or {}), "return_indices": True})
-            self._kept.append((Primal(output.detach(), indices), output._version))
-            return output
-        output = func(*args, **(kwargs or {}))
-        if func in BILINEAR:
-            self._kept.append((Primal(output.detach()), output._version))
+            self._keep(output, indices)
+        elif func is F.batch_norm:
+            output, *statistics = batch_norm_and_statistics(*args, **(kwargs or {}))
+            self._keep(*statistics)
+        else:
+            output = func(*args, **(kwargs or {}))
+            if func in BILINEAR:
+                self._keep(output)
         return output
 
-    def next(self) -> Primal | None:
-        """The next one, no longer kept; None if the model has changed it in place since."""
+    def _keep(self, *tensors: Tensor) -> None:
+        self._kept.append((tuple(tensor.detach() for tensor in tensors), tensors[0]._version))
+
+    def next(self) -> tuple[Tensor, ...] | None:
+        """What was kept of the next call, and is no longer; None if it was changed since.
+
+        The output, for a convolution or linear layer; the output and where in its plane each
+        maximum was, for max pooling; the statistics, for BatchNorm.
+        """
         if not self._kept:
             return None
-        primal, version = self._kept.popleft()
-        return primal if primal.output._version == version else None
+        primals, version = self._kept.popleft()
+        return primals if primals[0]._version == version else None
 
 
 class ForwardMode(TorchFunctionMode):
@@ -98,23 +99,25 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kept = func in BILINEAR or func in MAX_POOLING
-        primal = self._primals.next() if kept else None
+        kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm
+        primals = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
             # it must be here; forward mode by itself does not ask for the grad mode.
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **(kwargs or {}))
         if func in BILINEAR:
-            return bilinear(func, primal, *args, **(kwargs or {}))
-        if func in MAX_POOLING and primal is not None:
-            return max_pooling(MAX_POOLING[func], primal, *args)
+            return bilinear(func, primals, *args, **(kwargs or {}))
+        if func is F.batch_norm:
+            return batch_norm(primals, *args, **(kwargs or {}))
+        if func in MAX_POOLING and primals is not None:
+            return max_pooling(MAX_POOLING[func], primals, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
 
 
 def bilinear(
     func: Callable[..., Tensor],
-    primal: Primal | None,
+    primals: tuple[Tensor, ...] | None,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -127,7 +130,7 @@ def bilinear(
     b, b_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
     if x_dot is None and w_dot is None:
         return func(input, weight, bias, *args, **kwargs)
-    output = func(x, w, b, *args, **kwargs) if primal is None else primal.output
+    output = func(x, w, b, *args, **kwargs) if primals is None else primals[0]
     tangent = None if x_dot is None else func(x_dot, w, b_dot, *args, **kwargs)
     if w_dot is not None and tangent is not None:
         tangent.add_(func(x, w_dot, None, *args, **kwargs))
@@ -136,18 +139,38 @@ def bilinear(
     return forward_ad.make_dual(output, tangent)
 
 
-def max_pooling(dimensions: int, primal: Primal, input: Tensor, *args: Any) -> Tensor:
+def max_pooling(dimensions: int, primals: tuple[Tensor, ...], input: Tensor, *args: Any) -> Tensor:
     """Max pooling whose maxima are known: the tangent of each is that of the input it was."""
+    output, indices = primals
     x_dot = forward_ad.unpack_dual(input).tangent
     if x_dot is None:
-        return primal.output
-    assert primal.indices is not None
-    places = primal.indices.flatten(-dimensions)
-    tangent = x_dot.flatten(-dimensions).gather(-1, places).view_as(primal.output)
-    return forward_ad.make_dual(primal.output, tangent)
+        return output
+    places = indices.flatten(-dimensions)
+    tangent = x_dot.flatten(-dimensions).gather(-1, places).view_as(output)
+    return forward_ad.make_dual(output, tangent)
+
+
+def batch_norm_and_statistics(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, ...]:
+    """F.batch_norm, and the batch's mean and inverse deviation; outside of training, anything."""
+    if training:
+        F._verify_batch_size(input.size())  # type: ignore[attr-defined]
+    return torch._batch_norm_impl_index(
+        input, weight, bias, running_mean, running_var, training, momentum, eps,
+        torch.backends.cudnn.enabled,
+    )[:3]  # fmt: skip
 
 
 def batch_norm(
+    statistics: tuple[Tensor, ...] | None,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -160,7 +183,8 @@ def batch_norm(
     """F.batch_norm; with batch statistics, its tangent takes one call of the backward kernel.
 
     Normalising has a symmetric Jacobian, (I - 11ᵀ/n - x̂x̂ᵀ/n)/σ, so the backward kernel applied to
-    the input's tangent gives the output's tangent.
+    the input's tangent gives the output's tangent. With the statistics known, the output and what
+    the tangent of gain adds are the quick pass that is otherwise for evaluation.
     """
     x, x_dot = forward_ad.unpack_dual(input)
     mixed = weight is not None and weight.dtype != x.dtype  # under autocast
@@ -168,22 +192,18 @@ def batch_norm(
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     gain, gain_dot = (None, None) if weight is None else forward_ad.unpack_dual(weight)
     shift, shift_dot = (None, None) if bias is None else forward_ad.unpack_dual(bias)
-    normal, mean, inverse_deviation = torch.native_batch_norm(
-        x, None, None, None, None, True, momentum, eps
-    )
+    if statistics is None:
+        statistics = torch.native_batch_norm(x, None, None, None, None, True, momentum, eps)[1:]
+    mean, inverse_deviation = statistics
+    normalised = partial(F.batch_norm, x, mean, inverse_deviation.pow(-2) - eps, eps=eps)
     tangent = torch.ops.aten.native_batch_norm_backward(
         x_dot, x, gain, None, None, mean, inverse_deviation, True, eps, [True, False, False]
     )[0]
-    axes = [1, -1] + [1] * (x.dim() - 2)
     if gain_dot is not None:
-        tangent.addcmul_(normal, gain_dot.view(axes))
+        tangent.add_(normalised(gain_dot))
     if shift_dot is not None:
-        tangent.add_(shift_dot.view(axes))
-    if gain is not None:
-        normal.mul_(gain.view(axes))
-    if shift is not None:
-        normal.add_(shift.view(axes))
-    return forward_ad.make_dual(normal, tangent)
+        tangent.add_(shift_dot.view([1, -1] + [1] * (x.dim() - 2)))
+    return forward_ad.make_dual(normalised(gain, shift), tangent)
 
 
 def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -194,6 +214,5 @@ def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.batch_norm: batch_norm,
-    **{func: partial(attention, func) for func in ATTENTION},
+    func: partial(attention, func) for func in ATTENTION
 }

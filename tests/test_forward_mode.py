@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import forward_ad
+from torch.func import functional_call
 
 from metaloss.forward_mode import ForwardMode, KeepPrimals
 
@@ -46,3 +51,77 @@ def test_max_pooling(name):
         torch.testing.assert_close(ours.tangent, theirs.tangent)
         assert slope.equal(torch.autograd.grad(pooling(x).sum(), x)[0])
     assert primals.next() is None
+
+
+BATCH_NORMS = {
+    "1d": (lambda: nn.BatchNorm1d(3), (5, 3)),
+    "sequences": (lambda: nn.BatchNorm1d(3), (2, 3, 7)),
+    "2d": (lambda: nn.BatchNorm2d(3, eps=1e-2, momentum=0.3), (2, 3, 4, 5)),
+    "3d": (lambda: nn.BatchNorm3d(3), (2, 3, 2, 3, 4)),
+    "without gain and shift": (lambda: nn.BatchNorm2d(3, affine=False), (2, 3, 4, 5)),
+    "without running statistics": (
+        lambda: nn.BatchNorm2d(3, track_running_stats=False),
+        (2, 3, 4, 5),
+    ),
+    "evaluating": (lambda: nn.BatchNorm2d(3).eval(), (2, 3, 4, 5)),
+    "channels last": (
+        lambda: nn.Sequential(ChannelsLast(), nn.BatchNorm2d(3)),
+        (2, 3, 4, 5),
+    ),
+    "changed in place": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True)),
+        (2, 3, 4, 5),
+    ),
+    "twice": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Tanh(), nn.BatchNorm2d(3)), (2, 3, 4, 5)),
+}
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x):
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def dual_outputs(model, x, direction, directions, mode):
+    """Primal and tangent of the model's output, the parameters moving too."""
+    with forward_ad.dual_level():
+        parameters = {
+            name: forward_ad.make_dual(p.detach(), directions[name])
+            for name, p in model.named_parameters()
+        }
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with mode:
+            output = functional_call(
+                model, {**parameters, **buffers}, (forward_ad.make_dual(x, direction),)
+            )
+        return forward_ad.unpack_dual(output)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_batch_norm(name, kept):
+    """With the base pass's statistics and without them; the base pass itself is bit for bit."""
+    make, shape = BATCH_NORMS[name]
+    torch.manual_seed(0)
+    model = make().double()
+    x, direction = torch.randn(2, *shape, dtype=torch.float64).unbind()
+    x = 3 * x + 5
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    directions = {key: torch.randn_like(p) for key, p in model.named_parameters()}
+    plain = deepcopy(model)
+    with KeepPrimals() as primals:
+        first = model(x)
+    assert first.equal(plain(x))
+    for own, other in zip(model.buffers(), plain.buffers(), strict=True):
+        assert own.equal(other)
+    mode = ForwardMode(primals if kept else KeepPrimals())
+    ours = dual_outputs(model, x, direction, directions, mode)
+    theirs = dual_outputs(plain, x, direction, directions, nullcontext())
+    torch.testing.assert_close(ours.primal, theirs.primal, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.tangent, theirs.tangent, rtol=1e-10, atol=1e-10)
+    assert not kept or primals.next() is None
+
+
+def test_batch_norm_of_a_single_value_is_refused_as_ever():
+    with KeepPrimals(), pytest.raises(ValueError, match="more than 1 value per channel"):
+        nn.BatchNorm1d(3)(torch.zeros(1, 3))
