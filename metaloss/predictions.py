@@ -15,8 +15,7 @@ from metaloss.errors import DataError, did_you_mean
 from metaloss.tasks import own_data
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.base import Data
-from metaloss.tasks.images import Images
-from metaloss.trained import BYTES, NUMBERS, Prediction, raw_kind
+from metaloss.trained import Prediction
 
 TABLES = (".csv", ".parquet")
 
@@ -123,10 +122,6 @@ def _shaped(raw: np.ndarray, data: Data, place: str) -> Tensor:
         raise DataError(f"{place} is {raw.dtype} {list(raw.shape)}, but the model takes {known}")
     if raw.dtype.kind not in "buif":
         raise DataError(f"{place} is {raw.dtype}: give numbers")
-    if isinstance(data.preparation, Images):  # for which bytes are other numbers than floats
-        kind = BYTES if raw.dtype == np.uint8 else NUMBERS
-        if kind != raw_kind(data):
-            raise DataError(f"{place} is {raw.dtype}, but the run's images are {raw_kind(data)}")
     if raw.dtype != np.uint8:
         raw = own_data.finite(raw, place)
     if raw.shape[1:] != shape:

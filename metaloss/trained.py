@@ -74,9 +74,16 @@ class TrainedModel:
                 `metaloss.predictions.read`.
 
         Raises:
-            DataError: the task does not say how raw inputs are prepared.
+            DataError: they are of another shape; bytes where the training images were numbers, or
+                the other way round; or the task does not say how raw inputs are prepared.
         """
         how, device = _preparation(self.data), self.data.splits["train"][0].device
+        shape, kind = list(self.data.input_shape), _kind(self.data)
+        if list(raw.shape[1:]) != shape:
+            raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
+        # To images, bytes are other numbers than floats are: 255 times as large.
+        if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
+            raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
         parts = raw.split(evaluation.CHUNK)
         found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
         if self.data.objective.metric == "error_rate":
@@ -193,7 +200,7 @@ def _prepared_as(own: Data, other: Data) -> Data:
         ("inputs", list(own.input_shape), list(other.input_shape)),
         ("outputs", own.outputs, other.outputs),
         ("metric", own.objective.metric, other.objective.metric),
-        ("raw inputs", raw_kind(own), raw_kind(other)),
+        ("raw inputs", _kind(own), _kind(other)),
     ):
         if here != there:
             raise DataError(f"the model's {what}: {here}, but the other data set's: {there}")
@@ -214,15 +221,13 @@ def _prepared_as(own: Data, other: Data) -> Data:
             labels = {split: own.targets.prepare(y) for split, y in labels.items()}
         labels = {split: y.float() for split, y in labels.items()}
     splits = {split: (inputs[split], labels[split]) for split in other.splits}
-    return replace(
-        own, splits=splits, images=images, inputs=None if images is not None else own.inputs
-    )
+    return replace(own, splits=splits, images=images, inputs=None if images else how)
 
 
-def raw_kind(data: Data) -> str:
-    """What a task's raw inputs are: BYTES of images, or NUMBERS."""
-    as_bytes = isinstance(data.inputs, Images) or data.raw("train").dtype == torch.uint8
-    return BYTES if as_bytes else NUMBERS
+def _kind(data: Data) -> str:
+    """What a task's raw inputs are: bytes of images, or numbers."""
+    stored = data.splits["train"][0].dtype
+    return BYTES if stored == torch.uint8 or isinstance(data.inputs, Images) else NUMBERS
 
 
 def _require_same_names(

@@ -320,8 +320,6 @@ BAD_INPUTS = {
     "scalar": ("values", {"x": np.array(1.0)}, "x is float64 [], but the model takes [n, 4]"),
     "nan": ("digits", {"x": NAN}, "x, row 2: nan is no finite number"),
     "words": ("values", {"x": np.full((2, 4), "a")}, "x is <U1: give numbers"),
-    "floats": ("pixels", {"x": np.zeros((2, 32, 32, 3))},
-               "x is float64, but the run's images are bytes (uint8)"),
     "two": ("digits", {"a": NAN, "b": NAN}, "no array x · it holds: a, b; see --key"),
 }  # fmt: skip
 
@@ -333,6 +331,14 @@ def test_inputs_that_cannot_be_used(refused, tmp_path, case):
     output = f"--output={tmp_path / 'found.npz'}"
     line = refused(name, f"--predict={tmp_path / 'bad.npz'}", output)
     assert line.startswith(f"{tmp_path / 'bad.npz'}: {message}")
+
+
+def test_bytes_and_floats_are_not_taken_for_each_other(here, refused, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 32, 32, 3)))
+    line = refused("pixels", f"--predict={tmp_path / 'x.npz'}", f"--output={tmp_path / 'y.npz'}")
+    assert line == "inputs are torch.float32, but the run's images are bytes (uint8)"
+    with pytest.raises(DataError, match=r"shape \[3, 8, 8\], but the model takes \[3, 32, 32\]"):
+        load(here, "pixels").predict(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_a_key_is_looked_up(refused, evaluate, tmp_path):
