@@ -13,6 +13,7 @@ from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.rates import RATES
 from metaloss.representations import REPRESENTATIONS
 from metaloss.tasks import TASKS
+from metaloss.trained import load_model
 
 __version__ = "0.1.0"
 
@@ -27,4 +28,5 @@ __all__ = [
     "TASKS",
     "AdaLFL",
     "load_loss",
+    "load_model",
 ]

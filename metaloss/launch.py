@@ -1,8 +1,7 @@
-"""Launch: from the words of a command line to a finished run."""
+"""Launch: from the words of a command line to a finished run, and to what its model does."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -10,16 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
-from metaloss import config, plugins, seeding
+from metaloss import config, plugins, predictions, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
-from metaloss.run import Run
-from metaloss.run_folder import RunFolder, describe
+from metaloss.run import Run, finite_or_none
+from metaloss.run_folder import RunFolder, describe, write_json
 from metaloss.runner import Runner
 from metaloss.tasks import TASKS
+from metaloss.tasks.base import find_data_dir
+from metaloss.trained import TrainedModel, load_model
 
 EXIT_CODES = {"finished": 0, "diverged": 3}
 
@@ -75,7 +77,7 @@ def train(
         if ended is not None:
             print(f"{folder.path}: this run has ended already; {_summary(ended)}")
             return EXIT_CODES[ended["status"]]
-    run = Run(plan, seed, place, Path(data_dir or os.environ.get("METALOSS_DATA") or "data"))
+    run = Run(plan, seed, place, find_data_dir(data_dir))
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
@@ -84,6 +86,91 @@ def train(
         result = run.execute(folder, parsed.text)
     print(f"{folder.path}: {_summary(result)}")
     return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
+
+
+def evaluate(
+    run: Path,
+    split: str | None = None,
+    gin_param: Sequence[str] = (),
+    predict: Path | None = None,
+    key: str | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    data_dir: str | None = None,
+    plugin: Sequence[str] = (),
+) -> str:
+    """What `tools/evaluate.py` is asked of a run's model; the arguments are its flags.
+
+    Returns:
+        A line to read.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is written.
+    """
+    if predict is None and key is not None:
+        raise InputError("--key is of the arrays in --predict FILE")
+    if predict is not None and (split or gin_param):
+        raise InputError("--predict is of one's own inputs: leave out --split and --gin_param")
+    if predict is not None and output is None:
+        raise InputError("--predict needs --output FILE, .npz or .csv")
+    if output is not None:
+        kept = [run] if predict is None else [run, predict]
+        _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
+    plugins.load_all(list(plugin))
+    trained = load_model(run, find_device(device), data_dir)
+    where = f"{run}, step {trained.step} of {trained.plan.steps}"
+    if predict is not None and output is not None:
+        found = trained.predict(predictions.read(predict, trained.data, key))
+        predictions.save(found, trained.data.classes, output)
+        return f"{where}: {len(found.values)} predictions in {output}"
+    numbers = _evaluation(trained, "test" if split is None else split, gin_param, data_dir)
+    if output is not None:
+        content = {name: finite_or_none(value) for name, value in numbers.items()}
+        write_json(output, {"run": str(run), **content})
+    rest = [f"{name} {numbers[name]:.6g}" for name in ("loss", "rmse", "mae") if name in numbers]
+    return (
+        f"{where}: {numbers['task']}, {numbers['split']} {numbers['metric']} {numbers['value']} "
+        f"({numbers['n']} examples, {', '.join(rest)})"
+    )
+
+
+def _evaluation(
+    trained: TrainedModel, split: str, gin_param: Sequence[str], data_dir: str | None
+) -> dict[str, Any]:
+    """A model on a split, of another task where `gin_param` says so; for JSON."""
+    task, data = trained.plan.task, trained.data
+    if gin_param:
+        task, data = trained.other_task(gin_param, data_dir)
+    numbers = trained.evaluate(split, data)
+    metric = data.objective.metric
+    return {
+        **_names(trained.plan),
+        "task": TASKS.name_of(task),
+        "gin_param": list(gin_param),
+        "seed": trained.seed,
+        "step": trained.step,
+        "steps": trained.plan.steps,
+        "split": split,
+        "n": len(data.splits[split][1]),
+        "metric": metric,
+        "value": numbers.pop(metric),
+        **numbers,
+    }
+
+
+def _check_output(
+    output: Path, endings: Sequence[str], kept: Sequence[Path], overwrite: bool
+) -> None:
+    """Whether a file may be written: before the work, not after it."""
+    from metaloss.analysis.output import check
+
+    check(output, endings)
+    for path in kept:
+        if output.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--output {output}: {path} stays as it is; write elsewhere")
+    if output.exists() and not overwrite:
+        raise InputError(f"--output {output} is there already: --overwrite replaces it")
 
 
 def find_device(name: str) -> torch.device:

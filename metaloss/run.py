@@ -163,7 +163,7 @@ class Run:
         if status == "finished":
             row = self._evaluate("test")
             self._log(row)
-            numbers = {k: _finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
+            numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = self._result(status, numbers)
         self._export_loss(result)
         pictures.draw(self.folder.path, pictures.title(result))
@@ -230,7 +230,7 @@ class Run:
             raise Diverged
 
     def _log(self, row: Row) -> None:
-        row = {name: _finite_or_none(value) for name, value in row.items()}
+        row = {name: finite_or_none(value) for name, value in row.items()}
         row["seconds"] = round(self._seconds(), 3)
         self.metrics.write(row)
         self.board.scalars(row)
@@ -284,7 +284,7 @@ class Run:
         return self.earlier + time.monotonic() - self.began
 
 
-def _finite_or_none(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """JSON has no NaN: a number that is not finite is written as null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

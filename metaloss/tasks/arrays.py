@@ -16,7 +16,7 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.errors import ConfigError, DataError, did_you_mean
 from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks import own_data
+from metaloss.tasks import own_data, scaling
 from metaloss.tasks.base import TASKS, Data, Task, with_validation
 from metaloss.tasks.images import Images, by_channel, mean_and_deviation
 
@@ -75,7 +75,7 @@ class Arrays(Task):
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "arrays")
-        with _opened(path) as archive:
+        with opened(path) as archive:
             keys = self._keys(archive.files, path)
             arrays = {key: archive[key] for pair in keys.values() for key in pair}
         for x, y in keys.values():
@@ -86,20 +86,23 @@ class Arrays(Task):
         labels, classes = self._labels({y: arrays[y] for _, y in keys.values()}, path)
         splits = {split: (inputs[x], labels[y]) for split, (x, y) in keys.items()}
         splits = with_validation(splits, self.valid_fraction, generator)
-        unit = None
+        targets, names = None, None
         if classes is not None:
             own_data.require_all_classes(splits["train"][1], classes, f"{path}: y_train")
             objective, outputs = CLASSIFICATION, len(classes)
+            names = tuple(classes.tolist()) if classes.dtype.kind == "U" else None
         else:
             objective, outputs = REGRESSION, splits["train"][1].shape[1]
             if self.standardize:
-                splits, unit = own_data.scaled(splits, f"{path}: y_train")
-        images = None
+                splits, targets = own_data.scaled(splits, f"{path}: y_train")
+        images, standard = None, None
         if inputs["x_train"].ndim == 4:
             images = self._images(splits["train"][0])
         elif self.standardize:
-            splits = own_data.standardised(splits)
-        return Data(splits, outputs, objective, images, unit)
+            splits, standard = own_data.standardised(splits)
+        else:
+            standard = scaling.by(1.0)
+        return Data(splits, outputs, objective, images, standard, targets=targets, classes=names)
 
     def _keys(self, present: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
         """Names of inputs and labels by split."""
@@ -171,7 +174,7 @@ class Arrays(Task):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """An .npz archive; what cannot be read of it is a DataError."""
     try:
         if not zipfile.is_zipfile(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ from metaloss import checks
 from metaloss.objective import CLASSIFICATION, REGRESSION, Objective
 from metaloss.problem import Batch
 from metaloss.registry import Registry
+from metaloss.tasks import scaling
+from metaloss.tasks.encoding import Encoding
 from metaloss.tasks.images import Images
+from metaloss.tasks.scaling import Scaling
 
 SPLITS = ("train", "valid", "test")
 
@@ -28,12 +32,30 @@ class Data:
     outputs: int  #: C: classes, or target columns
     objective: Objective  #: task loss, link and metric
     images: Images | None = None  #: how stored images become inputs; None: what is stored is input
-    unit: Tensor | None = None  #: one of each target column in the target's own unit, [outputs]
+    inputs: Images | Scaling | None = None  #: how raw inputs became what is stored, if they did
+    encoding: Encoding | None = None  #: how the columns of a table became raw inputs
+    targets: Scaling | None = None  #: of values, by column; None: they are in their own unit
+    classes: tuple[str, ...] | None = None  #: their names, where they have some
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.splits["train"][0].shape[1:])
+
+    @property
+    def unit(self) -> Tensor | None:
+        """What 1 of each target column is in the target's own unit, [outputs]."""
+        return None if self.targets is None else self.targets.unit
+
+    @property
+    def preparation(self) -> Images | Scaling | None:
+        """How raw inputs become the model's; None: the task does not say."""
+        return self.inputs if self.images is None else self.images
+
+    def raw(self, split: str) -> Tensor:
+        """A split's inputs as they were before the preparation."""
+        stored = self.splits[split][0]
+        return stored if self.inputs is None else self.inputs.undo(stored)
 
     def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
         """A uniform draw of distinct examples; the whole split, shuffled, if it is smaller.
@@ -57,8 +79,9 @@ class Data:
         """The same data on a device."""
         splits = {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()}
         images = None if self.images is None else self.images.to(device)
-        unit = None if self.unit is None else self.unit.to(device)
-        return replace(self, splits=splits, images=images, unit=unit)
+        inputs = None if self.inputs is None else self.inputs.to(device)
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, splits=splits, images=images, inputs=inputs, targets=targets)
 
 
 class Task(ABC):
@@ -89,6 +112,11 @@ class Task(ABC):
         Raises:
             DataError: a file is missing (and could not be downloaded), cut short or damaged.
         """
+
+
+def find_data_dir(given: str | Path | None = None) -> Path:
+    """The folder of data sets: as given, else $METALOSS_DATA, else ./data."""
+    return Path(given or os.environ.get("METALOSS_DATA") or "data")
 
 
 def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -153,20 +181,19 @@ def regression_data(
     """
     from sklearn.model_selection import train_test_split
 
-    unit = target.max() - target.min()
-    scaled = (target - target.min()) / unit
-    x, y = torch.from_numpy(inputs).double(), torch.from_numpy(scaled).double()[:, None]
+    x, y = torch.from_numpy(inputs).double(), torch.from_numpy(target).double()[:, None]
+    targets = scaling.to_range(y)
     rest, test = (
         torch.from_numpy(rows)
         for rows in train_test_split(np.arange(len(x)), test_size=0.2, random_state=0)
     )
     kept, held = hold_out(y[rest], valid_fraction, generator)
     train, valid = rest[kept], rest[held]
-    mean, deviation = x[train].mean(0), x[train].std(0, correction=0)
-    x = (x - mean) / deviation.where(deviation > 0, 1.0)
+    standard = scaling.standard(x[train])
+    x, y = standard.prepare(x), targets.prepare(y)
     rows = {"train": train, "valid": valid, "test": test}
-    splits = {name: (x[index].float(), y[index].float()) for name, index in rows.items()}
-    return Data(splits, outputs=1, objective=REGRESSION, unit=torch.tensor([unit]))
+    splits = {name: (x[index], y[index]) for name, index in rows.items()}
+    return Data(splits, 1, REGRESSION, inputs=standard, targets=targets)
 
 
 def image_classification_data(
@@ -176,10 +203,11 @@ def image_classification_data(
     valid_fraction: float,
     generator: torch.Generator,
     images: Images | None = None,
+    inputs: Images | Scaling | None = None,
 ) -> Data:
     """Images with an official test split; a stratified part of the rest is held out."""
     splits = with_validation({"train": train, "test": test}, valid_fraction, generator)
-    return Data(splits, classes, CLASSIFICATION, images)
+    return Data(splits, classes, CLASSIFICATION, images, inputs)
 
 
 TASKS = Registry("tasks", Task)

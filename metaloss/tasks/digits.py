@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metaloss.tasks import scaling
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
 
 
@@ -22,7 +23,8 @@ class Digits(Task):
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
-        inputs = torch.from_numpy(digits.images).float()[:, None] / 16  # pixels are 0..16
+        pixels = scaling.by(16.0)  # they are 0..16
+        inputs = pixels.prepare(torch.from_numpy(digits.images)[:, None])
         labels = torch.from_numpy(digits.target).long()
         rest, test = train_test_split(
             np.arange(len(labels)), test_size=0.2, random_state=0, stratify=digits.target
@@ -33,4 +35,5 @@ class Digits(Task):
             10,
             self.valid_fraction,
             generator,
+            inputs=pixels,
         )

@@ -8,6 +8,7 @@ import torch
 
 from metaloss.tasks import mnist
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+from metaloss.tasks.images import Images, by_channel
 
 
 @TASKS.register("fashion_mnist")
@@ -18,5 +19,8 @@ class FashionMNIST(Task):
     """
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
-        train, test = mnist.read(data_dir, "FashionMNIST", mean=0.2860, deviation=0.3530)
-        return image_classification_data(train, test, 10, self.valid_fraction, generator)
+        pixels = Images(by_channel((0.2860,)), by_channel((0.3530,)))
+        train, test = mnist.read(data_dir, "FashionMNIST", pixels)
+        return image_classification_data(
+            train, test, 10, self.valid_fraction, generator, inputs=pixels
+        )

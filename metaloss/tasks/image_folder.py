@@ -83,7 +83,7 @@ class ImageFolder(Task):
         own_data.require_all_classes(splits["train"][1], np.array(classes), str(path))
         mean, deviation = mean_and_deviation(splits["train"][0])
         preparation = Images(mean, deviation, self.padding, self.flip)
-        return Data(splits, len(classes), CLASSIFICATION, preparation)
+        return Data(splits, len(classes), CLASSIFICATION, preparation, classes=tuple(classes))
 
     def _with_test(self, every: Batch) -> dict[str, Batch]:
         """The split that is the same under every seed."""

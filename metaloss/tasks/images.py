@@ -34,6 +34,10 @@ class Images:
         pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored
         return (pixels - self.mean) / self.deviation
 
+    def undo(self, prepared: Tensor) -> Tensor:
+        """Stored images as floats, of prepared ones; of bytes, in [0, 1]."""
+        return prepared * self.deviation + self.mean
+
     def augment(self, stored: Tensor, generator: torch.Generator) -> Tensor:
         """A random window and side of each stored image; equal for equal generator states.
 

@@ -8,6 +8,7 @@ import torch
 
 from metaloss.tasks import mnist
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+from metaloss.tasks.images import Images, by_channel
 
 
 @TASKS.register("kmnist")
@@ -18,5 +19,8 @@ class KMNIST(Task):
     """
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
-        train, test = mnist.read(data_dir, "KMNIST", mean=0.1918, deviation=0.3483)
-        return image_classification_data(train, test, 10, self.valid_fraction, generator)
+        pixels = Images(by_channel((0.1918,)), by_channel((0.3483,)))
+        train, test = mnist.read(data_dir, "KMNIST", pixels)
+        return image_classification_data(
+            train, test, 10, self.valid_fraction, generator, inputs=pixels
+        )

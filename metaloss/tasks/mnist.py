@@ -13,6 +13,7 @@ from torch import Tensor
 from metaloss.errors import DataError
 from metaloss.problem import Batch
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+from metaloss.tasks.images import Images, by_channel
 
 FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
@@ -25,21 +26,24 @@ class MNIST(Task):
     """
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
-        train, test = read(data_dir, "MNIST", mean=0.1307, deviation=0.3081)
-        return image_classification_data(train, test, 10, self.valid_fraction, generator)
+        pixels = Images(by_channel((0.1307,)), by_channel((0.3081,)))
+        train, test = read(data_dir, "MNIST", pixels)
+        return image_classification_data(
+            train, test, 10, self.valid_fraction, generator, inputs=pixels
+        )
 
 
-def read(data_dir: Path, dataset: str, mean: float, deviation: float) -> tuple[Batch, Batch]:
+def read(data_dir: Path, dataset: str, pixels: Images) -> tuple[Batch, Batch]:
     """Normalised images [n, 1, 28, 28] and labels [n] of the official training and test splits.
 
     Args:
         data_dir: see `Task.load`.
         dataset: torchvision's name of MNIST or of a data set made like it.
-        mean, deviation: of its training pixels in [0, 1].
+        pixels: how they are normalised.
     """
     folder = data_dir / dataset / "raw"
     _download_if_missing(data_dir, dataset, folder)
-    train, test = (_read_split(folder, split, mean, deviation) for split in ("train", "test"))
+    train, test = (_read_split(folder, split, pixels) for split in ("train", "test"))
     return train, test
 
 
@@ -62,11 +66,11 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(content[len(header) :]), dtype=torch.uint8).view(shape)
 
 
-def _read_split(folder: Path, split: str, mean: float, deviation: float) -> Batch:
+def _read_split(folder: Path, split: str, pixels: Images) -> Batch:
     prefix, count = FILES[split]
     images = read_idx(_path(folder, f"{prefix}-images-idx3-ubyte"), (count, 28, 28))
     labels = read_idx(_path(folder, f"{prefix}-labels-idx1-ubyte"), (count,))
-    return (images[:, None].float() / 255 - mean) / deviation, labels.long()
+    return pixels.prepare(images[:, None]), labels.long()
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from metaloss.errors import DataError
 from metaloss.problem import Batch
+from metaloss.tasks import scaling
+from metaloss.tasks.scaling import Scaling
 
 Kind = Literal["classification", "regression"]
 KINDS = ("classification", "regression")
@@ -73,30 +75,25 @@ def require_all_classes(labels: Tensor, classes: np.ndarray, place: str) -> None
         raise DataError(f"{place}: no training example is of class {name}")
 
 
-def standardised(splits: dict[str, Batch]) -> dict[str, Batch]:
-    """Tables with each column's mean 0 and deviation 1 over the training rows; float32."""
-    train = splits["train"][0].double()
-    mean, deviation = train.mean(0), train.std(0, correction=0)
-    deviation = deviation.where(deviation > 0, 1.0)
-    return {k: (((x.double() - mean) / deviation).float(), y) for k, (x, y) in splits.items()}
+def standardised(splits: dict[str, Batch]) -> tuple[dict[str, Batch], Scaling]:
+    """Tables of mean 0 and deviation 1 by column over the training rows, and their scaling."""
+    standard = scaling.standard(splits["train"][0])
+    return {k: (standard.prepare(x), y) for k, (x, y) in splits.items()}, standard
 
 
-def scaled(splits: dict[str, Batch], place: str) -> tuple[dict[str, Batch], Tensor]:
-    """Targets scaled to [0, 1] over the training rows, as the paper's are, and their unit.
+def scaled(splits: dict[str, Batch], place: str) -> tuple[dict[str, Batch], Scaling]:
+    """Targets scaled to [0, 1] over the training rows, as the paper's are, and their scaling.
 
     Args:
         splits: with labels [n, outputs].
 
-    Returns:
-        The splits, and what 1 is in the target's own unit, [outputs].
-
     Raises:
         DataError: a column of the training targets is constant, or there are none.
     """
-    train = splits["train"][1].double()
+    train = splits["train"][1]
     if not len(train):
         raise DataError(f"{place}: no row is left for training")
-    low, unit = train.amin(0), train.amax(0) - train.amin(0)
-    if not unit.all():
+    targets = scaling.to_range(train)
+    if not targets.unit.all():
         raise DataError(f"{place}: the target is the same in every training row")
-    return {k: (x, ((y.double() - low) / unit).float()) for k, (x, y) in splits.items()}, unit
+    return {k: (x, targets.prepare(y)) for k, (x, y) in splits.items()}, targets

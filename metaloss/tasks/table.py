@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from metaloss.errors import ConfigError, DataError, did_you_mean
 from metaloss.objective import CLASSIFICATION, REGRESSION
 from metaloss.tasks import own_data
 from metaloss.tasks.base import TASKS, Data, Task, hold_out
-from metaloss.tasks.columns import Column, Columns, read
+from metaloss.tasks.columns import Columns, read
+from metaloss.tasks.encoding import Encoding, mean, one_hot
 
 
 @TASKS.register("table")
@@ -82,14 +84,26 @@ class Table(Task):
             raise DataError(f"{path}: {len(labels)} rows are too few to split")
         kept, held = hold_out(labels[rest], self.valid_fraction, generator)
         rows = {"train": rest[kept], "valid": rest[held], "test": test}
-        inputs = self._inputs(columns, rows["train"].numpy())
+        train = rows["train"].numpy()
+        encoding = self._encoding(columns, train)
+        raw = encoding.encode(columns)
+        standard = encoding.scaling(raw[train])
+        inputs = standard.prepare(torch.from_numpy(raw))
         splits = {split: (inputs[index], labels[index]) for split, index in rows.items()}
         place = columns.place(self.target)
         if classes is not None:
             own_data.require_all_classes(splits["train"][1], classes, place)
-            return Data(splits, len(classes), CLASSIFICATION)
-        splits, unit = own_data.scaled(splits, place)
-        return Data(splits, outputs=1, objective=REGRESSION, unit=unit)
+            names = tuple(f"{c:g}" if isinstance(c, float) else c for c in classes)
+            return Data(
+                splits,
+                len(names),
+                CLASSIFICATION,
+                inputs=standard,
+                encoding=encoding,
+                classes=names,
+            )
+        splits, targets = own_data.scaled(splits, place)
+        return Data(splits, 1, REGRESSION, inputs=standard, encoding=encoding, targets=targets)
 
     def _require_columns(self, columns: Columns) -> None:
         for name in (self.target, *self.numeric, *self.categorical, *self.ignore):
@@ -109,38 +123,16 @@ class Table(Task):
         classes, indices = np.unique(labels, return_inverse=True)
         return torch.from_numpy(indices), classes
 
-    def _inputs(self, columns: Columns, train: np.ndarray) -> torch.Tensor:
-        """[n, features] float32, prepared by the rows `train`."""
-        parts = []
+    def _encoding(self, columns: Columns, train: np.ndarray) -> Encoding:
+        """Of the columns that are inputs, by the rows `train`."""
+        by_column: dict[str, Any] = {}
         for name, column in columns.by_name.items():
             if name == self.target or name in self.ignore:
                 continue
             if name in self.numeric or (column.is_numeric and name not in self.categorical):
-                parts.append(_standardised(columns.numbers(name), train, columns.place(name)))
+                by_column[name] = mean(columns, name, train)
             else:
-                parts.append(self._one_hot(column, train))
-        if not parts:
+                by_column[name] = one_hot(column, train, self.max_categories)
+        if not by_column:
             raise DataError(f"{columns.path}: no column is left for the inputs")
-        return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
-
-    def _one_hot(self, column: Column, train: np.ndarray) -> np.ndarray:
-        """[n, categories]; a category that no training row has is the rare ones', or 0."""
-        from sklearn.preprocessing import OneHotEncoder
-
-        encoder = OneHotEncoder(
-            handle_unknown="infrequent_if_exist",
-            max_categories=self.max_categories,
-            sparse_output=False,
-        )
-        words = column.words[:, None]
-        return encoder.fit(words[train]).transform(words)
-
-
-def _standardised(values: np.ndarray, train: np.ndarray, place: str) -> np.ndarray:
-    """[n, 1], missing values at the mean of the training rows."""
-    present = values[train][~np.isnan(values[train])]
-    if not len(present):
-        raise DataError(f"{place}: every training row misses it; ignore it")
-    values = np.where(np.isnan(values), present.mean(), values)
-    deviation = values[train].std()
-    return ((values - present.mean()) / (deviation if deviation > 0 else 1))[:, None]
+        return Encoding(by_column, self.delimiter, self.missing)

@@ -43,6 +43,9 @@ def check_task(task: Task, data_dir: Path, own_validation: bool = False) -> None
     require(x.equal(same_x) and y.equal(same_y), "equal generators draw other batches")
     require(x.isfinite().all() and x.is_floating_point(), "inputs are no finite numbers")
     require(x.shape[1:] == data.input_shape, f"inputs {list(x.shape[1:])}, not {data.input_shape}")
+    if data.inputs is not None:
+        prepared, stored = data.inputs.prepare(data.raw("test")), data.splits["test"][0]
+        require(prepared.allclose(stored, atol=1e-4), "raw inputs, prepared, are not the inputs")
     outputs = torch.randn(len(x), data.outputs)
     objective = data.objective
     prediction, target = objective.link(outputs, y)

@@ -1,0 +1,51 @@
+"""Scaling of numbers, inputs or targets, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Column by column scaled = (raw - zero) / unit, in double precision.
+
+    Attributes:
+        zero: the raw number that becomes 0, [columns], or [1] for all.
+        unit: what 1 is in the raw number's unit, of the same shape.
+    """
+
+    zero: Tensor
+    unit: Tensor
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """The scaled numbers of raw ones [..., columns]; float32."""
+        return ((raw.double() - self.zero) / self.unit).float()
+
+    def undo(self, scaled: Tensor) -> Tensor:
+        """The raw numbers of scaled ones [..., columns]; float64."""
+        return scaled.double() * self.unit + self.zero
+
+    def to(self, device: torch.device) -> Scaling:
+        """The same for numbers on a device."""
+        return Scaling(self.zero.to(device), self.unit.to(device))
+
+
+def by(unit: float) -> Scaling:
+    """Division of every column by the same unit; by 1, nothing changes."""
+    return Scaling(torch.zeros(1, dtype=torch.float64), torch.tensor([unit], dtype=torch.float64))
+
+
+def standard(train: Tensor) -> Scaling:
+    """To mean 0 and deviation 1 of each column [n, columns]; a constant column's unit is 1."""
+    train = train.double()
+    deviation = train.std(0, correction=0)
+    return Scaling(train.mean(0), deviation.where(deviation > 0, 1.0))
+
+
+def to_range(train: Tensor) -> Scaling:
+    """To [0, 1] of each column [n, columns]."""
+    low = train.double().amin(0)
+    return Scaling(low, train.double().amax(0) - low)
