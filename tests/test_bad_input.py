@@ -13,7 +13,10 @@ from metaloss.runner import Runner
 from tests.conftest import REPOSITORY
 
 TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl.gin"
-KINDS = "kinds: backbones, base_optimizers, meta_optimizers, representations, tasks"
+KINDS = (
+    "kinds: backbones, base_optimizers, descents, engines, meta_optimizers, rates, "
+    "representations, tasks"
+)
 INTEGERS = "give a list, each item an integer"
 A_LOSS = "give one of representations, such as @representations.cross_entropy() or None"
 SIZES = "the run calls it with input_shape, outputs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -57,7 +57,7 @@ def choose(
     Raises:
         UnsupportedModelError: none works; says why of each.
     """
-    reasons: list[str] = []
+    errors: dict[str, Exception] = {}
     for engine in (Exact(), Unrolled(), LogitDifference()):
         try:
             with snapshot.on_trial(problem):
@@ -65,14 +65,21 @@ def choose(
         except (UnsupportedModelError, ConfigError, RuntimeError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            reasons.append(f"'{ENGINES.name_of(engine)}' does not work ({_first_line(error)})")
+            errors[ENGINES.name_of(engine)] = error
         else:
-            return engine, reasons
+            return engine, _reasons(errors)
+    *_, last = errors.values()
+    if len({str(error) for error in errors.values()}) == 1:
+        raise last
     raise UnsupportedModelError(
         "no engine can differentiate this model: "
-        + "; ".join(reasons)
+        + "; ".join(_reasons(errors))
         + " · 'evolution' asks nothing of a model"
     )
+
+
+def _reasons(errors: Mapping[str, Exception]) -> list[str]:
+    return [f"'{name}' does not work ({_first_line(error)})" for name, error in errors.items()]
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
+from metaloss.reentrant import refusing_reentrant_checkpoints
 from metaloss.update import State
 from metaloss.vectors import Vector, gradient
 
@@ -42,7 +43,11 @@ class UnrolledRollout(Rollout):
         state: list[State] | None = None
         for inputs, labels in batches:
             named = dict(zip(problem.theta_names, self._theta, strict=True))
-            with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
+            with (
+                refusing_reentrant_checkpoints(),
+                sdpa_kernel(SDPBackend.MATH),
+                problem.replaced(named, {}),
+            ):
                 loss = problem.learned_loss(problem.forward(inputs), labels)
                 grads = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
             taken = problem.take_step(
