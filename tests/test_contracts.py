@@ -230,3 +230,12 @@ def test_a_wrong_update_is_found(monkeypatch):
     monkeypatch.setattr(SGDUpdate, "cotangent", lambda *a: [2 * u for u in right(*a)])
     with pytest.raises(testing.ContractError, match="∂θ'/∂g is wrong"):
         testing.check_base_optimizer(BASE_OPTIMIZERS["sgd"], lr=0.1)
+
+
+def test_a_task_whose_raw_inputs_are_others_is_found(tmp_path, monkeypatch):
+    from metaloss.tasks.scaling import Scaling
+
+    right = Scaling.undo
+    monkeypatch.setattr(Scaling, "undo", lambda self, scaled: right(self, scaled) + 1)
+    with pytest.raises(testing.ContractError, match="raw inputs, prepared, are not the inputs"):
+        testing.check_task(TASKS["digits"](), tmp_path)
