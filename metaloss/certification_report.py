@@ -72,8 +72,8 @@ LIMITS = """\
 ## What this does not say
 
 * The product is complete on logistic regression, MLP, LeNet-5, a vision transformer of timm and a
-  wide residual net. AllCNN-C, SqueezeNet, ResNet-18 and VGG-16 have every learned loss with SGD,
-  and Adam; ResNet-18 and VGG-16 one step at a time.
+  wide residual net. AllCNN-C and SqueezeNet have every learned loss with SGD, and Adam with the
+  network; ResNet-18 and VGG-16 the network with SGD and Adam, one step at a time.
 * `logit_difference` is certified on the smooth models (logistic regression, the transformer). On
   others a kink of a ReLU between θ − εu and θ + εu spoils its quotient, the more the deeper the
   net.
