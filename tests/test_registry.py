@@ -30,7 +30,7 @@ def test_unknown_name_suggests_the_nearest():
         BACKBONES["lenet"]
     assert str(caught.value) == (
         "no 'lenet' in backbones; did you mean 'lenet5'? · known: allcnn, lenet5, logistic, mlp, "
-        "resnet18, timm"
+        "resnet18, squeezenet, timm, vgg16, wide_resnet"
     )
     assert isinstance(caught.value, KeyError)
     assert isinstance(caught.value, ConfigError)
