@@ -60,7 +60,7 @@ class Runner:
         evaluate_every: int = 500,
         checkpoint_every: int = 1000,
         samples: int = 50,
-        figures: int = 10,
+        figures: int = 6,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ConfigError(f"Runner.method = {method!r}: give a word; it names a folder")
