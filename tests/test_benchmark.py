@@ -53,8 +53,8 @@ class Calls(TorchDispatchMode):
 def starts(pair: Pair, name: str, model: nn.Module, loss: NN):
     """A contender's step on a copy of the model, that copy, and its copy of the loss."""
     contender = CONTENDERS[name]
-    if contender.library:
-        pytest.importorskip(contender.library)
+    if contender.package:
+        pytest.importorskip(contender.package)
     own_loss = PlainNetwork(loss) if contender.plain_network else deepcopy(loss)
     own_model = deepcopy(model)
     return contender.start(own_model, own_loss, pair.task_loss), own_model, own_loss

@@ -144,13 +144,13 @@ class Contender:
     start: Callable[[nn.Module, nn.Module, TaskLoss], Step]
     steps: int = 1  #: in a turn, which is timed as a whole
     plain_network: bool = False  #: whether M_φ is a `PlainNetwork`
-    library: str | None = None  #: that must be installed for it
+    package: str | None = None  #: that must be installed for it
 
 
 _PEERS = {
     "torch": Contender(by_hand),
-    "higher": Contender(higher, library="higher"),
-    "torchopt": Contender(torchopt, library="torchopt"),
+    "higher": Contender(higher, package="higher"),
+    "torchopt": Contender(torchopt, package="torchopt"),
 }
 
 #: By name. The peers come twice: by the closed-form derivatives of `representations.nn`, which are
@@ -166,7 +166,7 @@ CONTENDERS: dict[str, Contender] = {
     "meta_lr": Contender(meta_lr),
     **_PEERS,
     **{
-        f"{name}_plain_network": Contender(peer.start, plain_network=True, library=peer.library)
+        f"{name}_plain_network": Contender(peer.start, plain_network=True, package=peer.package)
         for name, peer in _PEERS.items()
     },
     **{

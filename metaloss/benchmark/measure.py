@@ -95,7 +95,7 @@ def measure(
         try:
             step = contender.start(deepcopy(theta), loss, pair.task_loss)
         except ModuleNotFoundError as error:
-            if contender.library is None or error.name != contender.library:
+            if contender.package is None or error.name != contender.package:
                 raise
             row.note = "not installed (pip install 'metaloss[benchmark]')"
             continue
