@@ -70,7 +70,7 @@ def train(
         print(f"warning: {message}", file=sys.stderr)
     seed = 0 if seed is None else seed
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan = parsed.build()
+        plan: Runner = parsed.build()
     folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
     if not dry_run:
         ended = folder.check(parsed.text, seed, resume=resume)

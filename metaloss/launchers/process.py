@@ -1,0 +1,84 @@
+"""A run's process: what it prints and how it ends are kept in a log.
+
+The standard library alone: this is carried to workers that import nothing else of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+#: How a log's last line begins once the process has ended.
+END = "exit code "
+
+
+class LoggedProcess:
+    """A command line in a process of its own; it appends to a log and so does its exit code.
+
+    Args:
+        command: the words.
+        log: the file; its folder is made.
+        environment: variables; None inherits this process's.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        self._log = Path(log)
+        self._write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(command)}\n")
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if environment is None else dict(environment),
+            )
+
+    def wait(self) -> int:
+        """The exit code, once it ends; -N if signal N killed it."""
+        return self._ended(self._process.wait())
+
+    def stop(self) -> int:
+        """Sends SIGTERM and waits, also from a signal handler that interrupts `wait`."""
+        self._process.terminate()
+        # Popen.wait holds a lock that is not reentrant, so the operating system is asked itself.
+        return self._ended(os.waitstatus_to_exitcode(os.waitpid(self._process.pid, 0)[1]))
+
+    def terminate(self, *unused: object) -> None:
+        """Sends SIGTERM; a signal handler."""
+        self._process.terminate()
+
+    def _ended(self, code: int) -> int:
+        self._write(f"{END}{code}\n")
+        return code
+
+    def _write(self, line: str) -> None:
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(line)
+
+
+def run(
+    name: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
+) -> tuple[str, int]:
+    """Runs a command line to its end, in the main thread of a worker.
+
+    SIGTERM is passed on to it, so that it can save itself. SIGINT, which a terminal sends to both,
+    is left to it.
+
+    Returns:
+        The name, by which the launcher knows the job again, and the exit code.
+    """
+    process = LoggedProcess(command, log, environment)
+    handlers = {signal.SIGTERM: process.terminate, signal.SIGINT: lambda *unused: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return name, process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
