@@ -26,7 +26,7 @@ class RunFolder:
 
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
     machine), `metrics.jsonl`, `result.json`, `checkpoint.pt`, TensorBoard events, `loss/` (the
-    exported learned loss) and `figures/`.
+    exported learned loss), `figures/`, and `log.txt` where a sweep started the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +38,8 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.loss = path / "loss"
         self.figures = path / "figures"
+        self.lock = path / ".lock"
+        self.log = path / "log.txt"
 
     def check(self, config: str, seed: int, *, resume: bool) -> dict[str, Any] | None:
         """Whether a run may write here; changes nothing.

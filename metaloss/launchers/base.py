@@ -6,6 +6,7 @@ lines that hand jobs to one of them.
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class Job:
     name: str
     command: tuple[str, ...]
     log: str  #: absolute path; what the process prints is appended to it
+
+    @property
+    def line(self) -> str:
+        """The command line, to be pasted into a shell."""
+        return shlex.join(self.command)
 
 
 class Launcher(ABC):
