@@ -1,6 +1,7 @@
 """A run's process: what it prints and how it ends are kept in a log.
 
-The standard library alone: this is carried to workers that import nothing else of the package.
+The standard library alone (and submitit, where that calls): this module is carried to workers that
+import nothing else of the package.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 #: How a log's last line begins once the process has ended.
 END = "exit code "
@@ -61,6 +63,31 @@ class LoggedProcess:
     def _write(self, line: str) -> None:
         with self._log.open("a", encoding="utf-8") as log:
             log.write(line)
+
+
+class Requeued:
+    """A job as submitit calls it: before its node is taken away it saves itself and queues again.
+
+    Slurm warns by a signal, and submitit then calls `checkpoint` while the call is going on.
+    """
+
+    def __init__(self, command: Sequence[str], log: str) -> None:
+        self._command = command
+        self._log = log
+        self._process: LoggedProcess | None = None
+
+    def __call__(self) -> int:
+        """Runs the command line; its exit code."""
+        self._process = LoggedProcess(self._command, self._log)
+        return self._process.wait()
+
+    def checkpoint(self) -> Any:
+        """Lets the run save itself, and gives what is to be submitted in its place."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            self._process.stop()
+        return DelayedSubmission(Requeued(self._command, self._log))
 
 
 def run(

@@ -52,12 +52,18 @@ class Ray(Launcher):
             import ray
         except ImportError:
             raise InputError("launchers.ray needs Ray: install metaloss[ray]") from None
-        cores = None if self._address else self.parallel * self.threads
+        own = {"num_cpus": self.parallel * self.threads, "include_dashboard": False}
         try:
-            ray.init(self._address, num_cpus=cores, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                self._address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if self._address else own),
+            )
         except ConnectionError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"launchers.ray.address = {self._address!r}: {reason}") from error
+        ray.cloudpickle.register_pickle_by_value(process)
         try:
             # Not repeated by Ray: a run goes on from its checkpoint when the sweep is run again.
             task = ray.remote(num_cpus=self.threads, num_gpus=self._gpus, max_retries=0)(process.run)

@@ -9,31 +9,8 @@ from typing import Any, Literal
 
 from metaloss import checks
 from metaloss.errors import InputError
+from metaloss.launchers import process
 from metaloss.launchers.base import LAUNCHERS, Job, Launcher
-from metaloss.launchers.process import LoggedProcess
-
-
-class Requeued:
-    """A job as submitit calls it: before its node is taken away it saves itself and queues again.
-
-    Slurm warns by a signal, and submitit then calls `checkpoint` while the call is going on.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._process: LoggedProcess | None = None
-
-    def __call__(self) -> int:
-        self._process = LoggedProcess(self._job.command, self._job.log)
-        return self._process.wait()
-
-    def checkpoint(self) -> Any:
-        """Lets the run save itself, and gives what is to be submitted in its place."""
-        from submitit.helpers import DelayedSubmission
-
-        if self._process is not None:
-            self._process.stop()
-        return DelayedSubmission(Requeued(self._job))
 
 
 @LAUNCHERS.register("slurm")
@@ -102,23 +79,29 @@ class Slurm(Launcher):
             self._parameters["slurm_partition"] = partition
 
     def launch(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, int]]:
+        import cloudpickle
+
         try:
             import submitit
+            from submitit.core import utils
         except ImportError:
             raise InputError("launchers.slurm needs submitit: install metaloss[slurm]") from None
+        cloudpickle.register_pickle_by_value(process)
         try:
             executor = submitit.AutoExecutor(**self._place)
         except RuntimeError as error:  # there is no Slurm here
             raise InputError(f"launchers.slurm: {str(error).splitlines()[0]}") from error
         executor.update_parameters(**self._parameters)
         given = list(jobs)
-        waiting = dict(zip(executor.map_array(Requeued, given), given, strict=True)) if given else {}
+        calls = [process.Requeued(job.command, job.log) for job in given]
+        submitted = executor.submit_array(calls) if given else []
+        waiting = dict(zip(submitted, given, strict=True))
         while waiting:
-            for submitted in [job for job in waiting if job.done()]:
+            for ended in [job for job in waiting if job.done()]:
                 try:
-                    code = submitted.result()
-                except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError):
+                    code = ended.result()
+                except (utils.FailedJobError, utils.UncompletedJobError):
                     code = -signal.SIGKILL  # the cluster ended it; the reason is in `folder`
-                yield waiting.pop(submitted), code
+                yield waiting.pop(ended), code
             if waiting:
                 time.sleep(self._poll)
