@@ -56,7 +56,7 @@ def main(command_line: list[str] | None = None) -> int:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; runs that had begun are saved: run it again to go on", file=sys.stderr)
+        print("stopped: what had begun is saved; run it again to go on", file=sys.stderr)
         return 130
 
 

@@ -1,7 +1,7 @@
 """What a launcher is: it starts command lines, each a process of its own, and tells how they ended.
 
-Scheduling is the business of existing engines (joblib's loky, Slurm, Ray); a launcher is a few
-lines that hand jobs to one of them.
+Scheduling is the business of existing engines (joblib, Slurm, Ray); a launcher is a few lines that
+hand jobs to one of them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Launcher(ABC):
     """Starts jobs.
 
     Contract, held by `metaloss.testing.check_launcher`: every job that is given is started once, as
-    a process whose output and exit code go to its log (`metaloss.launchers.process.run`); one that
-    fails does not stop the others.
+    a process whose output and exit code go to its log (`metaloss.launchers.process`); one that fails
+    does not stop the others.
 
     Attributes:
         threads: CPU threads that each job is told to use.

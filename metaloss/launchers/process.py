@@ -7,10 +7,9 @@ import nothing else of the package.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,9 @@ class LoggedProcess:
     Args:
         command: the words.
         log: the file; its folder is made.
-        environment: variables; None inherits this process's.
     """
 
-    def __init__(
-        self, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], log: str) -> None:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         self._log = Path(log)
         self._write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(command)}\n")
@@ -39,7 +35,6 @@ class LoggedProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=None if environment is None else dict(environment),
             )
 
     def wait(self) -> int:
@@ -52,8 +47,8 @@ class LoggedProcess:
         # Popen.wait holds a lock that is not reentrant, so the operating system is asked itself.
         return self._ended(os.waitstatus_to_exitcode(os.waitpid(self._process.pid, 0)[1]))
 
-    def terminate(self, *unused: object) -> None:
-        """Sends SIGTERM; a signal handler."""
+    def terminate(self) -> None:
+        """Sends SIGTERM, and does not wait."""
         self._process.terminate()
 
     def _ended(self, code: int) -> int:
@@ -90,22 +85,6 @@ class Requeued:
         return DelayedSubmission(Requeued(self._command, self._log))
 
 
-def run(
-    name: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
-) -> tuple[str, int]:
-    """Runs a command line to its end, in the main thread of a worker.
-
-    SIGTERM is passed on to it, so that it can save itself. SIGINT, which a terminal sends to both,
-    is left to it.
-
-    Returns:
-        The name, by which the launcher knows the job again, and the exit code.
-    """
-    process = LoggedProcess(command, log, environment)
-    handlers = {signal.SIGTERM: process.terminate, signal.SIGINT: lambda *unused: None}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        return name, process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def run(command: Sequence[str], log: str) -> int:
+    """Runs a command line to its end; the exit code."""
+    return LoggedProcess(command, log).wait()

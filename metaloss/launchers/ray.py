@@ -63,16 +63,17 @@ class Ray(Launcher):
         except ConnectionError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"launchers.ray.address = {self._address!r}: {reason}") from error
+        # By value: a worker, which only waits for its process, need not import torch.
         ray.cloudpickle.register_pickle_by_value(process)
         try:
             # Not repeated by Ray: a run goes on from its checkpoint when the sweep is run again.
             task = ray.remote(num_cpus=self.threads, num_gpus=self._gpus, max_retries=0)(process.run)
-            waiting = {task.remote(job.name, job.command, job.log): job for job in jobs}
+            waiting = {task.remote(job.command, job.log): job for job in jobs}
             while waiting:
                 for ended in ray.wait(list(waiting))[0]:
                     job = waiting.pop(ended)
                     try:
-                        yield job, ray.get(ended)[1]
+                        yield job, ray.get(ended)
                     except ray.exceptions.RayError:  # its worker or node was lost
                         yield job, -signal.SIGKILL
         finally:

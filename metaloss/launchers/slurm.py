@@ -86,6 +86,7 @@ class Slurm(Launcher):
             from submitit.core import utils
         except ImportError:
             raise InputError("launchers.slurm needs submitit: install metaloss[slurm]") from None
+        # By value: a job, which only waits for its process, need not import torch.
         cloudpickle.register_pickle_by_value(process)
         try:
             executor = submitit.AutoExecutor(**self._place)
