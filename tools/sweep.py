@@ -11,7 +11,7 @@ r"""Carries out a grid of runs: tasks x methods x parameters x seeds, on one mac
 
 SPEC is a gin file with a `Sweep`, also one of the shipped gin_configs/paper; several are one sweep.
 A run's folder is named by its complete configuration and seed, so a sweep that is run again fills
-the gaps only. See docs/scaling.md.
+the gaps only. See docs/sweeps.md.
 
 Exit codes: 0 all is well, 1 a run has failed or was interrupted, 2 bad input.
 """
