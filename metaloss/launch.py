@@ -16,7 +16,8 @@ import torch
 from metaloss import config, plugins, predictions, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
-from metaloss.run import Run, finite_or_none
+from metaloss.loggers import finite_or_none
+from metaloss.run import Run
 from metaloss.run_folder import RunFolder, describe, write_json
 from metaloss.runner import Runner
 from metaloss.tasks import TASKS
@@ -75,15 +76,18 @@ def train(
     if not dry_run:
         ended = folder.check(parsed.text, seed, resume=resume)
         if ended is not None:
-            print(f"{folder.path}: this run has ended already; {_summary(ended)}")
-            return EXIT_CODES[ended["status"]]
+            return _say_ended(folder, ended)
     run = Run(plan, seed, place, find_data_dir(data_dir))
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
-    folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
-    with _stopping_on_signals(run) as received:
-        result = run.execute(folder, parsed.text)
+    with folder.held():
+        ended = folder.check(parsed.text, seed, resume=resume)  # another may have come first
+        if ended is not None:
+            return _say_ended(folder, ended)
+        folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
+        with _stopping_on_signals(run) as received:
+            result = run.execute(folder, parsed.text)
     print(f"{folder.path}: {_summary(result)}")
     return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
 
@@ -200,6 +204,12 @@ def _names(plan: Runner) -> dict[str, str]:
 def _default_folder(plan: Runner, seed: int) -> Path:
     names = _names(plan)
     return Path("runs", "{task}_{backbone}".format(**names), plan.method, f"seed{seed}")
+
+
+def _say_ended(folder: RunFolder, ended: dict[str, Any]) -> int:
+    """The exit code of a run that needs nothing more."""
+    print(f"{folder.path}: this run has ended already; {_summary(ended)}")
+    return EXIT_CODES[ended["status"]]
 
 
 def _summary(result: dict[str, object]) -> str:
