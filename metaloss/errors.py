@@ -38,6 +38,13 @@ class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 
 
+class LostProcessError(Exception):
+    """Of the processes that share a run, another one has ended or does not answer.
+
+    No InputError, as nothing that was given is wrong; the run's last checkpoint stands.
+    """
+
+
 def did_you_mean(asked: str, known: Iterable[str]) -> str:
     """A clause naming the known word nearest to `asked`, or nothing if none is near."""
     near = difflib.get_close_matches(asked, list(known), n=1)

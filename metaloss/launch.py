@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metaloss import config, plugins, predictions, seeding
+from metaloss import config, distributed, plugins, predictions, processes, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
 from metaloss.run import Run, finite_or_none
@@ -54,7 +54,7 @@ def train(
         if threads < 1:
             raise InputError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
-    place = find_device(device)
+    place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
         there = RunFolder(Path(output_dir))
@@ -78,12 +78,15 @@ def train(
             print(f"{folder.path}: this run has ended already; {_summary(ended)}")
             return EXIT_CODES[ended["status"]]
     run = Run(plan, seed, place, find_data_dir(data_dir))
+    distributed.require_equal((parsed.text, seed), "is asked for another run")
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
-    folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
+    if distributed.rank() == 0:
+        folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
     with _stopping_on_signals(run) as received:
         result = run.execute(folder, parsed.text)
+        distributed.gather(None)  # a process that leaves earlier may take the others with it
     print(f"{folder.path}: {_summary(result)}")
     return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
 

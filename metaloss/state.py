@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from metaloss import seeding
+from metaloss import distributed, seeding
 from metaloss.export import Trajectory, flat
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
@@ -41,7 +41,7 @@ class State:
         self._seed = seed
         set_float32(plan.precision)
         self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
-        torch.manual_seed(seeding.stream(seed, "global").initial_seed())  # dropout
+        self._seed_globally("global")  # dropout
         self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
         self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
@@ -110,7 +110,11 @@ class State:
         return Trajectory(torch.tensor(steps), torch.stack([self.samples[s] for s in steps]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data that `load_state_dict` goes on from, bit for bit."""
+        """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
+
+        Of several processes all take part; any number of them can go on from it.
+        """
+        own, *others = distributed.gather(seeding.global_state(self._device))
         return {
             "model": self.model.state_dict(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
@@ -123,7 +127,8 @@ class State:
             "samples": self.samples,
             "latest": self.latest,
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
-            "global": seeding.global_state(self._device),
+            "global": own,
+            "global_of_others": others,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,7 +145,16 @@ class State:
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         for name, stream in self._streams.items():
             stream.set_state(state["streams"][name])
-        seeding.set_global_state(state["global"], self._device)
+        generators = [state["global"], *state.get("global_of_others", [])]
+        if distributed.rank() < len(generators):
+            seeding.set_global_state(generators[distributed.rank()], self._device)
+        else:
+            self._seed_globally(f"global/from {self.init_steps + self.steps}")
+
+    def _seed_globally(self, stream: str) -> None:
+        """Torch's global generators, from which dropout masks come: each process has its own."""
+        name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
+        torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         inputs, labels = self.data.draw(split, size, self._streams[stream])
