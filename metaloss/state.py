@@ -33,6 +33,7 @@ class State:
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
+        InputError: a batch has fewer examples than there are processes.
     """
 
     def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
@@ -58,6 +59,8 @@ class State:
         )
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
+        for size in self._batch_sizes():
+            distributed.share(size)  # refuses what is too small now, not after the first steps
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
         self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
@@ -79,8 +82,7 @@ class State:
 
     def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
         """The next batch that a meta-optimizer takes the task loss on."""
-        size = meta_optimizer.objective_batch_size or self._plan.task.batch_size
-        return self._draw(meta_optimizer.objective, size, stream)
+        return self._draw(meta_optimizer.objective, self._objective_size(meta_optimizer), stream)
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
@@ -155,6 +157,16 @@ class State:
         """Torch's global generators, from which dropout masks come: each process has its own."""
         name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
         torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
+
+    def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:
+        return meta_optimizer.objective_batch_size or self._plan.task.batch_size
+
+    def _batch_sizes(self) -> list[int]:
+        """Of every kind of batch that the run draws."""
+        meta_optimizers = (self._plan.initialization, self._plan.adaptation)
+        asked = [("train", self._plan.task.batch_size)]
+        asked += [(m.objective, self._objective_size(m)) for m in meta_optimizers if m is not None]
+        return [min(size, len(self.data.splits[split][1])) for split, size in asked]
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         inputs, labels = self.data.draw(split, size, self._streams[stream])

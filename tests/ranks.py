@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metaloss import ENGINES, RATES, REPRESENTATIONS, AdaLFL, distributed, launch, processes
 from metaloss.analysis import pictures
+from metaloss.errors import InputError
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.run import Run
@@ -319,6 +320,25 @@ def run_all(root: Path) -> list[int]:
     return codes
 
 
+def refusals(root: Path) -> list[str]:
+    """What is said to what cannot be done in several processes; nothing is left of it."""
+    synchronised = mlp(nn.SyncBatchNorm)
+    asked: list[Callable[[], Any]] = [
+        lambda: run(root / "refused", extra=["tasks.digits.batch_size = 1"]),
+        lambda: run(root / "refused", seed=distributed.rank()),
+        lambda: learner(synchronised),
+        lambda: learner(nn.Linear(2 + distributed.rank(), 2)),
+        lambda: processes.own_device("cuda:1"),
+    ]
+    said = []
+    for attempt in asked:
+        try:
+            attempt()
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     written: set[str] = set()
@@ -335,6 +355,7 @@ def main(root: Path) -> None:
     sys.addaudithook(remember)
     with processes.joined(120):
         found = {"cases": {case: compute(case) for case in CASES}, "codes": run_all(root)}
+        found["refusals"] = refusals(root)
         found["written"] = sorted(path for path in written if path.startswith(str(root)))
         torch.save(found, root / f"{distributed.rank()}.pt")
 
