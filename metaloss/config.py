@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,11 +78,15 @@ def load(
     for file in files:
         source.read_file(find(file))
     for binding in bindings:
-        source.read(binding, lambda line, place=place_of(binding): place, Path())
+        source.read(binding, partial(_place_of_line, binding), Path())
     resolution = _Resolution(source)
     called = resolution.call(Reference(root, evaluate=True), "", "the command line")
     blocks = [f"import {module}\n" for module in source.imports] + list(resolution.blocks.values())
     return Config("\n".join(filter(None, blocks)), tuple(resolution.unread()), called)
+
+
+def _place_of_line(binding: str, line: int) -> str:
+    return place_of(binding)
 
 
 def place_of(binding: str) -> str:

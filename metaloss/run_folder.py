@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint, lock
+from metaloss import checkpoint, distributed, lock
 from metaloss.errors import RunFolderError, writing
 
 PACKAGES = ("metaloss", "torch", "torchvision", "timm", "gin-config", "numpy", "scikit-learn")
@@ -137,6 +137,7 @@ def describe(seed: int, device: torch.device) -> dict[str, Any]:
         "seed": seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": distributed.count(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),

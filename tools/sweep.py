@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 r"""Carries out a grid of runs: tasks x methods x parameters x seeds, on one machine or on many.
 
-    python tools/sweep.py plan paper/cpu.gin                        # what it would be
-    python tools/sweep.py run paper/cpu.gin --data_dir=DIR          # starts what is not done yet
-    python tools/sweep.py status paper/cpu.gin                      # done, running, failed, time left
-    python tools/sweep.py retry paper/cpu.gin --data_dir=DIR        # also what has failed
-    python tools/sweep.py report paper/cpu.gin --output=cpu.html    # the paper's tables from it
+    python tools/sweep.py plan paper/cpu.gin                      # what it would be
+    python tools/sweep.py run paper/cpu.gin --data_dir=DIR        # starts what is not done yet
+    python tools/sweep.py status paper/cpu.gin                    # done, running, failed, time left
+    python tools/sweep.py retry paper/cpu.gin --data_dir=DIR      # also what has failed
+    python tools/sweep.py report paper/cpu.gin --output=cpu.html  # the paper's tables from it
     python tools/sweep.py run paper/table1.gin --launcher=slurm \
         --gin_param="launchers.slurm.partition = 'gpu'"
 

@@ -32,8 +32,8 @@ class Launcher(ABC):
     """Starts jobs.
 
     Contract, held by `metaloss.testing.check_launcher`: every job that is given is started once, as
-    a process whose output and exit code go to its log (`metaloss.launchers.process`); one that fails
-    does not stop the others.
+    a process whose output and exit code go to its log (`metaloss.launchers.process`); one that
+    fails does not stop the others.
 
     Attributes:
         threads: CPU threads that each job is told to use.

@@ -67,7 +67,8 @@ class Ray(Launcher):
         ray.cloudpickle.register_pickle_by_value(process)
         try:
             # Not repeated by Ray: a run goes on from its checkpoint when the sweep is run again.
-            task = ray.remote(num_cpus=self.threads, num_gpus=self._gpus, max_retries=0)(process.run)
+            needs = {"num_cpus": self.threads, "num_gpus": self._gpus, "max_retries": 0}
+            task = ray.remote(**needs)(process.run)
             waiting = {task.remote(job.command, job.log): job for job in jobs}
             while waiting:
                 for ended in ray.wait(list(waiting))[0]:

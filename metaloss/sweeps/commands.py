@@ -147,8 +147,10 @@ def status(
     shown = [] if open_only else [_line(s) for s in sorted(found, key=_order)]
     left = seconds_left(found, launcher.parallel)
     pending = any(s.state in ("running", *OPEN) for s in found)
-    about = f"; about {_duration(left)} left, {launcher.parallel} at a time" if left and pending else ""
-    return "\n".join([*shown, _counts(found) + about])
+    last = _counts(found)
+    if left and pending:
+        last += f"; about {_duration(left)} left, {launcher.parallel} at a time"
+    return "\n".join([*shown, last])
 
 
 def report(cells: Sequence[Cell], site: Site, output: Path | None) -> None:
