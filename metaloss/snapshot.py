@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from metaloss import seeding
+from metaloss import batches, seeding
+from metaloss.batches import StepBatch
 from metaloss.problem import Problem
 
 
@@ -47,7 +48,11 @@ def on_trial(problem: Problem) -> Iterator[None]:
 
 
 @torch.no_grad()
-def task_loss(problem: Problem, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
     """L_T on a batch at the current θ, without gradient; running statistics stay."""
     with problem.replaced({}, problem.copy_buffers()):
-        return problem.task_loss(problem.forward(batch[0]), batch[1])
+        losses = [
+            problem.task_loss(problem.forward(inputs), labels)
+            for inputs, labels in batches.parts(batch)
+        ]
+    return torch.stack(losses).mean()

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import checks
+from metaloss.batches import StepBatch
 from metaloss.engines.base import Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.vectors import Vector, gradient
 
 Dense = list[Tensor]  #: a vector over θ without gaps
@@ -39,7 +40,9 @@ class Implicit(RolloutEngine, ABC):
     def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         return ImplicitRollout(self, problem, meta, batches)
 
 
@@ -51,7 +54,7 @@ class ImplicitRollout(Rollout):
         engine: Implicit,
         problem: Problem,
         meta: MetaParameters,
-        batches: Sequence[Batch],
+        batches: Sequence[StepBatch],
     ) -> None:
         self._engine = engine
         self._problem = problem
@@ -63,9 +66,8 @@ class ImplicitRollout(Rollout):
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         problem, theta = self._problem, self._problem.theta
         decays = self._decays()
-        inputs, labels = self._batch
         with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
-            loss = problem.learned_loss(problem.forward(inputs), labels)
+            loss = torch.stack(list(problem.shares(self._batch))).sum()
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
