@@ -17,6 +17,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from metaloss import batches, links, seeding, vectors
 from metaloss.base_step import BaseStep, Pass
 from metaloss.batches import Batch, Outputs, StepBatch
+from metaloss.embeddings import refuse_untrue_gradients
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
 from metaloss.gradient_transform import GradientTransform, Transformed, refuse_hooks
@@ -48,7 +49,9 @@ class Problem:
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
         InputError: the optimizer holds a parameter that is not the model's, or none to train; the
-            model is wrapped in DataParallel or DistributedDataParallel; or a parameter has hooks.
+            model is wrapped in DataParallel or DistributedDataParallel; a parameter has hooks; or
+            the autocast is float16.
+        UnsupportedModelError: an embedding's gradient is not its derivative.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Problem:
         if not self.theta:
             raise InputError("the optimizer holds no parameter that requires a gradient")
         refuse_hooks(self.theta)
+        refuse_untrue_gradients(model, self.theta)
         self.theta_names = [names[p] for p in self.theta]
         followed = set(self.theta)
         #: Parameters that require a gradient and that this optimizer does not train.

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaloss import checks, seeding
 from metaloss.base_step import BaseStep, Pass
 from metaloss.batches import StepBatch
+from metaloss.embeddings import refuse_tied_padding
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.errors import ConfigError
@@ -45,6 +46,7 @@ class LogitDifference(RolloutEngine):
                 "engine = 'logit_difference' goes back through one base step at a time; "
                 f"inner_steps = {len(batches)} needs 'exact' or 'unrolled'"
             )
+        refuse_tied_padding(problem.model, problem.theta)
         directional = partial(central_difference, relative_step=self.relative_step)
         return OneStepRollout(problem, meta, batches[0], directional, primals=False)
 
