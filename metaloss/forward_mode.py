@@ -227,8 +227,12 @@ def embedding(
 
 def lstm(*args: Any) -> Any:
     """An LSTM written out: oneDNN's kernel has no forward derivative."""
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[attr-defined]
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets, and warns of, more
+    try:
         return torch.lstm(*args)
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

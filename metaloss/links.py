@@ -151,14 +151,15 @@ class Weighted:
     def __call__(self, outputs: Tensor, labels: tuple[Any, Tensor]) -> tuple[Tensor, ...]:
         labels_alone, weights = labels
         prediction, target, *own = self.link(outputs, labels_alone)
+        rows = labels_alone.numel() if isinstance(self.link, Dense) else len(prediction)
+        if weights.numel() != rows:
+            raise InputError(
+                f"there are {weights.numel()} weights for {rows} rows of outputs "
+                f"{list(outputs.shape)}: one for each"
+            )
         weights = weights.flatten()
         if isinstance(self.link, Dense):
             weights = weights[self.link.counted(labels_alone)]
-        if weights.shape != prediction.shape[:1]:
-            raise InputError(
-                f"there are {len(weights)} weights for {len(prediction)} rows of outputs "
-                f"{list(outputs.shape)}: one for each"
-            )
         return prediction, target, weights * own[0] if own else weights
 
 

@@ -229,7 +229,7 @@ class Problem:
             self._looks_at_theta = any(part is not None for part in direct)
             grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
         self._stepped = True
-        kept = slope if loss_graph else None
+        kept = slope if loss_graph and (share == 1 or self._looks_at_theta) else None
         made = Pass(batch, share, kept, direct, primals, buffers, random_state)
         return made, loss.detach(), grads
 

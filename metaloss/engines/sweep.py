@@ -80,5 +80,6 @@ class SweepRollout(Rollout):
                     if step.transformed is not None:
                         grad_bar = step.transformed.cotangent(grad_bar)
                 total = add(total, gradient(grads, [*theta, *self._meta.phi], grad_bar))
+            del loss, grads  # before the next micro-batch's graph grows
         direct, phi_share = total[: len(theta)], total[len(theta) :]
         return add(theta_bar, direct), state_bar, phi_share, alpha_bar
