@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import re
 from pathlib import Path
 
@@ -222,16 +223,19 @@ def test_nothing_is_left_of_200_steps(engine):
         return len(tensors), sum(storages.values())
 
     def run(steps):
+        for i in range(steps):
+            learner.step(metaloss.MicroBatches([train, valid]) if i % 2 else train, valid)
+
+    def peak_of(steps):
         with measuring(torch.device("cpu")) as memory:
-            for i in range(steps):
-                batch = metaloss.MicroBatches([train, valid]) if i % 2 else train
-                learner.step(batch, valid)
+            run(steps)
         return memory.peak_bytes
 
     run(4)
-    before, peak = living(), run(4)
-    assert run(200) <= peak
+    before = living()
+    run(200)
     assert living() == before
+    assert peak_of(12) <= peak_of(4)
 
 
 def test_a_state_dict_in_the_middle_continues_bit_for_bit():
@@ -592,3 +596,12 @@ def test_the_page_runs_from_top_to_bottom():
     for block in blocks:
         exec(block, names)
     assert len(blocks) > 8
+
+
+def test_the_example_learns_digits_with_the_five_lines_and_without(capsys):
+    spec = importlib.util.spec_from_file_location("own_loop", ROOT / "examples/own_loop.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert example.main(["--epochs=2", "--initial_steps=100"]) > 0.8
+    assert "epoch  2  test accuracy 0." in capsys.readouterr().out
+    assert example.main(["--epochs=2", "--plain"]) > 0.8
