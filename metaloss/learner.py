@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaloss import links
+from metaloss import links, snapshot
 from metaloss.batches import Adapter, Outputs, adapted
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
@@ -161,14 +161,14 @@ class AdaLFL:
             start: meta-steps that were made before (when a run is resumed).
         """
         model, optimizer = self.problem.model, self.problem.optimizer
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = snapshot.model_values(model)
         for done in range(start + 1, initialization.steps + 1):
             redraw()
             reset(optimizer)
             with self.problem.taking_autocast():
                 result = initialization.step(draw_train, draw_objective)
             if done == initialization.steps:
-                model.load_state_dict(before)
+                snapshot.set_model_values(model, before)
                 reset(optimizer)
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it

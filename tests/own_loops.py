@@ -371,6 +371,11 @@ def adam_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=1e-2)
 
 
+def nesterov(model: nn.Module) -> torch.optim.Optimizer:
+    """By foreach kernels, as on a GPU, which change the gradients in place."""
+    return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, nesterov=True, foreach=True)
+
+
 def normalised() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
 
@@ -383,6 +388,7 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
 LOOPS = {
     "plain": plain(),
     "adam": plain(optimizer=adam_optimizer),
+    "nesterov, all tensors at once": plain(optimizer=nesterov),
     "frozen, groups and a stranger": Loop(
         partly_frozen, tabular, classified,
         lambda call, b: F.cross_entropy(call(b[0]), b[1]), optimizer=two_groups_and_a_stranger,

@@ -135,7 +135,7 @@ def problem_of(loop: Loop):
 
 STEPS = ["norm clipping of micro-batches", "norm clipping of adam's micro-batches",
          "value clipping", "a transform of one's own", "micro-batches of adam", "plain",
-         "segmentation", "tied weights with padding"]  # fmt: skip
+         "segmentation", "tied weights with padding", "nesterov, all tensors at once"]  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -585,6 +585,28 @@ def test_initialisation_leaves_what_is_not_trained_as_it_is():
     assert all(w.equal(before["0.weight"]) and b.equal(before["2.bias"]) for w, b in seen)
     for key, value in before.items():
         assert model.state_dict()[key].equal(value), key
+
+
+def test_trials_and_initialisation_leave_no_trace_in_any_buffer():
+    """A count of the training passes that no state dict has."""
+
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 3)
+            self.register_buffer("passes", torch.zeros(()), persistent=False)
+
+        def forward(self, x):
+            self.passes += 1
+            return super().forward(x)
+
+    model = Counting()
+    learner = learner_of(model)  # whose engine is chosen by a trial
+    batch = torch.randn(4, 6), torch.randint(3, (4,))
+    learner.initialize([batch], [batch], steps=3)
+    assert model.passes == 0
+    learner.step(batch)
+    learner.step(metaloss.MicroBatches([batch, batch]), batch)
+    assert model.passes == 3
 
 
 # What is written

@@ -15,7 +15,7 @@ from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.reentrant import refusing_reentrant_checkpoints
 from metaloss.update import State
-from metaloss.vectors import Vector, add, gradient
+from metaloss.vectors import Vector, add, copy, gradient
 
 
 @ENGINES.register("unrolled")
@@ -65,9 +65,9 @@ class UnrolledRollout(Rollout):
                     losses.append(loss.detach())
             if problem.gradient_transform is not None:
                 grads = transform(problem.gradient_transform, grads)
-            taken = problem.take_step(
-                [None if grad is None else grad.detach() for grad in grads], keep="values"
-            )
+            # Copies: torch's foreach kernel of Nesterov's SGD changes its gradients in place.
+            along = copy([None if grad is None else grad.detach() for grad in grads])
+            taken = problem.take_step(along, keep="values")
             state = taken.state_before if state is None else state
             self._theta, state = taken.differentiable(
                 self._theta, grads, state, self._alpha, meta.ratios
