@@ -255,8 +255,8 @@ class Problem:
         return slope
 
     def over_ranks(
-        self, grads: vectors.Vector, loss: Tensor, examples: int
-    ) -> tuple[vectors.Vector, Tensor]:
+        self, grads: list[Tensor | None], loss: Tensor, examples: int
+    ) -> tuple[list[Tensor | None], Tensor]:
         """g and M_φ of a training pass in all processes' shares; their running statistics too.
 
         Differentiable in g; as they are in a single process.
