@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint, inspection
+from metaloss import checkpoint, inspection, tensorboard
 from metaloss.backbones import BACKBONES
 from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
@@ -70,14 +70,14 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        written = self._continue_from(folder.checkpoint, config)  # bytes of metrics
+        written, events = self._continue_from(folder, config)
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
         done = {"initialization": self.state.init_steps, "train": self.state.steps}
         starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
         with (
             closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts)) as self.board,
+            closing(TensorBoard(folder.path, starts, events)) as self.board,
             closing(Progress()) as self.progress,
         ):
             if self.state.steps == 0:
@@ -258,8 +258,13 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         self.state.seconds = self._seconds()
-        content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
-        checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
+        content = {
+            "config": self.config,
+            "metrics_bytes": self.metrics.sync(),
+            "events": tensorboard.sizes(self.folder.path),
+            "state": self.state.state_dict(),
+        }
+        checkpoint.save(self.folder.checkpoint, content)
         self._export_loss(self._result("unfinished", {}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
@@ -269,26 +274,31 @@ class Run:
             provenance = {**provenance, "classes": inspection.classes(state)}
             save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
-    def _continue_from(self, path: Path, config: str) -> int:
-        """Takes the state of the last checkpoint, if there is one; the bytes of metrics it counts.
+    def _continue_from(self, folder: RunFolder, config: str) -> tuple[int, dict[str, int]]:
+        """Takes the state of the last checkpoint, if there is one.
 
         That is the one before the latest, with a warning, where the latest is damaged.
+
+        Returns:
+            The bytes of the metrics, and those of the event files, that it counts.
         """
+        path = folder.checkpoint
         if not checkpoint.exists(path):
-            return 0
+            return 0, {}
         saved, damage = checkpoint.load_last(path)
         if saved.get("config") != config:
             raise RunFolderError(f"{path} is of another configuration: nothing was changed")
         try:
             self.state.load_state_dict(saved["state"])
             written = int(saved["metrics_bytes"])
+            events = dict(saved.get("events", tensorboard.sizes(folder.path)))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
             raise RunFolderError(checkpoint.damage(path, reason)) from error
         if damage is not None:
             at = f"meta-step {self.state.init_steps}, step {self.state.steps}"
             print(f"warning: {damage}: going on from the one before, {at}", file=sys.stderr)
-        return written
+        return written, events
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began
