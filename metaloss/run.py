@@ -275,9 +275,7 @@ class Run:
             save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
     def _continue_from(self, folder: RunFolder, config: str) -> tuple[int, dict[str, int]]:
-        """Takes the state of the last checkpoint, if there is one.
-
-        That is the one before the latest, with a warning, where the latest is damaged.
+        """Takes the state of the last whole checkpoint, if there is one.
 
         Returns:
             The bytes of the metrics, and those of the event files, that it counts.
