@@ -40,6 +40,13 @@ class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 
 
+class LostProcessError(Exception):
+    """Of the processes that share a run, another one has ended or does not answer.
+
+    No InputError, as nothing that was given is wrong; the run's last checkpoint stands.
+    """
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Within it, an OSError becomes a RunFolderError that names what could not be written."""

@@ -6,14 +6,14 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from metaloss import config, plugins, predictions, seeding
+from metaloss import config, distributed, plugins, predictions, processes, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
 from metaloss.loggers import finite_or_none
@@ -55,7 +55,7 @@ def train(
         if threads < 1:
             raise InputError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
-    place = find_device(device)
+    place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
         there = RunFolder(Path(output_dir))
@@ -71,23 +71,29 @@ def train(
         print(f"warning: {message}", file=sys.stderr)
     seed = 0 if seed is None else seed
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan = parsed.build()
+        plan: Runner = parsed.build()
     folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
     if not dry_run:
         ended = folder.check(parsed.text, seed, resume=resume)
         if ended is not None:
             return _say_ended(folder, ended)
     run = Run(plan, seed, place, find_data_dir(data_dir))
+    distributed.require_equal((parsed.text, seed), "is asked for another run")
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
-    with folder.held():
-        ended = folder.check(parsed.text, seed, resume=resume)  # another may have come first
+    first = distributed.rank() == 0
+    with folder.held() if first else nullcontext():
+        # Another may have come first; only the first process looks, as it alone writes.
+        ended = folder.check(parsed.text, seed, resume=resume) if first else None
+        ended = distributed.gather(ended)[0]
         if ended is not None:
             return _say_ended(folder, ended)
-        folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
+        if first:
+            folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
         with _stopping_on_signals(run) as received:
             result = run.execute(folder, parsed.text)
+            distributed.gather(None)  # a process that leaves earlier may take the others with it
     print(f"{folder.path}: {_summary(result)}")
     return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from metaloss.errors import InputError, RunFolderError
 
+#: Seconds between tries: `holder` takes a free lock for an instant, which must not refuse anybody.
+LOOKS = (0.01, 0.05, 0.2, None)
+
 
 class HeldError(InputError):
     """Another process holds the lock, or another part of this one."""
@@ -49,10 +52,33 @@ def holding(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def holder(path: Path) -> str | None:
+    """Who holds the lock file `path`, in words; None if nobody does."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
+        except BlockingIOError:
+            return _holder(file)
+        except OSError:
+            return None
+        return None
+
+
 def _take(file: FileIO, path: Path) -> bool:
     """Takes the lock; False, with a warning, where the file system has none."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for wait in LOOKS:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
     except BlockingIOError:
         raise HeldError(f"{path} is held by {_holder(file)}: one process at a time") from None
     except OSError as error:  # such as Lustre mounted without `flock`

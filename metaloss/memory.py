@@ -42,7 +42,7 @@ def measuring(device: torch.device) -> Iterator[PeakMemory]:
             yield result
 
 
-def peak_of_process(device: torch.device) -> int:
+def of_run(device: torch.device) -> int:
     """Bytes so far: of the GPU's memory that tensors took, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

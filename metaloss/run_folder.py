@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint, lock
+from metaloss import checkpoint, distributed, lock
 from metaloss.errors import RunFolderError, writing
 
 PACKAGES = ("metaloss", "torch", "torchvision", "timm", "gin-config", "numpy", "scikit-learn")
@@ -28,7 +28,8 @@ class RunFolder:
 
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
     machine), `metrics.jsonl`, `result.json`, `checkpoint.pt` and the one before it, TensorBoard
-    events, `loss/` (the exported learned loss), `figures/`, and `.lock` (see `metaloss.lock`).
+    events, `loss/` (the exported learned loss), `figures/`, `.lock` (see `metaloss.lock`), and
+    `log.txt` where a sweep started the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +41,8 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.loss = path / "loss"
         self.figures = path / "figures"
+        self.lock = path / ".lock"
+        self.log = path / "log.txt"
 
     def check(self, config: str, seed: int, *, resume: bool) -> dict[str, Any] | None:
         """Whether a run may write here; changes nothing.
@@ -110,7 +113,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written to: {error}") from error
-        with lock.holding(self.path / ".lock"):
+        with lock.holding(self.lock):
             yield
 
     def begin(self, config: str, meta: dict[str, Any]) -> None:
@@ -134,6 +137,7 @@ def describe(seed: int, device: torch.device) -> dict[str, Any]:
         "seed": seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": distributed.count(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
