@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -22,6 +23,7 @@ from metaloss.loggers import Progress
 from metaloss.run import Run
 from metaloss.run_folder import RunFolder
 from tests import lives
+from tests.conftest import REPOSITORY
 from tests.test_run import INITIALIZATION, QUICK, assert_same_state, rows
 from tests.test_run import train as run
 
@@ -495,7 +497,9 @@ def test_interrupted_while_the_results_are_written(dead, whole, tmp_path, monkey
         patch.setattr(pictures, "draw", interrupt)
         code, error = train(*arguments(folder))
     assert code == 130
-    assert error.splitlines()[-1] == "interrupted: --resume goes on from the last checkpoint"
+    assert error.splitlines()[-1] == (
+        "interrupted: --resume goes on from the last checkpoint, if there is one"
+    )
     assert not (folder / "result.json").exists()
     assert train(*arguments(folder))[0] == 0
     assert_same_run(folder, whole[0])
@@ -512,3 +516,11 @@ def test_events_are_on_disk_as_soon_as_they_are_told(tmp_path):
     board.scalars({"phase": "train", "step": 3, "seconds": 1.0, "skipped": 2})
     assert scalars(tmp_path) == {"./meta/skipped": [(3, 2.0)]}
     board.close()
+
+
+def test_every_promise_of_the_document_has_its_test():
+    text = (REPOSITORY / "docs" / "survival.md").read_text()
+    there = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
+    promised = re.findall(r"`(test_\w+)`", text)
+    assert len(promised) > 15
+    assert [name for name in promised if f"def {name}(" not in there] == []
