@@ -5,9 +5,11 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.batches import MicroBatches
 from metaloss.descents import DESCENTS
 from metaloss.engines import ENGINES
 from metaloss.export import load_loss
+from metaloss.gradient_transform import ClipNorm, ClipValue
 from metaloss.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
@@ -29,6 +31,9 @@ __all__ = [
     "REPRESENTATIONS",
     "TASKS",
     "AdaLFL",
+    "ClipNorm",
+    "ClipValue",
+    "MicroBatches",
     "load_loss",
     "load_model",
 ]

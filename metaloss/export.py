@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from metaloss import checkpoint, links
 from metaloss.errors import RunFolderError, writing
-from metaloss.problem import Link
+from metaloss.links import Link
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.run_folder import read_json, write_json
 
 FORMAT = 1
-LINKS: dict[str, Link] = {"probabilities": links.probabilities, "values": links.values}
 
 
 @dataclass
@@ -46,14 +45,16 @@ class LearnedLoss(nn.Module):
         self.representation = representation
         self.link = link
 
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, labels: Any) -> Tensor:
         """The mean loss of the batch, a scalar.
 
         Args:
             outputs: [batch, C]; logits in classification.
-            labels: class indices [batch], or values [batch, C] in regression.
+            labels: class indices [batch], values [batch, C] in regression, or what else the link
+                takes.
         """
-        return self.representation(*self.link(outputs, labels)).mean()
+        prediction, target, *weights = self.link(outputs, labels)
+        return links.mean(self.representation(prediction, target), *weights)
 
 
 def save_loss(
@@ -72,7 +73,7 @@ def save_loss(
             "format": FORMAT,
             "representation": REPRESENTATIONS.name_of(representation),
             "arguments": representation.arguments(),
-            "link": next(name for name, known in LINKS.items() if known is link),
+            "link": links.to_json(link),
             "provenance": provenance or {},
         },
     )
@@ -106,7 +107,7 @@ def load_loss(folder: str | Path) -> LearnedLoss:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunFolderError(f"{folder}/model.safetensors does not fit: {reason}") from error
-    return LearnedLoss(representation, LINKS[config["link"]])
+    return LearnedLoss(representation, links.from_json(config["link"]))
 
 
 def load_trajectory(folder: str | Path) -> Trajectory:

@@ -209,7 +209,8 @@ def test_bad_input_is_told_once(tmp_path):
     warning, error = "".join(said for _, said in results).splitlines()
     assert warning.startswith("warning: nobody reads: ")
     assert error == (
-        f"error: no file {tmp_path / 'no.npz'}: set tasks.arrays.path, absolute or inside --data_dir"
+        f"error: no file {tmp_path / 'no.npz'}: set tasks.arrays.path, absolute or inside "
+        "--data_dir"
     )
     assert not folder.exists()
 

@@ -292,8 +292,14 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     log = tmp_path / "log.txt"
     words = (sys.executable, "-c", code, str(tmp_path / "state"))
     executor = submitit.LocalExecutor(tmp_path / "jobs")
-    executor.update_parameters(timeout_min=0.3, signal_delay_s=12)  # it is warned after 6 s
-    assert executor.submit(Requeued(words, str(log))).result() == 0
+    executor.update_parameters(timeout_min=60)
+    job = executor.submit(Requeued(words, str(log)))
+    while "ready" not in last_lines(log):
+        time.sleep(0.05)
+    controller = job._process.pid
+    tasks = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(tasks[0]), signal.SIGUSR2)  # as Slurm does before it takes a node away
+    assert job.result() == 0
     ends = [line for line in log.read_text().splitlines() if line.startswith("exit code")]
     assert ends == ["exit code 143", "exit code 0"]
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from metaloss.batches import StepBatch
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.registry import Registry
 from metaloss.vectors import Vector
 
-Draw = Callable[[], Batch]  #: gives the next batch
+Draw = Callable[[], StepBatch]  #: gives the next batch
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Engine(ABC):
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         """Makes one base step on each training batch, and differentiates the task loss after them.
@@ -76,14 +77,16 @@ class RolloutEngine(Engine):
     """An engine that goes back through the steps from v = ∇_θ L_T at the last θ."""
 
     @abstractmethod
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         """Makes one base step on each batch, so that they can be gone back through."""
 
     def hypergradient(
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         rollout = self.roll_out(problem, meta, train)

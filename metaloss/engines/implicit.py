@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import checks, distributed
+from metaloss.batches import StepBatch, examples
 from metaloss.engines.base import Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.vectors import Vector, gradient
 
 Dense = list[Tensor]  #: a vector over θ without gaps
@@ -39,7 +40,9 @@ class Implicit(RolloutEngine, ABC):
     def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         return ImplicitRollout(self, problem, meta, batches)
 
 
@@ -51,7 +54,7 @@ class ImplicitRollout(Rollout):
         engine: Implicit,
         problem: Problem,
         meta: MetaParameters,
-        batches: Sequence[Batch],
+        batches: Sequence[StepBatch],
     ) -> None:
         self._engine = engine
         self._problem = problem
@@ -62,10 +65,9 @@ class ImplicitRollout(Rollout):
 
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         problem, theta = self._problem, self._problem.theta
-        decays = self._decays()
-        inputs, labels = self._batch
+        decays, count = self._decays(), examples(self._batch)
         with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
-            loss = problem.learned_loss(problem.forward(inputs), labels)
+            loss = torch.stack(list(problem.shares(self._batch))).sum()
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -74,7 +76,7 @@ class ImplicitRollout(Rollout):
                 share = torch.autograd.grad(
                     grads, theta, q, retain_graph=True, materialize_grads=True
                 )
-                _, image = distributed.mean_beside([], [], share, len(labels))
+                _, image = distributed.mean_beside([], [], share, count)
                 pairs = zip(image, decays, q, strict=True)
                 return [part + decay * direction for part, decay, direction in pairs]
 
@@ -84,7 +86,7 @@ class ImplicitRollout(Rollout):
                 float(problem.optimizer.param_groups[0]["lr"]),
             )
             shares = gradient(grads, self._meta.phi, [-part for part in q])
-            phi_bar = distributed.mean(shares, self._meta.phi, len(labels))
+            phi_bar = distributed.mean(shares, self._meta.phi, count)
         return phi_bar, None
 
     def _decays(self) -> list[float]:

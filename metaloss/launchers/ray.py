@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from metaloss import checks
 from metaloss.errors import InputError
@@ -52,12 +54,12 @@ class Ray(Launcher):
             import ray
         except ImportError:
             raise InputError("launchers.ray needs Ray: install metaloss[ray]") from None
-        own = {"num_cpus": self.parallel * self.threads, "include_dashboard": False}
+        own: dict[str, Any] = {"num_cpus": self.parallel * self.threads, "include_dashboard": False}
         try:
             ray.init(
                 self._address,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 **({} if self._address else own),
             )
         except ConnectionError as error:
@@ -67,7 +69,11 @@ class Ray(Launcher):
         ray.cloudpickle.register_pickle_by_value(process)
         try:
             # Not repeated by Ray: a run goes on from its checkpoint when the sweep is run again.
-            needs = {"num_cpus": self.threads, "num_gpus": self._gpus, "max_retries": 0}
+            needs: dict[str, Any] = {
+                "num_cpus": self.threads,
+                "num_gpus": self._gpus,
+                "max_retries": 0,
+            }
             task = ray.remote(**needs)(process.run)
             waiting = {task.remote(job.command, job.log): job for job in jobs}
             while waiting:

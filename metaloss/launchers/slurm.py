@@ -63,7 +63,11 @@ class Slurm(Launcher):
         checks.choice(cluster, "launchers.slurm.cluster", ("slurm", "local"))
         self.parallel = parallel
         self.threads = threads
-        self._place = {"folder": folder, "cluster": cluster, "slurm_max_num_timeout": timeouts}
+        self._place: dict[str, Any] = {
+            "folder": folder,
+            "cluster": cluster,
+            "slurm_max_num_timeout": timeouts,
+        }
         self._poll = poll
         self._parameters: dict[str, Any] = {
             "name": "metaloss",

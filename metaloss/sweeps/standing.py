@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from metaloss import lock
 from metaloss.analysis.runs import read_metrics
@@ -98,7 +98,7 @@ def seconds_left(standings: Sequence[Standing], parallel: int) -> float | None:
     return left / parallel
 
 
-def _result(folder: RunFolder) -> dict[str, object]:
+def _result(folder: RunFolder) -> dict[str, Any]:
     try:
         return read_json(folder.result) if folder.result.is_file() else {}
     except RunFolderError:
