@@ -54,12 +54,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what `write_atomically` left in a folder, and below it, when it was killed.
+    """Removes what `write_atomically` left in a folder when it was killed.
 
     Raises:
         RunFolderError: a file cannot be removed.
     """
-    for path in folder.rglob(f".*{PARTIAL}"):
+    for path in folder.glob(f".*{PARTIAL}"):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

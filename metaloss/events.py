@@ -17,8 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from metaloss.errors import writing
-
-PREFIX = "events.out.tfevents."
+from metaloss.tensorboard import PREFIX
 
 
 class Writer(SummaryWriter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -12,10 +11,9 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint, distributed, inspection, memory
+from metaloss import distributed, inspection, memory, saving
 from metaloss.backbones import BACKBONES
 from metaloss.engines.base import Draw
-from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import save_loss
 from metaloss.loggers import MetricsFile, Progress, Row, finite_or_none
@@ -71,7 +69,7 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        written = self._continue_from(folder.checkpoint, config)  # bytes of metrics
+        written, events = saving.restore(self.state, folder, config)
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
         done = {"initialization": self.state.init_steps, "train": self.state.steps}
@@ -82,7 +80,7 @@ class Run:
         starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
         with (
             closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts)) as self.board,
+            closing(TensorBoard(folder.path, starts, events)) as self.board,
             closing(self.progress),
         ):
             if self.state.steps == 0:
@@ -273,8 +271,7 @@ class Run:
 
     @distributed.first_alone
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
-        checkpoint.save(self.folder.checkpoint, {**content, "state": state})
+        saving.save(self.folder, self.config, self.metrics.sync(), state)
         self._export_loss(self._result("unfinished", {}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
@@ -283,27 +280,6 @@ class Run:
         if state.loss is not None and state.samples:
             provenance = {**provenance, "classes": inspection.classes(state)}
             save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
-
-    def _continue_from(self, path: Path, config: str) -> int:
-        """Takes the state of the last checkpoint, if there is one; the bytes of metrics it counts.
-
-        That is the one before the latest, with a warning, where the latest is damaged.
-        """
-        if not checkpoint.exists(path):
-            return 0
-        saved, damage = checkpoint.load_last(path)
-        if saved.get("config") != config:
-            raise RunFolderError(f"{path} is of another configuration: nothing was changed")
-        try:
-            self.state.load_state_dict(saved["state"])
-            written = int(saved["metrics_bytes"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
-            raise RunFolderError(checkpoint.damage(path, reason)) from error
-        if damage is not None:
-            at = f"meta-step {self.state.init_steps}, step {self.state.steps}"
-            print(f"warning: {damage}: going on from the one before, {at}", file=sys.stderr)
-        return written
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began

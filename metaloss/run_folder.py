@@ -122,7 +122,8 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written to.
         """
-        checkpoint.remove_partial(self.path)
+        for folder in (self.path, self.loss, self.figures):
+            checkpoint.remove_partial(folder)
         commands = self.path / "command.txt"
         with writing(commands), commands.open("a") as file:
             file.write(shlex.join(sys.argv) + "\n")

@@ -1,10 +1,11 @@
 """Checkpoints: whole or not at all, verified when read, never able to run code."""
 
-import random
 import re
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from metaloss import checkpoint
 from metaloss.errors import RunFolderError
@@ -121,20 +122,39 @@ def test_a_file_cut_short_is_refused(path, share, reason):
     )
 
 
-def test_a_flipped_bit_is_refused_or_harmless(path):
-    """A bit of padding or of a time stamp may flip; what is loaded is then still the same."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A checkpoint's bytes, and where to put damaged ones."""
+    path = tmp_path_factory.mktemp("damaged") / "checkpoint.pt"
+    checkpoint.save(path, STATE)
+    return path.read_bytes(), path
+
+
+@hypothesis.settings(deadline=None, max_examples=300, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_damage_is_refused_or_harmless(written, data):
+    """Any bits flipped, and then perhaps cut or made longer: never other numbers."""
+    content, path = written
+    damaged = bytearray(content)
+    for bit in data.draw(st.lists(st.integers(0, 8 * len(content) - 1), max_size=3, unique=True)):
+        damaged[bit // 8] ^= 1 << bit % 8
+    end = data.draw(st.one_of(st.none(), st.integers(0, len(content))))
+    path.write_bytes(damaged[:end] + data.draw(st.binary(max_size=80)))
+    try:
+        assert equal(checkpoint.load(path))
+    except RunFolderError as error:
+        assert "\n" not in str(error)
+
+
+def test_every_flipped_bit_of_the_values_and_of_the_checksum_is_refused(path):
     content = path.read_bytes()
-    draw, refused = random.Random(0), 0
-    for _ in range(200):
+    start = content.index(STATE["phi"].numpy().tobytes())
+    for at in (*range(start, start + 100), *range(len(content) - 65, len(content) - 1)):
         damaged = bytearray(content)
-        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
-        try:
-            assert equal(checkpoint.load(path))
-        except RunFolderError as error:
-            refused += 1
-            assert "\n" not in str(error)
-    assert refused > 190  # all but the word before the checksum and the line's ends
+        with pytest.raises(RunFolderError, match=r"\(its checksum does not match\)"):
+            checkpoint.load(path)
 
 
 def test_a_flipped_bit_of_the_archives_directory_is_refused(path):

@@ -413,3 +413,22 @@ def test_runs_that_have_no_model(here, refused):
     content["config"] = ""
     checkpoint.save(folder / "checkpoint.pt", content)
     assert "is of another configuration" in refused("young")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(here):
+    folder = here / "runs" / "digits"
+    path = folder / "checkpoint.pt"
+    whole = path.read_bytes()
+    content = checkpoint.load(path)
+    before = checkpoint.previous(path)
+    checkpoint.save(path, content)  # there are two now, and equal
+    path.write_bytes(whole[:-1])
+    with pytest.warns(UserWarning) as caught:
+        model = metaloss.load_model(folder, data_dir=here)
+    assert [str(warning.message) for warning in caught] == [
+        f"{path} is no whole checkpoint (its checksum does not match): the model is of the one "
+        "before"
+    ]
+    assert model.step == 6
+    path.write_bytes(whole)
+    before.unlink()

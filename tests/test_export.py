@@ -63,6 +63,50 @@ def test_a_loss_that_cannot_be_loaded_says_why(tmp_path):
         load_loss(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "trajectory.safetensors"])
+def test_a_damaged_export_is_refused_or_harmless(tmp_path, name):
+    """Every single bit: the format has no checksum of its own."""
+    loss = metaloss.REPRESENTATIONS["taylor"]()
+    trajectory = Trajectory(torch.tensor([0, 3]), torch.stack([flat(loss), flat(loss) + 1]))
+    save_loss(tmp_path, loss, links.values, trajectory)
+    path = tmp_path / name
+    content = path.read_bytes()
+    values = content.rindex(b"}") + 1
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            if name.startswith("model"):
+                assert flat(load_loss(tmp_path).representation).equal(flat(loss))
+            else:
+                found = load_trajectory(tmp_path)
+                assert found.steps.equal(trajectory.steps) and found.phi.equal(trajectory.phi)
+            assert bit // 8 < values  # in the header, a word that says nothing of the values
+        except RunFolderError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_flipped_bit_of_phi_is_named(tmp_path):
+    save_loss(tmp_path, metaloss.REPRESENTATIONS["taylor"](), links.values)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunFolderError) as caught:
+        load_loss(tmp_path)
+    assert str(caught.value) == f"{path} is damaged: its checksum does not match"
+
+
+def test_weights_of_another_program_need_no_checksum(tmp_path):
+    from safetensors.torch import save_file
+
+    loss = metaloss.REPRESENTATIONS["taylor"]()
+    save_loss(tmp_path, loss, links.values)
+    save_file(loss.state_dict(), tmp_path / "model.safetensors")
+    assert flat(load_loss(tmp_path).representation).equal(flat(loss))
+
+
 def test_the_network_is_the_papers():
     """Eqs. 3, 4 and 12 by hand for one hidden unit: ℓ = w₂·φ(w₀f + w₁y), the mean over outputs."""
     loss = metaloss.REPRESENTATIONS["nn"](hidden=(1,))

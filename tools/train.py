@@ -55,7 +55,10 @@ def main(command_line: list[str] | None = None) -> int:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return processes.exit_code(error)
     except KeyboardInterrupt:  # the second one: the first lets the run save itself
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted: --resume goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         return 130
 
 
