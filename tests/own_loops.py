@@ -417,10 +417,10 @@ LOOPS = {
     ),
     "norm clipping": plain(**clipping(0.005)),
     "norm clipping, never active": plain(**clipping(1e3)),
-    "norm clipping of adam": plain(**clipping(0.005), optimizer=adam_optimizer),
+    "norm clipping of adam": plain(**clipping(0.001), optimizer=adam_optimizer),
     "norm clipping of micro-batches": plain(**clipping(0.005), micro=2),
     "norm clipping of adam's micro-batches": plain(
-        **clipping(0.005), micro=2, optimizer=adam_optimizer
+        **clipping(0.001), micro=2, optimizer=adam_optimizer
     ),
     "value clipping": plain(
         arguments={"gradient_transform": metaloss.ClipValue(0.002)}, clip=value_clipped,

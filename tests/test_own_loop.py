@@ -159,6 +159,39 @@ def test_engines_agree_on_several_steps(name, count):
         assert (gradient - reference).norm() <= bound * reference.norm(), engine
 
 
+def test_a_loss_that_looks_at_theta_does_so_once_for_each_micro_batch():
+    """A learned regulariser beside the network: exact, unrolled and the sweep agree."""
+
+    class Regularised(metaloss.representations.base.Representation):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.inner = metaloss.REPRESENTATIONS["nn"](hidden=(6,)).double()
+            self.decay = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+            self.held = [model]
+
+        def forward(self, prediction, target):
+            size = sum(p.square().sum() for p in self.held[0].parameters())
+            return self.inner(prediction, target) + self.decay * size
+
+    found = []
+    ((train, valid),) = drawn(plain(micro=3), 1)
+    for engine in (Exact(), Unrolled(), Sweep()):
+        torch.manual_seed(0)
+        model = mlp().double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        problem = Problem(
+            model, optimizer, Regularised(model), F.cross_entropy, links.probabilities,
+            gradient_transform=metaloss.ClipNorm(0.1),
+        )  # fmt: skip
+        meta = MetaParameters(problem)
+        batches = [metaloss.MicroBatches(train)]
+        result = engine.hypergradient(problem, meta, batches, lambda: valid)
+        found.append(flat(result.phi, meta.phi))
+    assert found[0][-1].abs() > 1e-6
+    for gradient in found[1:]:
+        assert (gradient - found[0]).norm() <= 1e-10 * found[0].norm()
+
+
 def test_norm_clipping_has_the_closed_form_of_its_documentation():
     """u becomes c (u - g⟨g, u⟩/‖g‖²) where it is active, and stays u where it is not."""
     g, u = (torch.randn(2, 5, dtype=torch.float64) for _ in range(2))
