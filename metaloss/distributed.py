@@ -23,13 +23,15 @@ from torch import Tensor
 from metaloss.errors import InputError, LostProcessError
 from metaloss.vectors import Vector
 
+AVAILABLE = dist.is_available()  #: in this build of torch
+
 Plain = TypeVar("Plain")
 Given = ParamSpec("Given")
 
 
 def several() -> bool:
     """Whether this process shares its batches with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return AVAILABLE and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def count() -> int:

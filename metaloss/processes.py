@@ -44,7 +44,7 @@ def joined(patience: float = PATIENCE) -> Iterator[None]:
         with _silence_of_others():
             yield
     except (InputError, LostProcessError) as error:
-        if store.add("errors", 1) > 1:
+        if _is_told(error, store):
             sys.exit(exit_code(error))
         raise
     dist.destroy_process_group()
@@ -96,6 +96,14 @@ def _join(patience: timedelta) -> dist.Store:
         reason = str(error).splitlines()[0]
         raise LostProcessError(f"the processes do not find each other: {reason}") from error
     return store
+
+
+def _is_told(error: Exception, store: dist.Store) -> bool:
+    """Whether another process was there before, to tell what ended them all."""
+    try:
+        return store.add("errors", 1) > 1
+    except RuntimeError:  # some launchers leave the store to the first process, and it has ended
+        return isinstance(error, InputError)
 
 
 @contextmanager

@@ -208,9 +208,8 @@ def test_bad_input_is_told_once(tmp_path):
     assert [code for code, _ in results] == [2, 2]
     warning, error = "".join(said for _, said in results).splitlines()
     assert warning.startswith("warning: nobody reads: ")
-    assert error == (
-        f"error: no file {tmp_path / 'no.npz'}: set tasks.arrays.path, absolute or inside --data_dir"
-    )
+    complaint = "set tasks.arrays.path, absolute or inside --data_dir"
+    assert error == f"error: no file {tmp_path / 'no.npz'}: {complaint}"
     assert not folder.exists()
 
 
