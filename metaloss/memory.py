@@ -1,4 +1,4 @@
-"""Peak memory: of the tensors that were alive at once inside a `with` block, or of a whole run."""
+"""Peak memory: of the tensors inside a `with` block, and of a whole process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measuring(device: torch.device) -> Iterator[PeakMemory]:
 
 
 def of_run(device: torch.device) -> int:
-    """Bytes: of the GPU's memory that tensors took so far, or of the process on a CPU."""
+    """Bytes so far: of the GPU's memory that tensors took, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobyte = 1024 if sys.platform != "darwin" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -17,7 +18,7 @@ from metaloss.engines.base import Draw
 from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
 from metaloss.export import save_loss
-from metaloss.loggers import MetricsFile, Progress, Row
+from metaloss.loggers import MetricsFile, Progress, Row, finite_or_none
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
@@ -70,7 +71,7 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        written = self._continue_from(folder.checkpoint, config)
+        written = self._continue_from(folder.checkpoint, config)  # bytes of metrics
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
         done = {"initialization": self.state.init_steps, "train": self.state.steps}
@@ -148,7 +149,8 @@ class Run:
             if state.steps in sampled:
                 state.sample_loss()
             if state.steps in drawn and distributed.rank() == 0:
-                inspection.show(self.board, state)
+                with self.progress.sparing(f"the figures at step {state.steps}"):
+                    inspection.show(self.board, state)
             if last or state.steps % plan.evaluate_every == 0:
                 self._report("train", "valid")
             self._after_step("train", state.steps, last, result)
@@ -171,9 +173,11 @@ class Run:
             numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = self._result(status, numbers)
         self._export_loss(result)
-        pictures.draw(self.folder.path, pictures.title(result))
+        with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
+            pictures.draw(self.folder.path, pictures.title(result))
         if status != "stopped":
             inspection.conclude(self.board, self.folder, self.config, result)
+        self.metrics.sync()
         write_json(self.folder.result, result)
         return result
 
@@ -281,23 +285,25 @@ class Run:
             save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
 
     def _continue_from(self, path: Path, config: str) -> int:
-        """Takes the state of the checkpoint, if there is one; the bytes of metrics it counts."""
-        if not path.is_file():
+        """Takes the state of the last checkpoint, if there is one; the bytes of metrics it counts.
+
+        That is the one before the latest, with a warning, where the latest is damaged.
+        """
+        if not checkpoint.exists(path):
             return 0
-        saved = checkpoint.load(path)
+        saved, damage = checkpoint.load_last(path)
         if saved.get("config") != config:
             raise RunFolderError(f"{path} is of another configuration: nothing was changed")
         try:
             self.state.load_state_dict(saved["state"])
-            return int(saved["metrics_bytes"])
+            written = int(saved["metrics_bytes"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
             raise RunFolderError(checkpoint.damage(path, reason)) from error
+        if damage is not None:
+            at = f"meta-step {self.state.init_steps}, step {self.state.steps}"
+            print(f"warning: {damage}: going on from the one before, {at}", file=sys.stderr)
+        return written
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began
-
-
-def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is written as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

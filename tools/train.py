@@ -4,8 +4,8 @@ r"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix 
     python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \
         --gin_file=gin_configs/methods/adalfl.gin --data_dir=DIR --seed=0
 
-Exit codes: 0 finished, 2 bad input, 3 diverged, 130 or 143 stopped by SIGINT or SIGTERM (saved:
---resume goes on).
+Exit codes: 0 finished, 2 bad input or a disk that takes no more, 3 diverged, 130 or 143 stopped by
+SIGINT or SIGTERM (saved: --resume goes on).
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ def main(command_line: list[str] | None = None) -> int:
     except (InputError, LostProcessError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return processes.exit_code(error)
+    except KeyboardInterrupt:  # the second one: the first lets the run save itself
+        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
