@@ -95,20 +95,17 @@ def mean_beside(
 
 
 def spread(tensors: Sequence[Tensor]) -> None:
-    """Writes the first rank's values into the others', in place.
+    """Writes the first rank's values into the others' tensors of the same shapes, in place.
 
     Raises:
-        InputError: they are of other shapes there.
         LostProcessError: another process has ended, or does not answer.
     """
     if not several():
         return
-    shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    require_equal(shapes, "has a model or a loss of other shapes")
     with torch.no_grad():
         for group in _by_kind(tensors).values():
             flat = torch.cat([tensors[i].detach().reshape(-1) for i in group])
-            _together(dist.broadcast, flat, 0)
+            _together(dist.broadcast, flat.view(torch.uint8), 0)  # of any type
             for i, part in zip(group, flat.split([tensors[i].numel() for i in group]), strict=True):
                 tensors[i].copy_(part.view(tensors[i].shape))
 

@@ -34,8 +34,11 @@ def joined(patience: float = PATIENCE) -> Iterator[None]:
         patience: seconds until a process that does not answer is given up.
 
     Raises:
+        InputError: the patience is not positive.
         LostProcessError: the processes do not find each other.
     """
+    if not patience > 0:
+        raise InputError(f"--patience {patience:g}: more than 0 seconds")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -54,7 +57,8 @@ def own_device(name: str) -> str:
     """What `--device` names for this process: of several, each on a machine has its own GPU.
 
     Raises:
-        InputError: there are fewer GPUs than processes, or a GPU is named.
+        InputError: there are fewer GPUs than processes, a GPU is named, or the launcher says
+            nothing of the machine.
     """
     if not distributed.several() or name == "cpu":
         return name
@@ -64,6 +68,11 @@ def own_device(name: str) -> str:
         raise InputError(
             f"--device {name}: each of several processes takes a GPU of its own; give auto, cuda "
             "or cpu"
+        )
+    if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+        raise InputError(
+            "LOCAL_RANK and LOCAL_WORLD_SIZE do not say which GPU is this process's: start it with "
+            "torchrun, or give --device=cpu"
         )
     place, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if here > torch.cuda.device_count():
