@@ -12,6 +12,7 @@ of a command line; nothing else of the package talks to torch.distributed.
 from __future__ import annotations
 
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -205,8 +206,13 @@ def _together(collective: Callable[..., Any], *arguments: Any) -> None:
     try:
         collective(*arguments)
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LostProcessError(
             f"process {rank()} of {count()} has lost another one, which ended or did not answer "
-            f"in time ({reason})"
+            f"in time ({reason_of(error)}): --resume goes on from the last checkpoint"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What torch says, in one sentence and without the place in its source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[\S+\.cc:\d+\] ", "", line).split(". ")[0]

@@ -93,6 +93,9 @@ def _join(patience: timedelta) -> dist.Store:
     """Makes the default process group; nccl for tensors on a GPU, gloo for those on a CPU."""
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        # torchrun's --max_restarts leaves what the earlier processes wrote where it was.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
         store.set_timeout(patience)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -102,7 +105,7 @@ def _join(patience: timedelta) -> dist.Store:
             timeout=patience,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = distributed.reason_of(error)
         raise LostProcessError(f"the processes do not find each other: {reason}") from error
     return store
 
