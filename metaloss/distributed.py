@@ -12,6 +12,7 @@ of a command line; nothing else of the package talks to torch.distributed.
 from __future__ import annotations
 
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -23,13 +24,15 @@ from torch import Tensor
 from metaloss.errors import InputError, LostProcessError
 from metaloss.vectors import Vector
 
+AVAILABLE = dist.is_available()  #: in this build of torch
+
 Plain = TypeVar("Plain")
 Given = ParamSpec("Given")
 
 
 def several() -> bool:
     """Whether this process shares its batches with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return AVAILABLE and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def count() -> int:
@@ -93,20 +96,17 @@ def mean_beside(
 
 
 def spread(tensors: Sequence[Tensor]) -> None:
-    """Writes the first rank's values into the others', in place.
+    """Writes the first rank's values into the others' tensors of the same shapes, in place.
 
     Raises:
-        InputError: they are of other shapes there.
         LostProcessError: another process has ended, or does not answer.
     """
     if not several():
         return
-    shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    require_equal(shapes, "has a model or a loss of other shapes")
     with torch.no_grad():
         for group in _by_kind(tensors).values():
             flat = torch.cat([tensors[i].detach().reshape(-1) for i in group])
-            _together(dist.broadcast, flat, 0)
+            _together(dist.broadcast, flat.view(torch.uint8), 0)  # of any type
             for i, part in zip(group, flat.split([tensors[i].numel() for i in group]), strict=True):
                 tensors[i].copy_(part.view(tensors[i].shape))
 
@@ -206,8 +206,13 @@ def _together(collective: Callable[..., Any], *arguments: Any) -> None:
     try:
         collective(*arguments)
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LostProcessError(
             f"process {rank()} of {count()} has lost another one, which ended or did not answer "
-            f"in time ({reason})"
+            f"in time ({reason_of(error)}): --resume goes on from the last checkpoint"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What torch says, in one sentence and without the place in its source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[\S+\.cc:\d+\] ", "", line).split(". ")[0]

@@ -50,8 +50,9 @@ class Problem:
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
         InputError: the optimizer holds a parameter that is not the model's, or none to train; the
-            model is wrapped in DataParallel or DistributedDataParallel; a parameter has hooks; or
-            the autocast is float16.
+            model is wrapped in DataParallel or DistributedDataParallel, has SyncBatchNorm in
+            several processes, or is of other shapes in another one; a parameter has hooks; or the
+            autocast is float16.
         UnsupportedModelError: an embedding's gradient is not its derivative.
     """
 
@@ -117,9 +118,16 @@ class Problem:
         self.device = self.theta[0].device
         self._stepped = False  # whether a base step has shown that the model can be followed
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
-        for module in (model, loss):
-            if module is not None:
-                distributed.spread([*module.parameters(), *module.buffers()])
+        if distributed.several():
+            self._start_alike()
+
+    def _start_alike(self) -> None:
+        """Gives every process the model and the loss of the first one."""
+        modules = [self.model] if self.loss is None else [self.model, self.loss]
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
+        distributed.require_equal(shapes, "has a model or a loss of other shapes")
+        distributed.spread(tensors)
 
     def forward(self, inputs: Any) -> Tensor:
         """f_θ(x): outputs [batch, C], in θ's own precision."""

@@ -34,8 +34,11 @@ def joined(patience: float = PATIENCE) -> Iterator[None]:
         patience: seconds until a process that does not answer is given up.
 
     Raises:
+        InputError: the patience is not positive.
         LostProcessError: the processes do not find each other.
     """
+    if not patience > 0:
+        raise InputError(f"--patience {patience:g}: more than 0 seconds")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -44,7 +47,7 @@ def joined(patience: float = PATIENCE) -> Iterator[None]:
         with _silence_of_others():
             yield
     except (InputError, LostProcessError) as error:
-        if store.add("errors", 1) > 1:
+        if _is_told(error, store):
             sys.exit(exit_code(error))
         raise
     dist.destroy_process_group()
@@ -54,7 +57,8 @@ def own_device(name: str) -> str:
     """What `--device` names for this process: of several, each on a machine has its own GPU.
 
     Raises:
-        InputError: there are fewer GPUs than processes, or a GPU is named.
+        InputError: there are fewer GPUs than processes, a GPU is named, or the launcher says
+            nothing of the machine.
     """
     if not distributed.several() or name == "cpu":
         return name
@@ -64,6 +68,11 @@ def own_device(name: str) -> str:
         raise InputError(
             f"--device {name}: each of several processes takes a GPU of its own; give auto, cuda "
             "or cpu"
+        )
+    if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+        raise InputError(
+            "LOCAL_RANK and LOCAL_WORLD_SIZE do not say which GPU is this process's: start it with "
+            "torchrun, or give --device=cpu"
         )
     place, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if here > torch.cuda.device_count():
@@ -84,6 +93,9 @@ def _join(patience: timedelta) -> dist.Store:
     """Makes the default process group; nccl for tensors on a GPU, gloo for those on a CPU."""
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        # torchrun's --max_restarts leaves what the earlier processes wrote where it was.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
         store.set_timeout(patience)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -93,9 +105,17 @@ def _join(patience: timedelta) -> dist.Store:
             timeout=patience,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = distributed.reason_of(error)
         raise LostProcessError(f"the processes do not find each other: {reason}") from error
     return store
+
+
+def _is_told(error: Exception, store: dist.Store) -> bool:
+    """Whether another process was there before, to tell what ended them all."""
+    try:
+        return store.add("errors", 1) > 1
+    except RuntimeError:  # some launchers leave the store to the first process, and it has ended
+        return isinstance(error, InputError)
 
 
 @contextmanager

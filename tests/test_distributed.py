@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,10 @@ from tests.test_run import assert_same_state, rows
 PATIENT = 300  #: seconds, on a busy machine; what does not end at all is the error
 FEW = [f"--gin_param={p}" for p in [*ranks.QUICK, *ranks.METHODS["adalfl"]]]
 FILES = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin"]
+LOST = (
+    r"error: process 0 of 2 has lost another one, which ended or did not answer in time "
+    r"\([^.]+[^)]*\): --resume goes on from the last checkpoint"
+)
 TRAIN = [str(REPOSITORY / "tools" / "train.py"), *FILES, *FEW, "--device=cpu"]
 
 
@@ -181,7 +186,7 @@ def test_torchrun_and_a_killed_process(tmp_path):
         process.communicate()
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: process 0 of 2 has lost another one, which ended or did not ")
+    assert re.fullmatch(LOST, line)
     assert not (folder / "result.json").exists()
 
 
@@ -197,7 +202,7 @@ def test_a_process_that_does_not_answer(tmp_path):
             process.kill()
             process.communicate()
     assert started[0].returncode == 1
-    assert said.splitlines()[-1].startswith("error: process 0 of 2 has lost another one")
+    assert re.fullmatch(LOST, said.splitlines()[-1])
 
 
 def test_bad_input_is_told_once(tmp_path):
@@ -208,10 +213,8 @@ def test_bad_input_is_told_once(tmp_path):
     assert [code for code, _ in results] == [2, 2]
     warning, error = "".join(said for _, said in results).splitlines()
     assert warning.startswith("warning: nobody reads: ")
-    assert error == (
-        f"error: no file {tmp_path / 'no.npz'}: set tasks.arrays.path, absolute or inside "
-        "--data_dir"
-    )
+    complaint = "set tasks.arrays.path, absolute or inside --data_dir"
+    assert error == f"error: no file {tmp_path / 'no.npz'}: {complaint}"
     assert not folder.exists()
 
 
@@ -252,3 +255,31 @@ def test_alone_nothing_is_averaged_or_copied():
     with processes.joined():
         assert not distributed.several()
     assert processes.own_device("cuda:1") == "cuda:1"
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """By the words of the launcher; no GPU is touched here."""
+    chosen = []
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InputError, match="LOCAL_RANK and LOCAL_WORLD_SIZE do not say which GPU"):
+        processes.own_device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [processes.own_device(name) for name in ("auto", "cuda", "cpu")] == [
+        "cuda:1", "cuda:1", "cpu",
+    ]  # fmt: skip
+    assert chosen == [1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(InputError) as refusal:
+        processes.own_device("auto")
+    assert str(refusal.value) == (
+        "3 processes for 2 GPUs on this machine: start one for each GPU, or give --device=cpu"
+    )
+
+
+def test_patience_is_positive(refused):
+    assert refused("--patience=0") == "--patience 0: more than 0 seconds"

@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--patience",
         type=float,
-        default=600,
+        default=600.0,
         metavar="SECONDS",
         help="started by torchrun: how long a process waits for another one; default: 600",
     )

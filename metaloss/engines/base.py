@@ -34,7 +34,8 @@ class Engine(ABC):
     Contract, held by `metaloss.testing.check_engine`: the base steps are those of plain training on
     M_φ, and stand in the model and the optimizer afterwards; the gradient is what the class says
     (the exact ones agree with each other); `state_dict` holds what the engine carries from one
-    call to the next.
+    call to the next. In several processes the gradient is that of the whole batch: what is a mean
+    over a batch passes `metaloss.distributed.mean`, unless `Problem` has seen to it.
     """
 
     #: Whether the gradient is that of the steps themselves, up to rounding.
