@@ -7,7 +7,7 @@ from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
 from metaloss.descents import DESCENTS
 from metaloss.engines import ENGINES
-from metaloss.export import load_loss
+from metaloss.export import LearnedLoss, load_loss
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.rates import RATES
@@ -27,6 +27,7 @@ __all__ = [
     "REPRESENTATIONS",
     "TASKS",
     "AdaLFL",
+    "LearnedLoss",
     "load_loss",
     "load_model",
 ]

@@ -12,6 +12,7 @@ from torch import nn
 from metaloss import links
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
+from metaloss.export import LearnedLoss
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
@@ -151,6 +152,18 @@ class AdaLFL:
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result
+
+    def learned_loss(self) -> LearnedLoss:
+        """The loss as it is learned here, to call, to record over the training and to save.
+
+        It shares φ with the learner; each call gives one with a record of its own.
+
+        Raises:
+            InputError: the learner learns no loss.
+        """
+        if self.problem.loss is None:
+            raise InputError("there is no learned loss: the learner descends the task loss")
+        return LearnedLoss(self.problem.loss, self.problem.link)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """φ and what continues its learning; model and optimizer are the caller's to save."""

@@ -1,0 +1,256 @@
+"""The files of a learned loss: JSON and safetensors, which are data and cannot run code.
+
+config.json              format, representation and its arguments, link, step, where it comes from
+model.safetensors        φ
+trajectory.safetensors   φ at the recorded steps of a training (optional)
+README.md                the same for people
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss import checkpoint, links, loss_card, seeding
+from metaloss.errors import InputError, RunFolderError, did_you_mean
+from metaloss.plugins import GROUP
+from metaloss.problem import Link
+from metaloss.registry import UnknownComponentError
+from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.run_folder import read_json, versions, write_json
+from metaloss.trajectory import Trajectory, flat
+
+FORMAT = 2  #: 1 had no step, origin and versions; both are read
+CONFIG, PHI, TRAJECTORY, CARD = (
+    "config.json", "model.safetensors", "trajectory.safetensors", "README.md",
+)  # fmt: skip
+LINKS: dict[str, Link] = {
+    "probabilities": links.probabilities,
+    "values": links.values,
+    "by_labels": links.by_labels,
+}
+
+
+@dataclass(frozen=True)
+class SavedLoss:
+    """What the files hold."""
+
+    representation: Representation
+    link: Link
+    step: int | None = None  #: base step that φ is of, where it is known
+    trajectory: Trajectory | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)  #: plain data
+
+
+# --- writing ---
+
+
+def write(folder: Path, saved: SavedLoss) -> None:
+    """Writes a learned loss; each file whole or not at all.
+
+    Raises:
+        InputError: the link is none that can be named, or the representation's arguments or the
+            provenance are not plain data.
+        RunFolderError: the folder cannot be written to.
+    """
+    from safetensors.torch import save_file
+
+    config = {
+        "format": FORMAT,
+        "representation": REPRESENTATIONS.name_of(saved.representation),
+        "arguments": saved.representation.arguments(),
+        "link": _name_of(saved.link),
+        "step": saved.step,
+        "origin": _origin(type(saved.representation).__module__),
+        "versions": versions(),
+        "provenance": saved.provenance,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be written to: {error}") from error
+    except TypeError as error:
+        raise InputError(f"{folder / CONFIG}: arguments and provenance: {error}") from error
+    tensors = {PHI: saved.representation.state_dict()}
+    if saved.trajectory is None:
+        (folder / TRAJECTORY).unlink(missing_ok=True)  # an earlier loss's
+    else:
+        tensors[TRAJECTORY] = {"steps": saved.trajectory.steps, "phi": saved.trajectory.phi}
+    for name, content in tensors.items():
+        # Copies: safetensors refuses tensors that share memory, as tied parameters do.
+        own = {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}
+        checkpoint.write_atomically(
+            folder / name, functools.partial(_save, save=save_file, tensors=own)
+        )
+    card = loss_card.text(config, saved.link, flat(saved.representation).numel(), saved.trajectory)
+    checkpoint.write_atomically(folder / CARD, lambda path: path.write_text(card, "utf-8"))
+
+
+def _save(path: Path, save: Any, tensors: dict[str, Tensor]) -> None:
+    save(tensors, str(path))
+
+
+def _name_of(link: Link) -> str:
+    """The word for a link in config.json."""
+    for name, known in LINKS.items():
+        if known is link:
+            return name
+    word = getattr(link, "__qualname__", repr(link))
+    raise InputError(
+        f"the link {word} cannot be saved: whoever loads the loss would not have it · known: "
+        f"{', '.join(LINKS)}"
+    )
+
+
+@functools.cache
+def _origin(module: str) -> dict[str, str | None]:
+    """Where a representation's class is from: its module, and the distribution that brought it."""
+    package = module.partition(".")[0]
+    if package == "metaloss":
+        return {"module": module, "distribution": package, "version": versions().get(package)}
+    if package == "metaloss_plugins":  # a file, loaded by metaloss.plugins
+        return {"module": f"{module.partition('.')[2]}.py", "distribution": None, "version": None}
+    brought = [
+        point.dist.name
+        for point in entry_points(group=GROUP)
+        if point.dist is not None and point.module.partition(".")[0] == package
+    ]
+    brought += packages_distributions().get(package, []) if not brought else []
+    found = brought[0] if brought else None
+    return {"module": module, "distribution": found, "version": version(found) if found else None}
+
+
+# --- reading ---
+
+
+def read(folder: str | Path) -> SavedLoss:
+    """The learned loss of a run folder, or of a folder that `write` wrote; draws nothing random.
+
+    Raises:
+        RunFolderError: there is none, a file is damaged or no learned loss's, or its format is
+            newer.
+        UnknownComponentError: no component has the representation's name: a plugin is missing.
+    """
+    folder = _place(Path(folder))
+    path = folder / CONFIG
+    config = read_json(path)
+    _check(config, path)
+    representation = _build(config, path)
+    try:
+        representation.load_state_dict(_read_tensors(folder / PHI), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(f"{folder / PHI} does not fit: {reason}") from error
+    step, provenance = config.get("step"), config["provenance"]
+    if config["format"] == 1:
+        step = provenance.get("steps")
+    trajectory = None
+    if (folder / TRAJECTORY).exists():
+        trajectory = read_trajectory(folder)
+        count = flat(representation).numel()
+        if trajectory.phi.shape[1] != count:
+            raise RunFolderError(
+                f"{folder / TRAJECTORY} does not fit: its φ has {trajectory.phi.shape[1]} numbers, "
+                f"the loss {count}"
+            )
+    return SavedLoss(representation, LINKS[config["link"]], step, trajectory, provenance)
+
+
+def read_trajectory(folder: str | Path) -> Trajectory:
+    """φ over the training, of a run folder or of a folder that `write` wrote.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged or no trajectory.
+    """
+    path = _place(Path(folder)) / TRAJECTORY
+    tensors = _read_tensors(path)
+    steps, phi = tensors.get("steps"), tensors.get("phi")
+    whole = steps is not None and phi is not None and steps.ndim == 1 and phi.ndim == 2
+    if not (whole and len(steps) == len(phi) > 0 and bool((steps.diff() > 0).all())):  # type: ignore[arg-type, union-attr]
+        raise RunFolderError(f"{path} holds no trajectory: steps [T], ascending, and phi [T, P]")
+    return Trajectory(steps, phi)  # type: ignore[arg-type]
+
+
+def _place(folder: Path) -> Path:
+    """The folder of the loss itself, given that or the run's."""
+    for place in (folder / "loss", folder):
+        if (place / CONFIG).is_file():
+            return place
+    run = " · it is a run that learned none, or has not exported it yet"
+    raise RunFolderError(
+        f"there is no learned loss in {folder}: no {CONFIG}, nor loss/{CONFIG}"
+        f"{run if (folder / 'config.gin').is_file() else ''}"
+    )
+
+
+def _check(config: Mapping[str, Any], path: Path) -> None:
+    """Whether the config is one that this version reads."""
+    found = config.get("format")
+    if type(found) is not int or found < 1 or "representation" not in config:
+        raise RunFolderError(f"{path} is not that of a learned loss: it has no format of one")
+    if found > FORMAT:
+        raise RunFolderError(
+            f"{path} has format {found}, of a newer metaloss; this one, version "
+            f"{versions().get('metaloss', 'unknown')}, reads formats up to {FORMAT}"
+        )
+    kinds = {"representation": str, "arguments": dict, "link": str, "provenance": dict}
+    for name, kind in kinds.items():
+        if not isinstance(config.get(name), kind):
+            raise RunFolderError(f"{path} is damaged: {name} = {config.get(name)!r}")
+    if not isinstance(config.get("step"), (int, type(None))):
+        raise RunFolderError(f"{path} is damaged: step = {config['step']!r}")
+    link = config["link"]
+    if link not in LINKS:
+        near, known = did_you_mean(link, LINKS), ", ".join(LINKS)
+        raise RunFolderError(f"{path}: no link {link!r}{near} · known: {known}")
+
+
+def _build(config: Mapping[str, Any], path: Path) -> Representation:
+    """The representation, with parameters of no meaning yet."""
+    name = config["representation"]
+    component = REPRESENTATIONS.get(name)
+    if component is None:
+        missing = REPRESENTATIONS.describe_unknown(name)
+        raise UnknownComponentError(f"{path}: {missing}{_plugin(config.get('origin'))}")
+    if not inspect.isclass(component):
+        raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
+    try:
+        with seeding.drawing_from(torch.Generator()):
+            return component(**config["arguments"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{path}: representations.{name} refuses its arguments: {reason}"
+        raise RunFolderError(message) from error
+
+
+def _plugin(origin: Any) -> str:
+    """How to get the plugin that a representation was saved from, as far as config.json says."""
+    if not isinstance(origin, dict) or not isinstance(origin.get("module"), str):
+        return ""
+    module, distribution = origin["module"], origin.get("distribution")
+    if distribution == "metaloss":
+        return f" · it was saved by metaloss {origin.get('version')}, which has it"
+    load = f"load it by --plugin={module}, or import it first"
+    if distribution is None:
+        return f" · it was saved from the plugin {module}: {load}"
+    return f" · it was saved from {module} of {distribution} {origin.get('version')}: {load}"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, with memory of their own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
