@@ -92,8 +92,10 @@ class LearnedLoss(nn.Module):
                 f"step {step} is not in what was recorded: steps {recorded.first} to "
                 f"{recorded.last}, {len(recorded.steps)} of them"
             )
+        index = recorded.index(step)
         past = copy.deepcopy(self)
-        past.step = recorded.write(step, past.representation)
+        recorded.write(index, past.representation)
+        past.step = int(recorded.steps[index])
         return past
 
     def schedule(self, steps: int | None = None) -> ScheduledLoss:
@@ -163,6 +165,7 @@ class ScheduledLoss(nn.Module):
         self._recorded = _recording(loss, "a schedule")
         self.steps = steps
         self.loss = copy.deepcopy(loss)
+        self._index = -1  # of the φ that the loss has
         self._go_to(0)
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +178,11 @@ class ScheduledLoss(nn.Module):
 
     def _go_to(self, step: int) -> None:
         self.steps_made = step
-        self.loss.step = self._recorded.write(step, self.loss.representation, self.steps)
+        index = self._recorded.index(step, self.steps)
+        if index != self._index:  # else nothing is sent to a GPU
+            self._recorded.write(index, self.loss.representation)
+            self.loss.step = int(self._recorded.steps[index])
+            self._index = index
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps_made)

@@ -18,7 +18,7 @@ CARD = """\
 import metaloss
 
 loss = metaloss.load_loss("PATH OF THIS FOLDER")
-loss(outputs, labels)  # the mean over the batch; reduction="sum" or "none" as torch's losses have it
+loss(outputs, labels)  # as torch's losses are called; the mean over the batch, by default
 ```
 
 What it makes of a model's outputs and the labels: {link}
@@ -29,7 +29,8 @@ What it makes of a model's outputs and the labels: {link}
 |---|---|
 {rows}
 
-Files: `config.json` (the same for programs), `model.safetensors` (φ){trajectory}. All of them are data and cannot run code.
+Files: `config.json` (the same for programs), `model.safetensors` (φ){trajectory}.
+All of them are data and cannot run code.
 """
 
 

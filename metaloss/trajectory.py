@@ -51,14 +51,12 @@ class Trajectory:
         return max(int((self.steps * over <= step * self.last).sum()) - 1, 0)
 
     @torch.no_grad()
-    def write(self, step: int, loss: nn.Module, over: int | None = None) -> int:
-        """Gives a loss the φ of a step, see `index`, in place; -> the recorded step it is of."""
-        index = self.index(step, over)
+    def write(self, index: int, loss: nn.Module) -> None:
+        """Gives a loss the φ at an index, in place."""
         parameters = list(loss.parameters())
         parts = self.phi[index].split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.copy_(part.view_as(parameter))
-        return int(self.steps[index])
 
 
 def flat(representation: nn.Module) -> Tensor:

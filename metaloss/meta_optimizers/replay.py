@@ -50,6 +50,7 @@ class Replay(MetaOptimizer):
                 f"{own}: give it Runner.representation = @representations.pretrained()"
             )
         self._problem, self._loss = problem, problem.loss
+        self._index = -1  # of the φ that the loss has
         self._go_to(0)
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
@@ -59,7 +60,10 @@ class Replay(MetaOptimizer):
 
     def _go_to(self, step: int) -> None:
         self._base_steps = step
-        self._trajectory.write(step, self._loss, self.over)
+        index = self._trajectory.index(step, self.over)
+        if index != self._index:  # else nothing is sent to a GPU
+            self._trajectory.write(index, self._loss)
+            self._index = index
 
     def state_dict(self) -> dict[str, Any]:
         return {"base_steps": self._base_steps}
