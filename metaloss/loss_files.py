@@ -217,7 +217,7 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
 def _build(config: Mapping[str, Any], path: Path) -> Representation:
     """The representation, with parameters of no meaning yet."""
     name = config["representation"]
-    component = REPRESENTATIONS.get(name)
+    component: Any = REPRESENTATIONS.get(name)
     if component is None:
         missing = REPRESENTATIONS.describe_unknown(name)
         raise UnknownComponentError(f"{path}: {missing}{_plugin(config.get('origin'))}")
