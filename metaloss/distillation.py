@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss import checks, expressions
+from metaloss import checks, links
 from metaloss.analysis import curves
 from metaloss.analysis.curves import Panel
 from metaloss.errors import InputError
+from metaloss.export import LearnedLoss
 from metaloss.representations.base import Representation
 from metaloss.representations.terms import Terms
 
@@ -47,7 +48,7 @@ EXACT = 1e-12  #: share of variance left unexplained by what is the same but for
 
 @dataclass(frozen=True)
 class Closeness:
-    """How near a formula is to the learned loss in one panel; a constant between them is no matter."""
+    """How near a formula is to the learned loss in one panel, but for a constant."""
 
     panel: str
     r2: float | None  #: share of the values' variance that is explained; None of a constant
@@ -72,16 +73,48 @@ class Formula:
     coefficients: tuple[float, ...]
     closeness: tuple[Closeness, ...]
 
-    @property
-    def felt(self) -> Closeness:
-        """In what training feels: an example's loss; in regression the panel it is worst in."""
-        if self.closeness[-1].panel.startswith("an example"):
-            return self.closeness[-1]
-        return min(self.closeness, key=lambda panel: -1.0 if panel.r2 is None else panel.r2)
+    def as_loss(self, of: LearnedLoss) -> LearnedLoss:
+        """The formula as a loss in the place of the learned one."""
+        provenance = {**of.provenance, "distilled_from": of.summary}
+        formula = Terms(self.terms, self.coefficients)
+        return LearnedLoss(formula, of.link, step=of.step, provenance=provenance)
 
-    def representation(self) -> Terms:
-        """The formula as a loss."""
-        return Terms(self.terms, self.coefficients)
+
+def classes_of(loss: LearnedLoss, given: int | None = None) -> int | None:
+    """C of the task that a loss was learned on; None for regression.
+
+    Args:
+        loss: which may say it.
+        given: C, where it does not, and 0 for regression.
+
+    Raises:
+        InputError: neither says it, or both, and not the same; or it is no number of classes.
+    """
+    said = loss.provenance.get("classes")
+    if loss.link is links.values:
+        said = 0
+    if said is None and given is None:
+        raise InputError("the loss does not say its number of classes: give --classes")
+    if given is not None and said is not None and given != said:
+        raise InputError(f"--classes {given}: the loss was learned with {said}")
+    found = said if given is None else given
+    if not isinstance(found, int) or found < 0 or found == 1:
+        raise InputError(f"{found!r} is no number of classes: at least 2, or 0 for regression")
+    return found or None
+
+
+def of_size(formulas: Sequence[Formula], size: int | None) -> Formula:
+    """The formula of a size; None takes the largest.
+
+    Raises:
+        InputError: there is none of that size.
+    """
+    if size is None:
+        return formulas[-1]
+    for formula in formulas:
+        if formula.size == size:
+            return formula
+    raise InputError(f"--size {size}: there are formulas of 1 to {formulas[-1].size} terms")
 
 
 def distill(

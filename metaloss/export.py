@@ -122,16 +122,20 @@ class LearnedLoss(nn.Module):
         )
         loss_files.write(Path(folder), saved)
 
-    def extra_repr(self) -> str:
-        count = sum(p.numel() for p in self.representation.parameters())
-        link = getattr(self.link, "__name__", repr(self.link))
+    @property
+    def summary(self) -> str:
+        """What it is and where it comes from, in a line."""
         words = [
-            f"{REPRESENTATIONS.name_of(self.representation)}, {count:,} parameters",
-            f"link={link}, reduction={self.reduction}",
+            REPRESENTATIONS.name_of(self.representation),
             learned_on(self.provenance),
             "" if self.step is None else f"step {self.step:,}",
         ]
         return ", ".join(filter(None, words))
+
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.representation.parameters())
+        link = getattr(self.link, "__name__", repr(self.link))
+        return f"{self.summary}; {count:,} parameters, link={link}, reduction={self.reduction}"
 
 
 class ScheduledLoss(nn.Module):

@@ -137,7 +137,7 @@ def _sum(parts: Sequence[str], coefficients: Sequence[float]) -> str:
     """The parts with the signs of their coefficients between them."""
     signs = ["-" if c < 0 else "+" for c in coefficients]
     first, *rest = [f"{sign} {part}" for sign, part in zip(signs, parts, strict=True)]
-    return " ".join([first.removeprefix("+ ").replace("- ", "-", 1), *rest])
+    return " ".join([re.sub(r"^\+ |(?<=^-) ", "", first), *rest])
 
 
 def _number(value: float) -> str:

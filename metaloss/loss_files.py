@@ -225,7 +225,7 @@ def _build(config: Mapping[str, Any], path: Path) -> Representation:
         raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
     try:
         with seeding.drawing_from(torch.Generator()):
-            representation: Representation = component(**config["arguments"])
+            representation: Representation = REPRESENTATIONS[name](**config["arguments"])
     except (TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         message = f"{path}: representations.{name} refuses its arguments: {reason}"
