@@ -35,8 +35,8 @@ class Factor:
 
 
 def _positive(x: Tensor) -> Tensor:
-    """At least the dtype's smallest normal number, where softmax has rounded to 0 or 1."""
-    return x.clamp_min(torch.finfo(x.dtype).tiny)
+    """Where softmax has rounded to 0, a number small enough whose 1/x² is finite."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny ** 0.45)
 
 
 def _log_cosh(e: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ README.md                the same for people
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,8 +62,6 @@ def write(folder: Path, saved: SavedLoss) -> None:
             provenance are not plain data.
         RunFolderError: the folder cannot be written to.
     """
-    from safetensors.torch import save_file
-
     config = {
         "format": FORMAT,
         "representation": REPRESENTATIONS.name_of(saved.representation),
@@ -86,17 +85,28 @@ def write(folder: Path, saved: SavedLoss) -> None:
     else:
         tensors[TRAJECTORY] = {"steps": saved.trajectory.steps, "phi": saved.trajectory.phi}
     for name, content in tensors.items():
-        # Copies: safetensors refuses tensors that share memory, as tied parameters do.
-        own = {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}
-        checkpoint.write_atomically(
-            folder / name, functools.partial(_save, save=save_file, tensors=own)
-        )
+        _write_tensors(folder / name, content)
     card = loss_card.text(config, saved.link, flat(saved.representation).numel(), saved.trajectory)
     checkpoint.write_atomically(folder / CARD, lambda path: path.write_text(card, "utf-8"))
 
 
-def _save(path: Path, save: Any, tensors: dict[str, Tensor]) -> None:
-    save(tensors, str(path))
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file with a checksum, which the format itself has not."""
+    from safetensors.torch import save
+
+    # Copies: safetensors refuses tensors that share memory, as tied parameters do.
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    content = save(own, {"sha256": _digest(own)})
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _name_of(link: Link) -> str:
@@ -174,10 +184,15 @@ def read_trajectory(folder: str | Path) -> Trajectory:
     path = _place(Path(folder)) / TRAJECTORY
     tensors = _read_tensors(path)
     steps, phi = tensors.get("steps"), tensors.get("phi")
-    whole = steps is not None and phi is not None and steps.ndim == 1 and phi.ndim == 2
-    if not (whole and len(steps) == len(phi) > 0 and bool((steps.diff() > 0).all())):  # type: ignore[arg-type, union-attr]
+    if (
+        steps is None
+        or phi is None
+        or (steps.ndim, phi.ndim) != (1, 2)
+        or not len(steps) == len(phi) > 0
+        or bool((steps.diff() <= 0).any())
+    ):
         raise RunFolderError(f"{path} holds no trajectory: steps [T], ascending, and phi [T, P]")
-    return Trajectory(steps, phi)  # type: ignore[arg-type]
+    return Trajectory(steps, phi)
 
 
 def _place(folder: Path) -> Path:
@@ -247,11 +262,15 @@ def _plugin(origin: Any) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, with memory of their own."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    """The tensors of a safetensors file, in memory of their own."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if metadata.get("sha256") not in (None, _digest(tensors)):  # None: format 1
+        raise RunFolderError(f"{path} is damaged: its checksum does not match")
+    return tensors

@@ -89,9 +89,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """The name of a registered class or function, of an instance, or of gin's copy of one."""
         component = inspect.unwrap(component) if callable(component) else component
         classes = inspect.getmro(component if inspect.isclass(component) else type(component))
-        for name, known in self._components.items():
-            if component is known or known in classes:
-                return name
+        for candidate in (component, *classes):  # a subclass before what it is derived from
+            for name, known in self._components.items():
+                if candidate is known:
+                    return name
         return getattr(component, "__name__", type(component).__name__)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
