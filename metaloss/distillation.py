@@ -73,11 +73,14 @@ class Formula:
     coefficients: tuple[float, ...]
     closeness: tuple[Closeness, ...]
 
+    def representation(self) -> Terms:
+        """The formula as a loss."""
+        return Terms(self.terms, self.coefficients)
+
     def as_loss(self, of: LearnedLoss) -> LearnedLoss:
         """The formula as a loss in the place of the learned one."""
         provenance = {**of.provenance, "distilled_from": of.summary}
-        formula = Terms(self.terms, self.coefficients)
-        return LearnedLoss(formula, of.link, step=of.step, provenance=provenance)
+        return LearnedLoss(self.representation(), of.link, step=of.step, provenance=provenance)
 
 
 def classes_of(loss: LearnedLoss, given: int | None = None) -> int | None:
@@ -147,7 +150,7 @@ def distill(
         if chosen is None:  # the library has not as many independent terms
             break
         terms, coefficients, unexplained = chosen
-        near = tuple(_compare(learned, Terms(terms, coefficients).double(), classes))
+        near = tuple(_compare(learned, _in_float64(terms, coefficients), classes))
         found.append(Formula(size, terms, coefficients, near))
         if unexplained < EXACT:
             break
@@ -193,7 +196,7 @@ class _Fit:
             return np.stack([curves.curve(loss, panel, grid)[1] for panel in seen])  # [K, G]
 
         def slopes_of(terms: list[str]) -> np.ndarray:
-            columns = [slopes(Terms((term,), (1.0,)).double()).ravel() for term in terms]
+            columns = [slopes(_in_float64((term,), (1.0,))).ravel() for term in terms]
             return np.stack(columns, axis=1) if columns else np.empty((len(seen) * POINTS, 0))
 
         goal = slopes(learned)
@@ -236,6 +239,13 @@ class _Fit:
         kept = [i for i in range(len(names)) if i < size or sizes[i] > 1e-9 * sizes.max()]
         left = np.square(self.goal - design @ weights).sum() / np.square(self._whole).sum()
         return tuple(names[i] for i in kept), tuple(float(weights[i]) for i in kept), float(left)
+
+
+def _in_float64(terms: Sequence[str], coefficients: Sequence[float]) -> Terms:
+    """A formula as a loss, with all digits of its coefficients."""
+    loss = Terms(terms, coefficients).double()
+    loss.weights.data.copy_(torch.tensor(coefficients, dtype=torch.float64))
+    return loss
 
 
 def _without(free: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -193,14 +193,16 @@ def test_a_stopped_run_stops_the_others_and_goes_on(run, tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_is_a_result(run, tmp_path):
-    loss = metaloss.LearnedLoss(metaloss.REPRESENTATIONS["terms"](("f^3",), (1e30,)))
-    loss.save_pretrained(tmp_path / "wild")
-    code, stdout, _ = run(
-        tmp_path / "wild", *TASK, "--gin_param=Runner.steps = 20",
-        "--gin_param=Runner.log_every = 1", "--seed=0", f"--output_dir={tmp_path / 'out'}",
+    arguments = (
+        FORMAT_1, *TASK, "--gin_param=Runner.steps = 2", "--seed=0", f"--output_dir={tmp_path}",
     )  # fmt: skip
+    assert run(*arguments)[0] == 0
+    path = tmp_path / "frozen/seed0/result.json"
+    ended = {**json.loads(path.read_text()), "status": "diverged", "test": None}
+    path.write_text(json.dumps(ended))
+    code, stdout, _ = run(*arguments)
     assert code == 0
-    written = json.loads((tmp_path / "out/transfer.json").read_text())["methods"]["frozen"]
+    written = json.loads((tmp_path / "transfer.json").read_text())["methods"]["frozen"]
     assert written["status"] == {"0": "diverged"} and written["mean"] is None
     row = next(line for line in stdout.splitlines() if line.startswith("| frozen"))
     assert "| diverged |" in row
@@ -223,7 +225,7 @@ def test_bad_input_is_one_line(run, tmp_path):
     assert error(FORMAT_1, *TASK, "--step=3", "--mode=schedule") == (
         "--step: a schedule goes through all recorded steps"
     )
-    assert error(FORMAT_1).startswith("metaloss.Runner.task is not set")
+    assert error(FORMAT_1).startswith("Runner.task is not set: add it to a gin file")
     metaloss.LearnedLoss(metaloss.REPRESENTATIONS["nn"]()).save_pretrained(tmp_path / "alone")
     assert error(tmp_path / "alone", *TASK, "--mode=schedule") == (
         "a schedule: nothing was recorded of how the loss changed"
