@@ -261,17 +261,20 @@ def _compare(
     for name, panel in panels(classes).items():
         values, slopes = curves.curve(learned, panel, grid)
         own_values, own_slopes = curves.curve(formula, panel, grid)
+        size = float(np.abs(values).max())
         values, own_values = values - values.mean(), own_values - own_values.mean()
         yield Closeness(
             name,
-            _explained(values, own_values),
+            _explained(values, own_values, size),
             float(np.abs(values - own_values).max()),
-            _explained(slopes, own_slopes),
+            _explained(slopes, own_slopes, float(np.abs(slopes).max())),
             float(np.abs(slopes - own_slopes).max()),
             float(np.abs(slopes).mean()),
         )
 
 
-def _explained(learned: np.ndarray, formula: np.ndarray) -> float | None:
-    whole = float(np.square(learned).sum())
-    return 1 - float(np.square(learned - formula).sum()) / whole if whole > 0 else None
+def _explained(learned: np.ndarray, formula: np.ndarray, size: float) -> float | None:
+    """The share of squares that is explained; None where they are rounding errors of `size`."""
+    if np.abs(learned).max() <= EXACT * size:
+        return None
+    return 1 - float(np.square(learned - formula).sum() / np.square(learned).sum())
