@@ -8,7 +8,7 @@ from metaloss.base_optimizers import BASE_OPTIMIZERS
 from metaloss.batches import MicroBatches
 from metaloss.descents import DESCENTS
 from metaloss.engines import ENGINES
-from metaloss.export import load_loss
+from metaloss.export import LearnedLoss, load_loss
 from metaloss.gradient_transform import ClipNorm, ClipValue
 from metaloss.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
@@ -33,6 +33,7 @@ __all__ = [
     "AdaLFL",
     "ClipNorm",
     "ClipValue",
+    "LearnedLoss",
     "MicroBatches",
     "load_loss",
     "load_model",

@@ -42,6 +42,7 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "taylor (2)": ("taylor", {"order": 2}),
     "taylor (3)": ("taylor", {"order": 3}),
     "scale_shape": ("scale_shape", {"of": "nn", "settings": {"hidden": (8, 8)}}),
+    "terms": ("terms", {"terms": ("y*log(f)", "(1-y)*f^2"), "coefficients": (-1.0, 0.5)}),
 }
 #: Input shape and arguments of each backbone, small.
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {

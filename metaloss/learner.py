@@ -13,6 +13,7 @@ from metaloss import distributed, links, snapshot
 from metaloss.batches import Adapter, Outputs, adapted
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
+from metaloss.export import LearnedLoss
 from metaloss.gradient_transform import GradientTransform
 from metaloss.links import Link
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
@@ -188,6 +189,18 @@ class AdaLFL:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
         draw = batch if callable(batch) else lambda: batch
         return lambda: adapted(draw(), self.adapter)
+
+    def learned_loss(self) -> LearnedLoss:
+        """The loss as it is learned here, to call, to record over the training and to save.
+
+        It shares φ with the learner; each call gives one with a record of its own.
+
+        Raises:
+            InputError: the learner learns no loss.
+        """
+        if self.problem.loss is None:
+            raise InputError("there is no learned loss: the learner descends the task loss")
+        return LearnedLoss(self.problem.loss, self.problem.link)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """φ and what continues its learning; model and optimizer are the caller's to save."""

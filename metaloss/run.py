@@ -15,7 +15,7 @@ from metaloss import distributed, inspection, memory, saving
 from metaloss.backbones import BACKBONES
 from metaloss.engines.base import Draw
 from metaloss.evaluation import evaluate
-from metaloss.export import save_loss
+from metaloss.export import LearnedLoss
 from metaloss.loggers import MetricsFile, Progress, Row, finite_or_none
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
@@ -278,8 +278,11 @@ class Run:
         """The learned loss so far, for whoever looks at it or uses it."""
         state, objective = self.state, self.state.data.objective
         if state.loss is not None and state.samples:
+            loss = LearnedLoss(
+                state.loss, objective.link, trajectory=state.trajectory(), step=state.steps
+            )
             provenance = {**provenance, "classes": inspection.classes(state)}
-            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
+            loss.save_pretrained(self.folder.loss, **provenance, **self.folder.provenance())
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -101,6 +102,15 @@ class RunFolder:
             raise RunFolderError(f"{self.meta} names no seed")
         return seed
 
+    def provenance(self) -> dict[str, Any]:
+        """What identifies the run that is there: its configuration's hash, and its code."""
+        meta = read_json(self.meta) if self.meta.is_file() else {}
+        config = self.config.read_bytes() if self.config.is_file() else b""
+        return {
+            "config_sha256": hashlib.sha256(config).hexdigest(),
+            "git_commit": meta.get("git_commit"),
+        }
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Makes the folder, and within it no other process may do so; `check` is true until then.
@@ -144,9 +154,14 @@ def describe(seed: int, device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": versions(),
         "git_commit": _git_commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that numbers depend on, where they are installed."""
+    return {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import distributed, seeding
-from metaloss.export import Trajectory, flat
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.precision import cosine, set_float32
 from metaloss.problem import Batch
 from metaloss.runner import Runner
+from metaloss.trajectory import Trajectory, flat
 
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
@@ -108,8 +108,7 @@ class State:
 
     def trajectory(self) -> Trajectory:
         """The samples of φ so far."""
-        steps = sorted(self.samples)
-        return Trajectory(torch.tensor(steps), torch.stack([self.samples[s] for s in steps]))
+        return Trajectory.of(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data that `load_state_dict` goes on from, bit for bit.

@@ -19,6 +19,7 @@ from metaloss import (
     testing,
 )
 from metaloss.representations.base import Representation
+from tests.conftest import FORMAT_1
 
 #: Arguments beyond the defaults, by component; those not named are tested with their defaults.
 REPRESENTATION_CASES = {
@@ -27,6 +28,9 @@ REPRESENTATION_CASES = {
     "taylor": [{"order": 2}, {"order": 3}],
     "scale_shape": [{}, {"of": "taylor", "settings": {"order": 2}, "limit": 2.0},
                     {"of": "cross_entropy"}],
+    "terms": [{}, {"terms": ("y*log(f)", "(1-y)*f^2", "e^4", "log(cosh(e))"),
+                   "coefficients": (-1.0, 0.5, 0.2, 0.1)}],
+    "pretrained": [{"path": str(FORMAT_1)}, {"path": str(FORMAT_1), "step": 5}],
 }  # fmt: skip
 OPTIMIZER_CASES = {
     "sgd": [
@@ -71,6 +75,7 @@ META_CASES = {
                         {"meta_lr": 1e-2, "engine": "persistent_evolution"}],
     "meta_lr": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 2},
                 {"meta_lr": 1e-1, "rate": RATES["exponential"]()}],
+    "replay": [{"path": str(FORMAT_1)}, {"path": str(FORMAT_1), "over": 100}],
 }  # fmt: skip
 ENGINE_CASES = {
     "exact": [{}, {"inner_steps": 3}],

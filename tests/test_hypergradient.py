@@ -145,7 +145,7 @@ MODELS = {
 }
 
 LOSSES = {
-    **{name: REPRESENTATIONS[name] for name in REPRESENTATIONS},
+    **{name: made for name, made in REPRESENTATIONS.items() if isinstance(made, type)},
     "taylor2": lambda: REPRESENTATIONS["taylor"](order=2),
     "ml3": lambda: REPRESENTATIONS["nn"](activation="relu", output="softplus"),
 }

@@ -12,8 +12,9 @@ import torch
 import metaloss
 from metaloss import TASKS, checkpoint, links, predictions
 from metaloss.errors import DataError, InputError, RunFolderError
-from metaloss.export import load_loss, load_trajectory, save_loss
+from metaloss.export import LearnedLoss, load_loss
 from metaloss.loggers import read_metrics
+from metaloss.loss_files import read_trajectory
 from metaloss.run_folder import read_json
 
 
@@ -55,10 +56,10 @@ def test_a_checkpoint(evil, tmp_path, how):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trajectory.safetensors"])
 def test_an_exported_loss(evil, tmp_path, name):
-    save_loss(tmp_path, metaloss.REPRESENTATIONS["taylor"](), links.values)
+    LearnedLoss(metaloss.REPRESENTATIONS["taylor"](), links.values).save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps(evil))
     with pytest.raises(RunFolderError, match=f"{name} cannot be read"):
-        load_trajectory(tmp_path) if name.startswith("traj") else load_loss(tmp_path)
+        read_trajectory(tmp_path) if name.startswith("traj") else load_loss(tmp_path)
 
 
 def test_notes_and_metrics(evil, tmp_path):
@@ -146,7 +147,7 @@ def test_scikit_learns_cache_is_not_read(evil, tmp_path, monkeypatch):
 
 def test_arguments_of_an_export_are_data(tmp_path):
     """Its config names a registered representation, and nothing else that could be called."""
-    save_loss(tmp_path, metaloss.REPRESENTATIONS["taylor"](), links.values)
+    LearnedLoss(metaloss.REPRESENTATIONS["taylor"](), links.values).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "representation": "os.mkdir"}))

@@ -437,13 +437,13 @@ def test_links_are_plain_data_and_back(link, tmp_path):
 
     assert links.from_json(json.loads(json.dumps(links.to_json(link)))) == link
     loss = metaloss.REPRESENTATIONS["nn"](hidden=(4,))
-    metaloss.export.save_loss(tmp_path, loss, link)
+    metaloss.LearnedLoss(loss, link).save_pretrained(tmp_path)
     assert metaloss.load_loss(tmp_path).link == link
 
 
 def test_an_exported_loss_counts_rows_as_its_link_does(tmp_path):
     loss, link = metaloss.REPRESENTATIONS["nn"](hidden=(4,)), links.Weighted(links.Dense())
-    metaloss.export.save_loss(tmp_path, loss, link)
+    metaloss.LearnedLoss(loss, link).save_pretrained(tmp_path)
     outputs, labels, weights = torch.randn(2, 3, 5), torch.randint(3, (2, 5)), torch.rand(2, 5)
     labels[:, 3:] = -100
     kept = softmaxed = outputs.transpose(1, 2)[:, :3].reshape(-1, 3).softmax(-1)

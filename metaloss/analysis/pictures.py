@@ -14,9 +14,9 @@ from metaloss.analysis import animation, curves, figures, index_figures, loss_fi
 from metaloss.analysis.curves import LossCurves
 from metaloss.checkpoint import write_atomically
 from metaloss.errors import RunFolderError, writing
-from metaloss.export import load_loss, load_trajectory
+from metaloss.export import load_loss
 from metaloss.loggers import Row, read_metrics
-from metaloss.run_folder import RunFolder, read_json
+from metaloss.run_folder import RunFolder
 
 DPI = 110
 
@@ -108,13 +108,15 @@ def loss_curves(path: Path) -> LossCurves:
         UnknownComponentError: a plugin is missing.
     """
     loss = load_loss(path)
+    if loss.trajectory is None:
+        raise RunFolderError(f"{path} does not say how its learned loss changed")
     classes = None
     if loss.link is links.probabilities:
-        config = RunFolder(path).loss / "config.json"
-        classes = read_json(config)["provenance"].get("classes")
+        classes = loss.provenance.get("classes")
         if not isinstance(classes, int):
+            config = RunFolder(path).loss / "config.json"
             raise RunFolderError(f"{config} does not say the number of classes")
-    return curves.sample(loss.representation, load_trajectory(path), classes)
+    return curves.sample(loss.representation, loss.trajectory, classes)
 
 
 def _save(folder: Path, drawn: Mapping[str, Figure | bytes]) -> list[Path]:

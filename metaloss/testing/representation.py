@@ -13,18 +13,18 @@ from metaloss.representations.base import Representation
 from metaloss.testing.base import ContractError, float64, require
 
 
-def check_representation(cls: type[Representation], **arguments: Any) -> None:
+def check_representation(make: Callable[..., Representation], **arguments: Any) -> None:
     """Holds a representation to the contract in `metaloss.representations.base`.
 
     Args:
-        cls: the class.
-        arguments: of its constructor.
+        make: the class, or a function that builds one of some class.
+        arguments: of it.
     """
     with float64():
-        loss = cls(**arguments)
+        loss = make(**arguments)
         for name, value in loss.arguments().items():
             require(_is_plain(value), f"argument '{name}' is kept as {value!r}, not plain data")
-        again = cls(**loss.arguments())
+        again = type(loss)(**loss.arguments())
         again.load_state_dict(loss.state_dict())
         prediction, target = _loss_inputs(batch=6, outputs=3)
         values = loss(prediction, target)
