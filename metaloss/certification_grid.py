@@ -41,7 +41,17 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "taylor (2)": ("taylor", {"order": 2}),
     "taylor (3)": ("taylor", {"order": 3}),
+    "taylor (5)": ("taylor", {"order": 5}),
     "scale_shape": ("scale_shape", {"of": "nn", "settings": {"hidden": (8, 8)}}),
+    "residual": ("residual", {"settings": {"hidden": (8, 8)}, "factor": 0.5}),
+    "step_conditioned": ("step_conditioned", {"settings": {"hidden": (8, 8)}, "degree": 2}),
+    "class_set": ("class_set", {"hidden": (8, 8)}),
+    "class_set (attention)": ("class_set", {"hidden": (8, 8), "context": "attention"}),
+    "monotone_spline": ("monotone_spline", {"intervals": 4}),
+    "robust": ("robust", {"alpha": -1.0, "c": 0.5}),
+    "poly": ("poly", {"terms": 2}),
+    "focal": ("focal", {"gamma": 2.0}),
+    "label_smoothing": ("label_smoothing", {}),
 }
 #: Input shape and arguments of each backbone, small.
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
@@ -111,6 +121,7 @@ def built_in_case(optimizer: str, loss: str, backbone: str) -> Case:
         torch.manual_seed(0)
         model = BACKBONES[backbone](shape, CLASSES, **arguments)
         learned = REPRESENTATIONS[representation](**settings)
+        learned.observe(1, 2)  # half way through the training
         made = BASE_OPTIMIZERS[optimizer](model.parameters(), **OPTIMIZERS[optimizer])
         return Problem(model, made, learned, F.cross_entropy, links.probabilities)
 

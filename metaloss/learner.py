@@ -16,6 +16,7 @@ from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import Batch, Link, Problem, TaskLoss
+from metaloss.representations.base import Representation
 from metaloss.update import reset
 
 
@@ -45,6 +46,7 @@ class AdaLFL:
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
             one. A GradScaler has no part in it.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
+        steps: base steps of the whole training, for a loss that looks at its progress.
 
     Raises:
         UncertifiedOptimizerError, InputError: see `Problem`.
@@ -62,6 +64,7 @@ class AdaLFL:
         meta_lr: float | None = 1e-5,
         adaptation: MetaOptimizer | None = None,
         autocast: torch.dtype | None = None,
+        steps: int | None = None,
     ) -> None:
         self.problem = Problem(model, optimizer, loss, task_loss, link, autocast)
         if adaptation is None and meta_lr is not None:
@@ -69,6 +72,9 @@ class AdaLFL:
         self.adaptation = adaptation
         if adaptation is not None:
             adaptation.attach(self.problem)
+        self._steps = steps
+        self._base_steps = 0
+        self._tell_progress()
 
     def step(self, train_batch: Batch | Draw, valid_batch: Batch | Draw | None = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
@@ -83,11 +89,15 @@ class AdaLFL:
         draw_train = _as_draw(train_batch)
         with self.problem.taking_autocast():
             if self.adaptation is None:
-                return MetaStep(self.problem.base_step(draw_train()).learned_loss)
-            if valid_batch is None:
-                valid_batch = train_batch = draw_train()
-                draw_train = _as_draw(train_batch)
-            return self.adaptation.step(draw_train, _as_draw(valid_batch))
+                result = MetaStep(self.problem.base_step(draw_train()).learned_loss)
+            else:
+                if valid_batch is None:
+                    valid_batch = train_batch = draw_train()
+                    draw_train = _as_draw(train_batch)
+                result = self.adaptation.step(draw_train, _as_draw(valid_batch))
+        self._base_steps += 1
+        self._tell_progress()
+        return result
 
     def initialize(
         self,
@@ -157,6 +167,7 @@ class AdaLFL:
         return {
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
+            "base_steps": self._base_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,6 +176,11 @@ class AdaLFL:
             self.problem.loss.load_state_dict(state["loss"])
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
+        self._base_steps = state["base_steps"]
+
+    def _tell_progress(self) -> None:
+        if isinstance(self.problem.loss, Representation):
+            self.problem.loss.observe(self._base_steps, self._steps)
 
 
 def _as_draw(batch: Batch | Draw) -> Draw:

@@ -18,6 +18,7 @@ from metaloss import seeding, vectors
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
 from metaloss.reentrant import refusing_reentrant_checkpoints
+from metaloss.representations.base import Representation
 from metaloss.taken_step import KeepState, TakenStep
 from metaloss.update import update_of
 
@@ -108,6 +109,7 @@ class Problem:
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
         self._stepped = False  # whether a base step has shown that the model can be followed
+        self._unasked = True  # whether the loss was asked if it is made for such pairs
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -137,10 +139,19 @@ class Problem:
             self.autocast = own
 
     def learned_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """M_φ(y, f): the mean over the batch; the task loss where nothing is learned."""
+        """M_φ(y, f): the mean over the batch; the task loss where nothing is learned.
+
+        Raises:
+            InputError: the learned loss is not made for such pairs.
+        """
         if self.loss is None:
             return self.task_loss(outputs, labels)
-        return self.loss(*self.link(outputs, labels)).mean()
+        prediction, target = self.link(outputs, labels)
+        if self._unasked:
+            self._unasked = False
+            if isinstance(self.loss, Representation):
+                self.loss.require_pairs(prediction, target)
+        return self.loss(prediction, target).mean()
 
     def base_step(
         self,

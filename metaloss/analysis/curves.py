@@ -75,6 +75,7 @@ def sample(
     for t, phi in enumerate(trajectory.phi):
         if phi.numel():
             vector_to_parameters(phi.float(), model.parameters())
+        model.observe(int(trajectory.steps[t]), None)
         for k, panel in enumerate(panels):
             values[t, k], slopes[t, k] = _curve(model, panel, grid)
     steps = trajectory.steps.numpy()
