@@ -86,18 +86,16 @@ class AdaLFL:
             valid_batch: the batch that the task loss is taken on, or a function that is called only
                 when a meta-step is due; None takes the training batch again.
         """
+        self._tell_progress()
+        self._base_steps += 1
         draw_train = _as_draw(train_batch)
         with self.problem.taking_autocast():
             if self.adaptation is None:
-                result = MetaStep(self.problem.base_step(draw_train()).learned_loss)
-            else:
-                if valid_batch is None:
-                    valid_batch = train_batch = draw_train()
-                    draw_train = _as_draw(train_batch)
-                result = self.adaptation.step(draw_train, _as_draw(valid_batch))
-        self._base_steps += 1
-        self._tell_progress()
-        return result
+                return MetaStep(self.problem.base_step(draw_train()).learned_loss)
+            if valid_batch is None:
+                valid_batch = train_batch = draw_train()
+                draw_train = _as_draw(train_batch)
+            return self.adaptation.step(draw_train, _as_draw(valid_batch))
 
     def initialize(
         self,

@@ -42,7 +42,7 @@ class Representation(nn.Module, ABC):
     def observe(self, step: int, steps: int | None) -> None:
         """Tells a loss that depends on it how far the training is; here, what it is made of.
 
-        The learner calls it before training (step 0) and after each base step, so that the loss is
+        The learner calls it when it is made (step 0) and before each base step, so that the loss is
         one function of (prediction, target) within a meta-step. What is kept of it belongs into a
         buffer: then checkpoints and exports hold it too.
 
