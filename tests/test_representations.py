@@ -70,22 +70,25 @@ def test_networks_start_as_the_plain_network(name, arguments, pairs):
     torch.testing.assert_close(build(name, **arguments)(*pairs), build("nn")(*pairs))
 
 
-@pytest.mark.parametrize(("intervals", "least"), [(4, 0.02), (8, 0.005), (16, 0.002)])
-def test_a_spline_starts_near_cross_entropy_the_nearer_the_more_intervals(intervals, least):
+@pytest.mark.parametrize("intervals", [1, 2, 3, 4, 8, 16, 40])
+def test_a_spline_starts_near_cross_entropy_the_nearer_the_more_intervals(intervals):
     spline = build("monotone_spline", intervals=intervals)
-    p = torch.linspace(least, 0.9, 400, dtype=torch.float64, requires_grad=True)
-    own = spline(p[:, None], torch.ones(400, 1, dtype=torch.float64))
+    p = torch.linspace(0, 1, 500, dtype=torch.float64, requires_grad=True)
+    own = spline(p[:, None], torch.ones(500, 1, dtype=torch.float64))
     (slope,) = torch.autograd.grad(own.sum(), p)
-    assert (slope * p + 1).abs().max() < 0.2  # that of -log p is -1/p
+    expected = -1 / (p + 1 / (2 * intervals**2))
+    torch.testing.assert_close(slope, expected, rtol=0.15 if intervals > 4 else 0.6, atol=0)
 
 
-def test_a_spline_starts_as_the_square_where_it_can(pairs):
-    q = torch.linspace(0.05, 1, 50, dtype=torch.float64, requires_grad=True)
+def test_a_spline_starts_as_the_square_where_it_can():
+    q = torch.linspace(0, 1, 101, dtype=torch.float64, requires_grad=True)
     for target in (0.0, 1.0):
-        f = (q - target).abs()[:, None]
+        f = (1 - q if target else q)[:, None]
         loss = build("monotone_spline", start="squared_error")(f, torch.full_like(f, target))
         (slope,) = torch.autograd.grad(loss.sum(), q)
-        torch.testing.assert_close(slope, 2 * q, rtol=0.06, atol=0)
+        torch.testing.assert_close(slope, 2 * q, rtol=0, atol=0.07)
+        beyond = q > 0.13  # the first interval, where a slope of 0 cannot be
+        torch.testing.assert_close(slope[beyond], 2 * q[beyond])
 
 
 # --- closed forms ---
@@ -165,7 +168,7 @@ def test_robust_learns_its_shape_through_every_limit(alpha):
 
 
 def test_expm1_ratio_has_the_derivatives_of_its_series():
-    for center in (0.0, 1e-8, -0.0999, 0.1, -0.3, 2.0, -30.0):
+    for center in (0.0, 1e-8, -0.0999, 0.1, -0.3, 2.0, -3.0):
         x = torch.tensor(center, dtype=torch.float64, requires_grad=True)
         y = smooth.expm1_ratio(x)
         for order in range(3):  # the n-th derivative of Σ xᵏ/(k+1)!
@@ -175,7 +178,7 @@ def test_expm1_ratio_has_the_derivatives_of_its_series():
                 / math.factorial(k + 1)
                 for k in range(order, 150)
             )
-            assert float(y) == pytest.approx(expected, rel=1e-9), (center, order)
+            assert float(y.detach()) == pytest.approx(expected, rel=1e-9), (center, order)
             (y,) = torch.autograd.grad(y, x, create_graph=True)
 
 
@@ -227,14 +230,14 @@ def test_a_spline_is_monotone_and_twice_smooth_in_both_panels(seed):
     error = torch.cat([torch.linspace(0, 1, 301, dtype=torch.float64), inner - 1e-9, inner + 1e-9])
     error.requires_grad_()
     for target in (0.0, 1.0):
-        f = (error - target).abs()[:, None]
+        f = (1 - error if target else error)[:, None]
         (slope,) = torch.autograd.grad(
             spline(f, torch.full_like(f, target)).sum(), error, create_graph=True
         )
         assert (slope > 0).all()
         (curvature,) = torch.autograd.grad(slope.sum(), error)
         below, above = (part[301:].chunk(2) for part in (slope.detach(), curvature))
-        torch.testing.assert_close(*below)
+        torch.testing.assert_close(*below, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(*above, rtol=1e-4, atol=1e-3)
 
 
@@ -325,8 +328,10 @@ def test_progress_goes_on_where_it_was_saved():
     def learner():
         return small_learner(REPRESENTATIONS["step_conditioned"](of="taylor"), steps=9, meta_lr=0.1)
 
-    batches = [(some_batch(), some_batch()) for _ in range(6)]
     whole, first, second = learner(), learner(), learner()
+    second.problem.loss.load_state_dict(first.problem.loss.state_dict())
+    whole.problem.loss.load_state_dict(first.problem.loss.state_dict())
+    batches = [(some_batch(), some_batch()) for _ in range(6)]
     for batch in batches:
         whole.step(*batch)
     for batch in batches[:3]:
@@ -447,7 +452,8 @@ def digits():
     return metaloss.TASKS["digits"]().load(Path(), torch.Generator().manual_seed(0))
 
 
-FASTER = {"taylor": 3e-2, "robust": 3e-2}  # they start nearly flat
+#: Arguments and meta learning rates of those that start nearly flat.
+SETTINGS = {"taylor": ({}, 3e-2), "robust": ({"c": 0.1}, 3e-2), "scale_shape": ({}, 3e-2)}
 
 
 @pytest.mark.parametrize("name", LEARNABLE)
@@ -455,11 +461,11 @@ def test_adalfl_trains_with_it(name, digits):
     """Offline, then online, on digits: the training loss falls, φ moves in both phases."""
     torch.manual_seed(0)
     model = metaloss.BACKBONES["mlp"]((1, 8, 8), 10, hidden=(32,))
-    loss = REPRESENTATIONS[name]()
+    arguments, meta_lr = SETTINGS.get(name, ({}, 3e-3))
+    loss = REPRESENTATIONS[name](**arguments)
     generator = torch.Generator().manual_seed(0)
     draws = [lambda split=split: digits.draw(split, 64, generator) for split in ("train", "valid")]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    meta_lr = FASTER.get(name, 3e-3)
     learner = metaloss.AdaLFL(model, optimizer, loss, meta_lr=meta_lr, steps=60)
     start = flat(loss)
     learner.initialize(*draws, steps=60, meta_lr=meta_lr)

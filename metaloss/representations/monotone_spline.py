@@ -26,8 +26,8 @@ class MonotoneSpline(Representation):
 
     Args:
         intervals: n; each g has n + 2 parameters.
-        start: "cross_entropy", -log f of the target alone, or "squared_error", Σᵢ (fᵢ - yᵢ)². Near
-            it: the slopes 1/f above about n² and below 0.01 are not reached.
+        start: "cross_entropy", of the target alone and with -log(f + 1/2n²) for -log f, as splines
+            have no infinite slope; or "squared_error", Σᵢ (fᵢ - yᵢ)². Slopes start at 0.01 or more.
 
     Raises:
         ConfigError: `intervals` is below 1, or an unknown start.
@@ -37,7 +37,7 @@ class MonotoneSpline(Representation):
 
     def __init__(
         self,
-        intervals: int = 8,
+        intervals: int = 16,
         start: Literal["cross_entropy", "squared_error"] = "cross_entropy",
     ) -> None:
         super().__init__()
@@ -45,15 +45,8 @@ class MonotoneSpline(Representation):
         checks.choice(start, "representations.monotone_spline.start", STARTS)
         self.intervals = intervals
         self.start = start
-        knots = self._knots(torch.zeros(()))
-        at = (knots[2:-3] + knots[3:-2]) / 2  # where the slope is about d_j (Greville)
-        if start == "squared_error":
-            slopes = (2 * at).clamp_min(FLAT).repeat(2, 1)
-        else:
-            steepest = 2.0 * intervals**2
-            slopes = torch.stack([torch.full_like(at, FLAT), 1 / (1 - at).clamp_min(1 / steepest)])
         self.raw = nn.Parameter(
-            torch.tensor([[smooth.softplus_inverse(d) for d in row] for row in slopes.tolist()])
+            torch.tensor([[smooth.softplus_inverse(d) for d in row] for row in self._slopes()])
         )
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -66,6 +59,18 @@ class MonotoneSpline(Representation):
         widths = (knots[4:-1] - knots[1:-4]) / 3
         rises = nn.functional.softplus(self.raw[which]) * widths
         return _basis(error, knots)[..., 1:] @ rises.cumsum(0)  # its first coefficient is 0
+
+    def _slopes(self) -> list[list[float]]:
+        """d of g₀ and g₁ at the start: they meet the known slopes at as many points."""
+        knots = self._knots(torch.zeros((), dtype=torch.float64))
+        error = ((knots[2:-3] + knots[3:-2]) / 2).clamp(0, 1)  # where the B-splines are (Greville)
+        if self.start == "squared_error":
+            slopes = [2 * error, 2 * error]
+        else:
+            slopes = [torch.zeros_like(error), 1 / (1 - error + 0.5 / self.intervals**2)]
+        basis = _basis(error, knots[1:-1], degree=2)
+        fitted: Tensor = torch.linalg.solve(basis, torch.stack(slopes, dim=1))
+        return fitted.T.clamp_min(FLAT).tolist()
 
     def _knots(self, like: Tensor) -> Tensor:
         """n + 7 knots of n + 3 cubic B-splines; the first and last three lie outside of [0, 1]."""

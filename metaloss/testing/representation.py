@@ -61,17 +61,17 @@ def _require_finite_at_the_ends(loss: Representation) -> None:
     values = loss(prediction, target.repeat(2, 1))
     (slope,) = torch.autograd.grad(values.sum(), prediction, create_graph=True)
     inputs = [prediction, *(p for p in loss.parameters() if p.requires_grad)]
-    second: list[Tensor] = []
+    second: tuple[Tensor, ...] = ()
     if slope.requires_grad:
         second = torch.autograd.grad(slope.sum(), inputs, materialize_grads=True)
     for what, found in (
-        ("", [values]),
-        ("∂loss/∂prediction ", [slope]),
-        ("2nd derivative ", second),
+        ("its value", (values,)),
+        ("its slope", (slope,)),
+        ("a derivative of its slope", second),
     ):
         require(
             all(tensor.isfinite().all() for tensor in found),
-            f"{what}is not finite on probabilities of 0 and 1 in float32",
+            f"{what} is not finite on probabilities of 0 and 1 in float32",
         )
 
 
