@@ -12,6 +12,7 @@ TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
+LOSSES = sorted(path.name for path in (CONFIG_DIR / "losses").glob("*.gin"))
 OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
 SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
@@ -89,6 +90,16 @@ def test_every_ablation_runs(run, ablation):
     assert result["status"] == "finished"
     names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_runs(run, loss):
+    """As its header says."""
+    files = files_of(f"losses/{loss}")
+    result = run(files)
+    assert result["status"] == "finished"
+    assert f"{result['method']}.gin" == loss
+    assert files[-1] == f"losses/{loss}"
 
 
 @pytest.mark.parametrize("file", OWN_DATA)
