@@ -453,7 +453,11 @@ def digits():
 
 
 #: Arguments and meta learning rates of those that start nearly flat.
-SETTINGS = {"taylor": ({}, 3e-2), "robust": ({"c": 0.2}, 1e-2), "scale_shape": ({"of": "focal"}, 1e-2)}
+SETTINGS = {
+    "taylor": ({}, 3e-2),
+    "robust": ({"c": 0.2}, 1e-2),
+    "scale_shape": ({"of": "focal"}, 1e-2),
+}
 
 
 @pytest.mark.parametrize("name", LEARNABLE)
