@@ -202,8 +202,8 @@ def test_the_examples_train_together_through_gin(train, tmp_path):
         "--gin_param=representations.temperature.start = 2.0",
         "--gin_param=Runner.initialization = None",
         "--gin_param=Runner.adaptation = @meta_optimizers.hill_climbing()",
-        "--gin_param=meta_optimizers.hill_climbing.sigma = 0.1",
-        "--gin_param=Runner.steps = 8",
+        "--gin_param=meta_optimizers.hill_climbing.sigma = 0.5",
+        "--gin_param=Runner.steps = 16",
         "--gin_param=Runner.log_every = 1",
         "--gin_param=backbones.mlp.hidden = (4,)",
         f"--output_dir={tmp_path / 'run'}",
@@ -214,7 +214,7 @@ def test_the_examples_train_together_through_gin(train, tmp_path):
     assert loss.log_t.item() != pytest.approx(math.log(2))
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     rows = [row for row in rows if "learned_loss" in row]
-    assert len(rows) == 8 and all("task_loss" in row for row in rows)
+    assert len(rows) == 16 and all("task_loss" in row for row in rows)
     assert "gradient_norm" not in rows[-1]  # there is none
 
 
