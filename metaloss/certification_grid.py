@@ -53,6 +53,8 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "focal": ("focal", {"gamma": 2.0}),
     "label_smoothing": ("label_smoothing", {}),
 }
+#: Those in the product with every optimizer on every small backbone.
+PRODUCT = ("nn", "nn (ReLU, Softplus)", "taylor (2)", "taylor (3)", "scale_shape")
 #: Input shape and arguments of each backbone, small.
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "logistic": ((1, 4, 4), {}),
@@ -65,6 +67,7 @@ MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "resnet18": ((3, 8, 8), {}),
     "vgg16": ((3, 32, 32), {}),
 }
+SMALLEST = ("logistic", "mlp")
 LARGE = ("allcnn", "squeezenet", "resnet18", "vgg16")
 VERY_LARGE = ("resnet18", "vgg16")
 #: Engine, base steps before, inner steps.
@@ -87,16 +90,19 @@ def certificates(
     losses: Sequence[str] = (),
     backbones: Sequence[str] = (),
 ) -> Iterator[Certificate]:
-    """Every optimizer with every learned loss on every small backbone, in every way.
+    """Every optimizer with every learned loss of `PRODUCT` on every small backbone, in every way.
 
-    On the large ones SGD with every learned loss and Adam with the network; on the very large SGD
-    and Adam with the network, one step at a time.
+    The other losses with every optimizer on the smallest backbones, with SGD and Adam on the small
+    ones. On the large ones SGD with every learned loss and Adam with the network; on the very large
+    SGD and Adam with the network, one step at a time.
 
     Args:
         engines, optimizers, losses, backbones: only these; empty for all.
     """
     for backbone, optimizer, loss in product(MODELS, OPTIMIZERS, LOSSES):
         usual = optimizer == "sgd" or (optimizer, loss) == ("adam", "nn")
+        if loss not in PRODUCT and backbone not in SMALLEST and optimizer not in ("sgd", "adam"):
+            continue
         if (backbone in LARGE and not usual) or (backbone in VERY_LARGE and loss != "nn"):
             continue
         if not all(
