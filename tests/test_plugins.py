@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+import subprocess
 import sys
 from importlib.metadata import entry_points
 
@@ -216,6 +218,19 @@ def test_the_examples_train_together_through_gin(train, tmp_path):
     rows = [row for row in rows if "learned_loss" in row]
     assert len(rows) == 16 and all("task_loss" in row for row in rows)
     assert "gradient_norm" not in rows[-1]  # there is none
+
+
+def test_the_page_on_plugins_runs_and_names_every_check(tmp_path):
+    page = (REPOSITORY / "docs" / "plugins.md").read_text()
+    for name in testing.__all__:
+        assert f"`{name}" in page or f".{name}`" in page, name
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (expected,) = re.findall(r"print\(error\)  # (.*)", page)
+    assert done.stdout == f"{expected}\n"
 
 
 def test_the_list_shows_a_plugin(write, kind, capsys):
