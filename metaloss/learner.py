@@ -49,7 +49,8 @@ class AdaLFL:
         steps: base steps of the whole training, for a loss that looks at its progress.
 
     Raises:
-        UncertifiedOptimizerError, InputError: see `Problem`.
+        UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
+            the training and `steps` was not given.
         MissingGradientError: there is no parameter to learn.
     """
 

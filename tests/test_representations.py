@@ -424,10 +424,10 @@ def test_the_others_serve_regression(name):
         ("monotone_spline", {"start": "hinge"},
          "representations.monotone_spline.start = 'hinge' is unknown · known: cross_entropy, "
          "squared_error"),
-        ("class_set", {"hidden": ()},
-         "layers of representations.class_set.hidden = 0: give an integer of at least 1"),
+        ("class_set", {"hidden": (8, 0)},
+         "representations.class_set.hidden = 0: give an integer of at least 1"),
         ("step_conditioned", {"of": "cross_entropy"},
-         "parameters of representations.cross_entropy = 0: give an integer of at least 1"),
+         "representations.step_conditioned.of = 'cross_entropy': it has no parameters to change"),
         ("residual", {"factor": "much"},
          "representations.residual.factor = 'much': give a number above -inf"),
     ],

@@ -23,8 +23,8 @@ class ClassSet(Representation):
 
     `nn` sees each pair (fᵢ, yᵢ) alone; here the hidden layers of all outputs of an example meet in
     a context c, their mean (DeepSets; Zaheer et al., 2017) or, for each output, what it attends to
-    (one head, softmax(qᵢ·kⱼ/√H); Lee et al., 2019). Renaming the classes renames nothing in the
-    loss. U starts at 0: M starts as `nn`, and the terms between outputs are learned on top.
+    (one head, softmax(qᵢ·kⱼ/√H); Lee et al., 2019). The order of the classes does not matter. U
+    starts at 0: M starts as `nn`, and the terms between outputs are learned on top.
 
     Args:
         hidden: units of each hidden layer.
@@ -45,7 +45,6 @@ class ClassSet(Representation):
     ) -> None:
         super().__init__()
         checks.integers(hidden, "representations.class_set.hidden", minimum=1)
-        checks.integer(len(hidden), "layers of representations.class_set.hidden", minimum=1)
         checks.choice(context, "representations.class_set.context", CONTEXTS)
         self.hidden = tuple(hidden)
         self.context = context

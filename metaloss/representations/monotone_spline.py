@@ -75,7 +75,7 @@ class MonotoneSpline(Representation):
     def _knots(self, like: Tensor) -> Tensor:
         """n + 7 knots of n + 3 cubic B-splines; the first and last three lie outside of [0, 1]."""
         n = self.intervals
-        left = torch.arange(n + 3, -4, -1).to(like) / n
+        left = torch.arange(n + 3, -4, -1, dtype=like.dtype, device=like.device) / n
         return 1 - left * left.abs()
 
 

@@ -46,7 +46,8 @@ class Poly(Representation):
         )
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        powers = torch.arange(1, self.terms + 1).to(self.raw)  # [N]
+        like = self.raw
+        powers = torch.arange(1, self.terms + 1, dtype=like.dtype, device=like.device)  # [N]
         epsilon = nn.functional.softplus(self.raw) - 1 / powers
         shift = (1 - prediction)[..., None] ** powers @ epsilon  # [batch, C]
         return (target * (shift - smooth.log(prediction))).sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaloss import checks
-from metaloss.errors import InputError
+from metaloss.errors import ConfigError, InputError
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -44,7 +44,10 @@ class StepConditioned(Representation):
         self.changes = nn.ParameterList(
             torch.zeros(degree, *p.shape, dtype=p.dtype) for p in self.loss.parameters()
         )
-        checks.integer(len(self.changes), f"parameters of representations.{of}", minimum=1)
+        if not self.changes:
+            raise ConfigError(
+                f"representations.step_conditioned.of = {of!r}: it has no parameters to change"
+            )
         self.steps: Tensor  # of the training; 0: nobody told
         self.progress: Tensor  # τ
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -62,7 +65,9 @@ class StepConditioned(Representation):
         self.progress.fill_(min(step / total, 1.0))
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        powers = self.progress ** torch.arange(1, self.degree + 1).to(self.progress)  # [d]
+        tau = self.progress
+        exponents = torch.arange(1, self.degree + 1, dtype=tau.dtype, device=tau.device)
+        powers = tau**exponents  # [d]
         phi = {
             name: start + torch.tensordot(powers, change, 1)
             for (name, start), change in zip(
