@@ -5,9 +5,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PARQUET = ["pyarrow>=14"]
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20", *PARQUET]
-TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
+SLURM = ["submitit>=1.5"]
+RAY = ["ray>=2.40"]
+TESTS = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6",
+    "selenium>=4.20",
+    *PARQUET,
+    *SLURM,
+    *RAY,
+]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
+TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
 
 setup(
     name="metaloss",
@@ -42,9 +52,13 @@ setup(
         "matplotlib>=3.8",
         "safetensors>=0.4",
         "tqdm>=4.66",
+        "joblib>=1.5",
+        "cloudpickle>=3",
     ],
     extras_require={
         "parquet": PARQUET,
+        "slurm": SLURM,
+        "ray": RAY,
         "test": TESTS,
         "benchmark": BENCHMARK,
         "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],

@@ -8,6 +8,7 @@ from metaloss.base_optimizers import BASE_OPTIMIZERS
 from metaloss.descents import DESCENTS
 from metaloss.engines import ENGINES
 from metaloss.export import load_loss
+from metaloss.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.rates import RATES
@@ -22,6 +23,7 @@ __all__ = [
     "BASE_OPTIMIZERS",
     "DESCENTS",
     "ENGINES",
+    "LAUNCHERS",
     "META_OPTIMIZERS",
     "RATES",
     "REPRESENTATIONS",

@@ -7,6 +7,7 @@ loss/trajectory.safetensors   φ at the sampled steps of an adaptive loss (optio
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import checkpoint, links
-from metaloss.errors import RunFolderError
+from metaloss.errors import RunFolderError, writing
 from metaloss.problem import Link
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.run_folder import read_json, write_json
@@ -63,9 +64,8 @@ def save_loss(
     provenance: dict[str, Any] | None = None,
 ) -> None:
     """Writes a learned loss; each file whole or not at all."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "config.json",
         {
@@ -77,14 +77,10 @@ def save_loss(
         },
     )
     phi = {name: value.detach().cpu() for name, value in representation.state_dict().items()}
-    checkpoint.write_atomically(
-        folder / "model.safetensors", lambda path: save_file(phi, str(path))
-    )
+    _save_tensors(folder / "model.safetensors", phi)
     if trajectory is not None:
         tensors = {"steps": trajectory.steps, "phi": trajectory.phi}
-        checkpoint.write_atomically(
-            folder / "trajectory.safetensors", lambda path: save_file(tensors, str(path))
-        )
+        _save_tensors(folder / "trajectory.safetensors", tensors)
 
 
 def load_loss(folder: str | Path) -> LearnedLoss:
@@ -128,15 +124,36 @@ def _loss_folder(folder: str | Path) -> Path:
     return folder / "loss" if (folder / "loss" / "config.json").is_file() else folder
 
 
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file with a checksum, which the format itself has not."""
+    from safetensors.torch import save
+
+    content = save(tensors, {"sha256": _digest(tensors)})
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{path} cannot be read: {reason}") from error
+    if metadata.get("sha256") not in (None, _digest(tensors)):  # None: another program's
+        raise RunFolderError(f"{path} is damaged: its checksum does not match")
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def flat(representation: nn.Module) -> Tensor:

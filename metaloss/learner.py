@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaloss import links
+from metaloss import distributed, links
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
@@ -31,6 +31,10 @@ class AdaLFL:
         learner.initialize(train_loader, valid_loader)
         for train_batch, valid_batch in zip(train_loader, itertools.cycle(valid_loader)):
             result = learner.step(train_batch, valid_batch)
+
+    In the processes of torch.distributed, each gives the plain module and its own examples, of any
+    number: all take the first one's θ and φ at the start, and make the same steps on the gradients'
+    means over all examples. Every process calls `step` equally often.
 
     Args:
         model: maps inputs to outputs [batch, C]. In train mode BatchNorm uses batch statistics in
@@ -124,10 +128,16 @@ class AdaLFL:
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without one.
         """
-        redraw = redraw or _resetting(self.problem.model)
+        model = self.problem.model
+        redraw = redraw or _resetting(model)
+
+        def redraw_alike() -> None:
+            redraw()
+            distributed.spread([*model.parameters(), *model.buffers()])
+
         initialization = OfflineUnrolled(steps, inner_steps, meta_lr)
         initialization.attach(self.problem)
-        phase = self.initializing(initialization, _repeat(train), _repeat(valid), redraw)
+        phase = self.initializing(initialization, _repeat(train), _repeat(valid), redraw_alike)
         for _ in phase:
             pass
 

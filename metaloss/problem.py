@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.stateless import _reparametrize_module
 
-from metaloss import seeding, vectors
+from metaloss import distributed, seeding, vectors
 from metaloss.errors import InputError
 from metaloss.forward_mode import KeepPrimals
 from metaloss.reentrant import refusing_reentrant_checkpoints
@@ -74,7 +75,13 @@ class Problem:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise InputError(
                 f"the model is wrapped in {type(model).__name__}, whose gradients do not pass "
-                "through torch.autograd.grad: give the plain module"
+                "through torch.autograd.grad: give the plain module, and start the script with "
+                "torchrun; metaloss averages over its processes by itself"
+            )
+        if distributed.several() and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+            raise InputError(
+                "the model has SyncBatchNorm layers, which no forward-mode pass follows: give it "
+                "with plain BatchNorm, whose batch statistics are then each process's own"
             )
         names = {parameter: name for name, parameter in model.named_parameters()}
         #: Whether a parameter has several names; most models are spared the search for them.
@@ -111,6 +118,9 @@ class Problem:
         self._stepped = False  # whether a base step has shown that the model can be followed
         self._unasked = True  # whether the loss was asked if it is made for such pairs
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
+        for module in (model, loss):
+            if module is not None:
+                distributed.spread([*module.parameters(), *module.buffers()])
 
     def forward(self, inputs: Tensor) -> Tensor:
         """f_θ(x): outputs [batch, C], in θ's own precision."""
@@ -200,8 +210,30 @@ class Problem:
             self._looks_at_theta = any(part is not None for part in direct)
             grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
         self._stepped = True
+        grads, loss = self.over_ranks(grads, loss.detach(), len(labels))
         taken = self.take_step(grads, keep)
-        return BaseStep(batch, loss.detach(), slope, direct, taken, primals, buffers, random_state)
+        return BaseStep(batch, loss, slope, direct, taken, primals, buffers, random_state)
+
+    def over_ranks(
+        self, grads: vectors.Vector, loss: Tensor, examples: int
+    ) -> tuple[vectors.Vector, Tensor]:
+        """g and M_φ of a training pass in all processes' shares; their running statistics too.
+
+        Differentiable in g; as they are in a single process.
+        """
+        if not distributed.several():
+            return grads, loss
+        moved = [
+            statistic
+            for module in self.model.modules()
+            if isinstance(module, _NormBase) and module.training
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
+        grads, (loss, *means) = distributed.mean_beside(grads, self.theta, [loss, *moved], examples)
+        for statistic, value in zip(moved, means, strict=True):
+            statistic.data.copy_(value)  # of no interest to a graph that has saved it
+        return grads, loss
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g; None where the model did not use a parameter."""
@@ -215,7 +247,8 @@ class Problem:
         with self.replaced({}, self.copy_buffers()):
             loss = self.task_loss(self.forward(inputs), labels)
             v = torch.autograd.grad(loss, self.theta, allow_unused=True)
-        return loss.detach(), list(v)
+        found, (loss,) = distributed.mean_beside(v, self.theta, [loss.detach()], len(labels))
+        return loss, found
 
     def copy_buffers(self) -> dict[str, Tensor]:
         """The model's buffers by name, for passes that must leave them alone."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metaloss import seeding
+from metaloss import distributed, seeding
 from metaloss.problem import Problem
 
 
@@ -50,4 +50,6 @@ def on_trial(problem: Problem) -> Iterator[None]:
 def task_loss(problem: Problem, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """L_T on a batch at the current θ, without gradient; running statistics stay."""
     with problem.replaced({}, problem.copy_buffers()):
-        return problem.task_loss(problem.forward(batch[0]), batch[1])
+        loss = problem.task_loss(problem.forward(batch[0]), batch[1])
+    _, (loss,) = distributed.mean_beside([], [], [loss], len(batch[1]))
+    return loss

@@ -7,12 +7,14 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metaloss.errors import writing
 from metaloss.loggers import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
+
+    from metaloss.events import Writer
 
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
 GROUPS = {
@@ -24,8 +26,6 @@ GROUPS = {
         "loss",
     ),
 }
-
-FLUSH_SECONDS = 10  #: until what was logged can be seen
 
 
 def layout(metric: str) -> dict[str, Any]:
@@ -69,12 +69,15 @@ class TensorBoard:
         folder: the run folder.
         starts: the first step of each phase that is still to come: events from there on are of a
             process that was killed, and are replaced.
+
+    Raises:
+        RunFolderError: from each method: an event file cannot be written.
     """
 
     def __init__(self, folder: Path, starts: dict[str, int]) -> None:
         self._folder = folder
         self._starts = starts
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, Writer] = {}
         self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
 
     def scalars(self, row: Row) -> None:
@@ -134,22 +137,21 @@ class TensorBoard:
             self._writer("train")._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:
-        """Writes out what is waiting."""
+        """Ends the files."""
         for writer in self._writers.values():
             writer.close()
 
-    def _writer(self, phase: str) -> SummaryWriter:
+    def _writer(self, phase: str) -> Writer:
         if phase not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
+            from metaloss.events import PREFIX, Writer
 
             folder = self._folder if phase == "train" else self._folder / phase
             start = self._starts[phase]
             if start == 0:  # purge_step would leave texts and layouts
-                for orphan in folder.glob("events.out.tfevents.*"):
-                    orphan.unlink()
-            self._writers[phase] = SummaryWriter(
-                str(folder), purge_step=start, flush_secs=FLUSH_SECONDS
-            )
+                for orphan in folder.glob(f"{PREFIX}*"):
+                    with writing(orphan):
+                        orphan.unlink()
+            self._writers[phase] = Writer(folder, start)
         return self._writers[phase]
 
 

@@ -11,6 +11,7 @@ from metaloss import (
     BASE_OPTIMIZERS,
     DESCENTS,
     ENGINES,
+    LAUNCHERS,
     META_OPTIMIZERS,
     RATES,
     REPRESENTATIONS,
@@ -122,6 +123,11 @@ TASK_CASES = {
     ],
     "image_folder": [{"path": "pictures", "size": 16}],
 }
+LAUNCHER_CASES = {
+    "local": [{"parallel": 2}],
+    "slurm": [{"cluster": "local", "poll": 0.1, "threads": 1, "memory": 1}],
+    "ray": [{"parallel": 2}],
+}
 
 
 def _word(value):
@@ -178,6 +184,13 @@ def test_backbone(name, arguments):
 @pytest.mark.parametrize(("name", "arguments"), cases(TASKS, TASK_CASES))
 def test_task(name, arguments, few_examples):
     testing.check_task(TASKS[name](**arguments), few_examples)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # of Ray's own
+@pytest.mark.parametrize(("name", "arguments"), cases(LAUNCHERS, LAUNCHER_CASES))
+def test_launcher(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # submitit's own files
+    testing.check_launcher(LAUNCHERS[name](**arguments))
 
 
 def test_parameter_counts():

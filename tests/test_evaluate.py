@@ -132,7 +132,8 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     plan = config.load(("tasks/digits_mlp.gin", "methods/baseline.gin")).build()
     run = Run(plan, 3, torch.device("cpu"), here)
     run.stop = True
-    folder.begin(text, {"seed": 3})
+    with folder.held():
+        folder.begin(text, {"seed": 3})
     assert run.execute(folder, text)["status"] == "stopped"
     code, out, _ = evaluate("stopped")
     expected = evaluation.evaluate(run.state.model, run.state.data, "test")

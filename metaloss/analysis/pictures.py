@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from metaloss import links
 from metaloss.analysis import animation, curves, figures, index_figures, loss_figures, paper_figures
 from metaloss.analysis.curves import LossCurves
-from metaloss.errors import RunFolderError
+from metaloss.checkpoint import write_atomically
+from metaloss.errors import RunFolderError, writing
 from metaloss.export import load_loss, load_trajectory
 from metaloss.loggers import Row, read_metrics
 from metaloss.run_folder import RunFolder, read_json
@@ -116,13 +118,15 @@ def loss_curves(path: Path) -> LossCurves:
 
 
 def _save(folder: Path, drawn: Mapping[str, Figure | bytes]) -> list[Path]:
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in drawn.items():
-            if isinstance(picture, bytes):
-                (folder / name).write_bytes(picture)
-            else:
-                picture.savefig(folder / name, dpi=DPI)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be written to: {error}") from error
+    for name, picture in drawn.items():
+        write_atomically(folder / name, partial(_write, picture))
     return [folder / name for name in drawn]
+
+
+def _write(picture: Figure | bytes, path: Path) -> None:
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    else:
+        picture.savefig(path, dpi=DPI, format="png")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from metaloss import checks, snapshot
+from metaloss import checks, distributed, snapshot
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
@@ -63,7 +63,9 @@ class Evolution(Engine):
 def draw_noise(meta: MetaParameters) -> Noise:
     """Standard normal numbers like the meta-parameters, by torch's global generator."""
     noise = [torch.randn(p.shape, dtype=p.dtype).to(p.device) for p in meta.phi]
-    return noise + ([torch.randn((), dtype=torch.float64)] if meta.ratios is not None else [])
+    noise += [torch.randn((), dtype=torch.float64)] if meta.ratios is not None else []
+    distributed.spread(noise)  # their generators are apart, as dropout masks are
+    return noise
 
 
 @contextmanager

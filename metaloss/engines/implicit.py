@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import checks
+from metaloss import checks, distributed
 from metaloss.engines.base import Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
@@ -71,9 +71,10 @@ class ImplicitRollout(Rollout):
             )
 
             def hessian(q: Dense) -> Dense:
-                image = torch.autograd.grad(
+                share = torch.autograd.grad(
                     grads, theta, q, retain_graph=True, materialize_grads=True
                 )
+                _, image = distributed.mean_beside([], [], share, len(labels))
                 pairs = zip(image, decays, q, strict=True)
                 return [part + decay * direction for part, decay, direction in pairs]
 
@@ -82,7 +83,8 @@ class ImplicitRollout(Rollout):
                 [torch.zeros_like(p) if g is None else g for p, g in zip(theta, v, strict=True)],
                 float(problem.optimizer.param_groups[0]["lr"]),
             )
-            phi_bar = gradient(grads, self._meta.phi, [-part for part in q])
+            shares = gradient(grads, self._meta.phi, [-part for part in q])
+            phi_bar = distributed.mean(shares, self._meta.phi, len(labels))
         return phi_bar, None
 
     def _decays(self) -> list[float]:

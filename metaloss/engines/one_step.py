@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from metaloss import distributed
 from metaloss.engines.base import Rollout
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
@@ -63,4 +64,5 @@ class OneStepRollout(Rollout):
         ends = [self._directional(self._problem, step, u), *(u if step.direct else [])]
         if scale is not None:  # u = c·v: all that follows is linear in it, and smaller than v
             ends = [None if end is None else scale * end for end in ends]
-        return gradient([step.slope, *step.direct], self._meta.phi, ends)
+        shares = gradient([step.slope, *step.direct], self._meta.phi, ends)
+        return distributed.mean(shares, self._meta.phi, len(step.slope))

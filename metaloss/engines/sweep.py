@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import seeding
+from metaloss import distributed, seeding
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import BaseStep, Batch, Problem
@@ -65,8 +65,9 @@ class SweepRollout(Rollout):
             loss = problem.learned_loss(problem.forward(inputs), labels)
             grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
             theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
-                grads, v, state_bar, self._meta.ratios
+                distributed.mean(grads, theta, len(labels)), v, state_bar, self._meta.ratios
             )
-            through = gradient(grads, [*theta, *self._meta.phi], grad_bar)
+            leaves = [*theta, *self._meta.phi]
+            through = distributed.mean(gradient(grads, leaves, grad_bar), leaves, len(labels))
         direct, phi_share = through[: len(theta)], through[len(theta) :]
         return add(theta_bar, direct), state_bar, phi_share, alpha_bar

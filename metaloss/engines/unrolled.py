@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaloss import distributed
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Batch, Problem
@@ -49,7 +50,8 @@ class UnrolledRollout(Rollout):
                 problem.replaced(named, {}),
             ):
                 loss = problem.learned_loss(problem.forward(inputs), labels)
-                grads = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
+                parts = torch.autograd.grad(loss, self._theta, create_graph=True, allow_unused=True)
+            grads, self.learned_loss = problem.over_ranks(parts, loss.detach(), len(labels))
             taken = problem.take_step(
                 [None if grad is None else grad.detach() for grad in grads], keep="values"
             )
@@ -57,9 +59,8 @@ class UnrolledRollout(Rollout):
             self._theta, state = taken.differentiable(
                 self._theta, grads, state, self._alpha, meta.ratios
             )
-            self.learned_loss = loss.detach()
 
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         inputs = [*self._meta.phi, *([] if self._alpha is None else [self._alpha])]
-        bars = gradient(self._theta, inputs, v)
+        bars = distributed.mean(gradient(self._theta, inputs, v), inputs, examples=1)
         return bars[: len(self._meta.phi)], None if self._alpha is None else bars[-1]
