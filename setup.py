@@ -12,6 +12,7 @@ TESTS = [
     "pytest-xdist>=3.5",
     "hypothesis>=6",
     "selenium>=4.20",
+    "setuptools>=70.1",  # which builds wheels by itself
     *PARQUET,
     *SLURM,
     *RAY,

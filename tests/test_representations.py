@@ -390,8 +390,9 @@ def test_a_run_refuses_regression_before_it_starts(name, refused):
         f"--gin_param=Runner.representation = @representations.{name}()",
         files=("tasks/diabetes_mlp.gin", "methods/ml3.gin"),
     ) == (
-        f"representations.{name} is a loss of class probabilities, and these targets are values: "
-        f"it cannot serve regression · losses that can: {of_values()}"
+        f"representations.{name} is a loss of class probabilities, and these targets are no "
+        "distributions over classes: it serves neither regression nor several labels at once · "
+        f"losses that do: {of_values()}"
     )
 
 

@@ -22,7 +22,8 @@ class Representation(nn.Module, ABC):
     strings, tuples, dicts of them), so that an exported loss can be built again.
 
     Attributes:
-        classification_only: whether the loss is meaningless but on class probabilities.
+        classification_only: whether the loss is made for class probabilities alone, with targets
+            that are distributions over the classes.
     """
 
     classification_only = False
@@ -61,8 +62,7 @@ class Representation(nn.Module, ABC):
         """Refuses what the loss, or a loss in it, is not made for; asked once, before training.
 
         Raises:
-            InputError: the loss is `classification_only`, and the targets are no distributions over
-                classes.
+            InputError: the loss is `classification_only`, and the targets are no distributions.
         """
         for part in self.modules():
             if isinstance(part, Representation) and part.classification_only:
@@ -70,8 +70,9 @@ class Representation(nn.Module, ABC):
                 if not bool(((total - 1).abs() < 1e-3).all() and (target >= 0).all()):
                     raise InputError(
                         f"representations.{REPRESENTATIONS.name_of(part)} is a loss of class "
-                        "probabilities, and these targets are values: it cannot serve regression "
-                        f"· losses that can: {', '.join(_of_values())}"
+                        "probabilities, and these targets are no distributions over classes: it "
+                        "serves neither regression nor several labels at once · losses that do: "
+                        f"{', '.join(_of_values())}"
                     )
 
     def arguments(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ REPRESENTATIONS = Registry("representations", Representation)
 
 
 def _of_values() -> Iterator[str]:
-    """The names of losses that serve regression too."""
+    """The names of losses that take any targets."""
     return (
         name
         for name, cls in REPRESENTATIONS.items()
