@@ -12,11 +12,13 @@ TESTS = [
     "pytest-xdist>=3.5",
     "hypothesis>=6",
     "selenium>=4.20",
+    "setuptools>=70.1",  # which builds wheels by itself
     *PARQUET,
     *SLURM,
     *RAY,
 ]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
+TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
 
 setup(
     name="metaloss",
@@ -26,8 +28,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
-    package_dir={"metaloss.gin_configs": "gin_configs"},
+    packages=[
+        *find_packages(include=["metaloss", "metaloss.*"]),
+        "metaloss.gin_configs",
+        "metaloss.tools",
+    ],
+    package_dir={"metaloss.gin_configs": "gin_configs", "metaloss.tools": "tools"},
+    entry_points={
+        "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
+    },
     package_data={
         "metaloss": ["py.typed", "analysis/*.json"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],

@@ -20,6 +20,7 @@ from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import Problem, TaskLoss
+from metaloss.representations.base import Representation
 from metaloss.update import reset
 
 
@@ -62,9 +63,11 @@ class AdaLFL:
         gradient_transform: what happens to the gradients before the optimizer's step:
             `metaloss.ClipNorm`, `metaloss.ClipValue`, or a differentiable function of one's own.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
+        steps: base steps of the whole training, for a loss that looks at its progress.
 
     Raises:
-        UncertifiedOptimizerError, InputError: see `Problem`.
+        UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
+            the training and `steps` was not given.
         MissingGradientError: there is no parameter to learn.
     """
 
@@ -82,6 +85,7 @@ class AdaLFL:
         adapter: Adapter | None = None,
         outputs: Outputs | None = None,
         gradient_transform: GradientTransform | None = None,
+        steps: int | None = None,
     ) -> None:
         self.problem = Problem(
             model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
@@ -92,6 +96,9 @@ class AdaLFL:
         self.adaptation = adaptation
         if adaptation is not None:
             adaptation.attach(self.problem)
+        self._steps = steps
+        self._base_steps = 0
+        self._tell_progress()
 
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
@@ -106,6 +113,8 @@ class AdaLFL:
         Raises:
             InputError: a batch, after `adapter`, is no (inputs, labels).
         """
+        self._tell_progress()
+        self._base_steps += 1
         draw_train = self._drawing(train_batch)
         with self.problem.taking_autocast():
             if self.adaptation is None:
@@ -207,6 +216,7 @@ class AdaLFL:
         return {
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
+            "base_steps": self._base_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,6 +225,11 @@ class AdaLFL:
             self.problem.loss.load_state_dict(state["loss"])
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
+        self._base_steps = state["base_steps"]
+
+    def _tell_progress(self) -> None:
+        if isinstance(self.problem.loss, Representation):
+            self.problem.loss.observe(self._base_steps, self._steps)
 
 
 def _repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:

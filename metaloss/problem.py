@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.stateless import _reparametrize_module
 
-from metaloss import batches, distributed, links, seeding, vectors
+from metaloss import batches, checks, distributed, links, replicas, seeding, vectors
 from metaloss.base_step import BaseStep, Pass
 from metaloss.batches import Batch, Outputs, StepBatch
 from metaloss.embeddings import refuse_untrue_gradients
@@ -24,6 +23,7 @@ from metaloss.forward_mode import KeepPrimals
 from metaloss.gradient_transform import GradientTransform, Transformed, refuse_hooks
 from metaloss.links import Link
 from metaloss.reentrant import refusing_reentrant_checkpoints
+from metaloss.representations.base import Representation
 from metaloss.taken_step import KeepState, TakenStep
 from metaloss.update import update_of
 
@@ -50,9 +50,8 @@ class Problem:
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
         InputError: the optimizer holds a parameter that is not the model's, or none to train; the
-            model is wrapped in DataParallel or DistributedDataParallel, has SyncBatchNorm in
-            several processes, or is of other shapes in another one; a parameter has hooks; or the
-            autocast is float16.
+            model cannot be shared by processes (see `metaloss.replicas`); a parameter has hooks; or
+            the autocast is float16.
         UnsupportedModelError: an embedding's gradient is not its derivative.
     """
 
@@ -68,18 +67,8 @@ class Problem:
         gradient_transform: GradientTransform | None = None,
     ) -> None:
         update_of(optimizer)
-        refuse_float16(autocast)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise InputError(
-                f"the model is wrapped in {type(model).__name__}, whose gradients do not pass "
-                "through torch.autograd.grad: give the plain module, and start the script with "
-                "torchrun; metaloss averages over its processes by itself"
-            )
-        if distributed.several() and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
-            raise InputError(
-                "the model has SyncBatchNorm layers, which no forward-mode pass follows: give it "
-                "with plain BatchNorm, whose batch statistics are then each process's own"
-            )
+        checks.autocast(autocast)
+        replicas.refuse_unshareable(model)
         names = {parameter: name for name, parameter in model.named_parameters()}
         #: Whether a parameter has several names; most models are spared the search for them.
         self._tied = len(list(model.named_parameters(remove_duplicate=False))) > len(names)
@@ -117,17 +106,9 @@ class Problem:
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
         self._stepped = False  # whether a base step has shown that the model can be followed
+        self._unasked = True  # whether the loss was asked if it is made for such pairs
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
-        if distributed.several():
-            self._start_alike()
-
-    def _start_alike(self) -> None:
-        """Gives every process the model and the loss of the first one."""
-        modules = [self.model] if self.loss is None else [self.model, self.loss]
-        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-        distributed.require_equal(shapes, "has a model or a loss of other shapes")
-        distributed.spread(tensors)
+        replicas.start_alike([model] if loss is None else [model, loss])
 
     def forward(self, inputs: Any) -> Tensor:
         """f_θ(x): outputs [batch, C], in θ's own precision."""
@@ -149,7 +130,7 @@ class Problem:
         if not torch.is_autocast_enabled(kind):
             yield
             return
-        refuse_float16(torch.get_autocast_dtype(kind))
+        checks.autocast(torch.get_autocast_dtype(kind))
         own, self.autocast = self.autocast, torch.get_autocast_dtype(kind)
         try:
             with torch.autocast(kind, enabled=False):
@@ -158,10 +139,18 @@ class Problem:
             self.autocast = own
 
     def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
-        """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned."""
+        """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
+
+        Raises:
+            InputError: the learned loss is not made for such pairs.
+        """
         if self.loss is None:
             return self.task_loss(outputs, labels)
         prediction, target, *weights = self.link(outputs, labels)
+        if self._unasked:
+            self._unasked = False
+            if isinstance(self.loss, Representation):
+                self.loss.require_pairs(prediction, target)
         return links.mean(self.loss(prediction, target), *weights)
 
     def shares(self, batch: StepBatch) -> Iterator[Tensor]:
@@ -203,7 +192,9 @@ class Problem:
             losses.append(loss)
             grads = vectors.add(grads, gradient)
         examples = batches.examples(batch)
-        grads, learned_loss = self.over_ranks(grads, sum(losses[1:], losses[0]), examples)
+        grads, learned_loss = replicas.mean_step(
+            self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
+        )
         transformed = None
         if self.gradient_transform is not None:
             transformed = Transformed(self.gradient_transform, grads)
@@ -262,27 +253,6 @@ class Problem:
             (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
         return slope
 
-    def over_ranks(
-        self, grads: list[Tensor | None], loss: Tensor, examples: int
-    ) -> tuple[list[Tensor | None], Tensor]:
-        """g and M_φ of a training pass in all processes' shares; their running statistics too.
-
-        Differentiable in g; as they are in a single process.
-        """
-        if not distributed.several():
-            return grads, loss
-        moved = [
-            statistic
-            for module in self.model.modules()
-            if isinstance(module, _NormBase) and module.training
-            for statistic in (module.running_mean, module.running_var)
-            if statistic is not None
-        ]
-        grads, (loss, *means) = distributed.mean_beside(grads, self.theta, [loss, *moved], examples)
-        for statistic, value in zip(moved, means, strict=True):
-            statistic.data.copy_(value)  # of no interest to a graph that has saved it
-        return grads, loss
-
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g; None where the model did not use a parameter."""
         for parameter, grad in zip(self.theta, grads, strict=True):
@@ -328,12 +298,3 @@ class Problem:
 def _share(loss: Tensor, share: int) -> Tensor:
     """loss / share, as a loop over micro-batches writes it; the loss itself where it is alone."""
     return loss if share == 1 else loss / share
-
-
-def refuse_float16(autocast: torch.dtype | None) -> None:
-    """Raises InputError for an autocast whose gradients would vanish."""
-    if autocast is torch.float16:
-        raise InputError(
-            "gradients underflow in float16 without a GradScaler, which the meta-gradient does not "
-            "pass through: take torch.bfloat16, which needs none"
-        )

@@ -220,8 +220,9 @@ class Run:
         """
         state = self.state
         learned_loss = result.learned_loss.item()
-        if result.task_loss is not None and result.gradient_norm is not None:
+        if result.task_loss is not None:
             state.latest["task_loss"] = result.task_loss.item()
+        if result.gradient_norm is not None:
             state.latest["gradient_norm"] = result.gradient_norm.item()
         self._log(
             {

@@ -56,7 +56,12 @@ class State:
             meta_lr=None,
             adaptation=plan.adaptation,
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
+            steps=plan.steps,
         )
+        if self.loss is not None:
+            labels = self.data.splits["train"][1][:2]
+            outputs = torch.zeros(len(labels), self.data.outputs, device=device)
+            self.loss.require_pairs(*objective.link(outputs, labels))
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
         for size in self._batch_sizes():

@@ -25,7 +25,15 @@ from tests.conftest import FORMAT_1
 REPRESENTATION_CASES = {
     "nn": [{}, {"activation": "relu", "output": "softplus", "hidden": (50, 50)}, {"hidden": (8,)},
            {"activation": "tanh"}, {"activation": "softplus", "output": "smooth_leaky_relu"}],
-    "taylor": [{"order": 2}, {"order": 3}],
+    "taylor": [{"order": 2}, {"order": 3}, {"order": 6}],
+    "poly": [{}, {"terms": 3, "epsilon": (0.5, -0.4, 1.0)}],
+    "focal": [{}, {"gamma": 2.0, "alpha": 0.25}, {"gamma": -0.5}],
+    "label_smoothing": [{}, {"epsilon": 1e-3}],
+    "robust": [{}, {"alpha": 1.999}, {"alpha": 0.0, "c": 0.1}, {"alpha": -1e5}],
+    "monotone_spline": [{}, {"intervals": 1}, {"start": "squared_error"}],
+    "class_set": [{}, {"context": "attention", "hidden": (8,)}],
+    "residual": [{}, {"base": "squared_error", "correction": "taylor", "factor": 0.1}],
+    "step_conditioned": [{}, {"of": "focal", "degree": 3}],
     "scale_shape": [{}, {"of": "taylor", "settings": {"order": 2}, "limit": 2.0},
                     {"of": "cross_entropy"}],
     "terms": [{}, {"terms": ("y*log(f)", "(1-y)*f^2", "e^4", "log(cosh(e))"),
@@ -197,6 +205,12 @@ def test_parameter_counts():
     assert count("nn") == 1720
     assert count("taylor", order=2) == 5
     assert count("taylor", order=3) == 8
+    assert count("taylor", order=5) == 17
+    assert count("monotone_spline") == 36
+    assert count("class_set") == 1720 + 40 * 40 + 40
+    assert count("class_set", context="attention") == count("class_set") + 4 * 40 * 40
+    assert count("residual") == 1721
+    assert count("step_conditioned", degree=2) == 3 * 1720
 
 
 class Constant(Representation):
@@ -217,6 +231,25 @@ class Reduced(Representation):
         return (prediction - target).square().mean()
 
 
+class Infinite(Representation):
+    """log 0 where a probability is 0."""
+
+    def forward(self, prediction, target):
+        return -(prediction * target).sum(-1).log()
+
+
+class Absent(Representation):
+    """Keeps what it is told where neither a checkpoint nor an export finds it."""
+
+    progress = 0.0
+
+    def observe(self, step, steps):
+        self.progress = step / steps
+
+    def forward(self, prediction, target):
+        return (prediction - target).square().mean(-1) * (1 + self.progress)
+
+
 class Forgetful(Representation):
     """Keeps its argument as an object that cannot be written down."""
 
@@ -234,6 +267,8 @@ class Forgetful(Representation):
         (Constant, "no parameter can learn"),
         (Reduced, "not one loss per example"),
         (Forgetful, "not plain data"),
+        (Infinite, r"its value is not finite on probabilities of 0 and 1 in float32"),
+        (Absent, r"arguments\(\) and state_dict lose something"),
     ],
 )
 def test_a_broken_representation_is_found(broken, message):

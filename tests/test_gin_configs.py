@@ -14,6 +14,7 @@ METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
 TRANSFER = sorted(path.name for path in (CONFIG_DIR / "transfer").glob("*.gin"))
+LOSSES = sorted(path.name for path in (CONFIG_DIR / "losses").glob("*.gin"))
 OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
 SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
@@ -91,6 +92,16 @@ def test_every_ablation_runs(run, ablation):
     assert result["status"] == "finished"
     names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_runs(run, loss):
+    """As its header says."""
+    files = files_of(f"losses/{loss}")
+    result = run(files)
+    assert result["status"] == "finished"
+    assert f"{result['method']}.gin" == loss
+    assert files[-1] == f"losses/{loss}"
 
 
 @pytest.mark.parametrize("file", TRANSFER)

@@ -68,6 +68,7 @@ def sample(
     for t, phi in enumerate(trajectory.phi):
         if phi.numel():
             vector_to_parameters(phi.float(), model.parameters())
+        model.observe(int(trajectory.steps[t]), None)
         for k, panel in enumerate(seen.values()):
             values[t, k], slopes[t, k] = curve(model, panel, grid)
     steps = trajectory.steps.numpy()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import distributed
+from metaloss import distributed, replicas
 from metaloss.batches import StepBatch, examples
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.gradient_transform import transform
@@ -64,8 +64,8 @@ class UnrolledRollout(Rollout):
                     )
                     grads = add(grads, parts)
                     losses.append(loss.detach())
-            grads, self.learned_loss = problem.over_ranks(
-                grads, sum(losses[1:], losses[0]), examples(batch)
+            grads, self.learned_loss = replicas.mean_step(
+                problem.model, self._theta, grads, sum(losses[1:], losses[0]), examples(batch)
             )
             if problem.gradient_transform is not None:
                 grads = transform(problem.gradient_transform, grads)
