@@ -99,9 +99,15 @@ class LearnedLoss(nn.Module):
             )
         index = recorded.index(step)
         past = copy.deepcopy(self)
-        recorded.write(index, past.representation)
-        past.step = int(recorded.steps[index])
+        past._become(recorded, index)
         return past
+
+    def _become(self, recorded: Trajectory, index: int) -> None:
+        """Takes the φ at an index, and the progress there, if the loss looks at it."""
+        recorded.write(index, self.representation)
+        self.step = int(recorded.steps[index])
+        if isinstance(self.representation, Representation):
+            self.representation.observe(self.step, None)
 
     def schedule(self, steps: int | None = None) -> ScheduledLoss:
         """The loss as it changed, to replay over a new training, see `ScheduledLoss`."""
@@ -189,8 +195,7 @@ class ScheduledLoss(nn.Module):
         self.steps_made = step
         index = self._recorded.index(step, self.steps)
         if index != self._index:  # else nothing is sent to a GPU
-            self._recorded.write(index, self.loss.representation)
-            self.loss.step = int(self._recorded.steps[index])
+            self.loss._become(self._recorded, index)
             self._index = index
 
     def get_extra_state(self) -> Tensor:

@@ -15,9 +15,11 @@ import metaloss
 from metaloss import REPRESENTATIONS, links, smooth
 from metaloss.analysis import curves
 from metaloss.errors import ConfigError, InputError
-from metaloss.export import Trajectory, flat, load_loss, save_loss
+from metaloss.export import load_loss
+from metaloss.trajectory import Trajectory, flat
 
-BUILT_IN = sorted(n for n, c in REPRESENTATIONS.items() if c.__module__.startswith("metaloss."))
+CLASSES = {n: c for n, c in REPRESENTATIONS.items() if isinstance(c, type)}  # not `pretrained`
+BUILT_IN = sorted(n for n, c in CLASSES.items() if c.__module__.startswith("metaloss."))
 LEARNABLE = [n for n in BUILT_IN if [*REPRESENTATIONS[n]().parameters()]]
 
 
@@ -355,14 +357,28 @@ def test_a_loss_that_needs_the_progress_says_so():
 
 
 def test_exports_and_curves_know_the_progress(tmp_path, pairs):
+    pairs = [x.float() for x in pairs]
     loss = REPRESENTATIONS["step_conditioned"](of="taylor")
     with torch.no_grad():
         loss.changes[1].normal_()
-    loss.observe(5, 10)
     phi = flat(loss)
-    save_loss(tmp_path, loss, links.probabilities)
-    loaded = load_loss(tmp_path).representation
-    assert loaded(*(x.float() for x in pairs)).equal(loss(*(x.float() for x in pairs)))
+    exported = metaloss.LearnedLoss(loss, links.probabilities)
+    expected = {}
+    for step in (0, 5, 10):
+        loss.observe(step, 10)
+        expected[step] = loss(*pairs)
+        exported.record(step)
+    loss.observe(5, 10)
+    exported.save_pretrained(tmp_path)
+    loaded = load_loss(tmp_path)
+    assert loaded.representation(*pairs).equal(expected[5])
+    for step, value in expected.items():
+        assert loaded.at(step).representation(*pairs).equal(value)
+    scheduled = loaded.schedule(steps=20)  # stretched
+    for _ in range(10):
+        scheduled.step()
+    assert scheduled.loss.representation(*pairs).equal(expected[5])
+    loaded = loaded.representation
     drawn = curves.sample(loaded, Trajectory(torch.tensor([0, 10]), phi.repeat(2, 1)), classes=5)
     assert abs(drawn.values[0] - drawn.values[1]).max() > 0.1
     loss.observe(10, 10)
@@ -374,7 +390,8 @@ def test_exports_and_curves_know_the_progress(tmp_path, pairs):
 
 
 def of_values():
-    return ", ".join(n for n, c in REPRESENTATIONS.items() if not c.classification_only)
+    classes = {n: c for n, c in REPRESENTATIONS.items() if isinstance(c, type)}  # plugins' too
+    return ", ".join(n for n, c in classes.items() if not c.classification_only)
 
 
 ONLY = ["cross_entropy", "focal", "label_smoothing", "monotone_spline", "poly"]

@@ -87,8 +87,10 @@ REPRESENTATIONS = Registry("representations", Representation)
 
 def _of_values() -> Iterator[str]:
     """The names of losses that take any targets."""
-    return (
-        name
-        for name, cls in REPRESENTATIONS.items()
-        if not getattr(cls, "classification_only", False)
-    )
+    for name, cls in REPRESENTATIONS.items():
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, Representation)
+            and not cls.classification_only
+        ):
+            yield name
