@@ -57,7 +57,9 @@ class Config:
         Raises:
             ConfigError: a component refuses its arguments.
         """
-        return self._runner()
+        runner = self._runner()
+        assert isinstance(runner, Runner)
+        return runner
 
 
 def load(files: Sequence[str | Path], bindings: Sequence[str] = ()) -> Config:

@@ -52,7 +52,8 @@ class LearnedLoss(nn.Module):
             outputs: [batch, C]; logits in classification.
             labels: class indices [batch], or values [batch, C] in regression.
         """
-        return self.representation(*self.link(outputs, labels)).mean()
+        loss: Tensor = self.representation(*self.link(outputs, labels))
+        return loss.mean()
 
 
 def save_loss(

@@ -113,10 +113,12 @@ class Problem:
     def forward(self, inputs: Tensor) -> Tensor:
         """f_θ(x): outputs [batch, C], in θ's own precision."""
         if self.autocast is None:
-            return self.model(inputs)
+            outputs: Tensor = self.model(inputs)
+            return outputs
         # Within an outer autocast, cached casts of the weights would outlive the base step.
         with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
-            return self.model(inputs).to(self.theta[0].dtype)
+            lower: Tensor = self.model(inputs)
+            return lower.to(self.theta[0].dtype)
 
     @contextmanager
     def taking_autocast(self) -> Iterator[None]:
@@ -140,7 +142,8 @@ class Problem:
         """M_φ(y, f): the mean over the batch; the task loss where nothing is learned."""
         if self.loss is None:
             return self.task_loss(outputs, labels)
-        return self.loss(*self.link(outputs, labels)).mean()
+        loss: Tensor = self.loss(*self.link(outputs, labels))
+        return loss.mean()
 
     def base_step(
         self,

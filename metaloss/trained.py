@@ -84,7 +84,7 @@ class TrainedModel:
         # To images, bytes are other numbers than floats are: 255 times as large.
         if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
-        parts = raw.split(evaluation.CHUNK)
+        parts = torch.split(raw, evaluation.CHUNK)
         found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
         if self.data.objective.metric == "error_rate":
             return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())

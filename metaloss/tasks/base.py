@@ -72,7 +72,7 @@ class Data:
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""
         inputs, labels = (tensor[:limit] for tensor in self.splits[split])
-        for x, y in zip(inputs.split(chunk), labels.split(chunk), strict=True):
+        for x, y in zip(torch.split(inputs, chunk), torch.split(labels, chunk), strict=True):
             yield (x if self.images is None else self.images.prepare(x)), y
 
     def to(self, device: torch.device) -> Data:
@@ -130,7 +130,7 @@ def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
         return torch.randperm(n, generator=generator)[:batch_size]
     while True:
         index = torch.randint(n, (batch_size,), generator=generator)
-        if len(index.unique()) == batch_size:
+        if len(torch.unique(index)) == batch_size:
             return index
 
 
@@ -146,7 +146,7 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
         # Within its class an example's rank is a fraction in (0, 1); taking the smallest fractions
         # of all classes together takes the same share of each and exactly the right number.
         ranks = torch.empty(len(labels), dtype=torch.float64)
-        for c in labels.unique():
+        for c in torch.unique(labels):
             members = order[labels[order] == c]
             ranks[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
         order = order[ranks[order].argsort(stable=True)]
