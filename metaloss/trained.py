@@ -70,7 +70,7 @@ class TrainedModel:
         """The model's answer to raw inputs, prepared as its training's were.
 
         Args:
-            raw: as the task's files hold them, [n, *data.input_shape]; see
+            raw: as the task's files hold them, `[n, *data.input_shape]`; see
                 `metaloss.predictions.read`.
 
         Raises:

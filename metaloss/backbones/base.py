@@ -1,7 +1,7 @@
 """What a backbone is: a recipe for a base model f_θ, called with the sizes only the task knows.
 
 Contract, held by `metaloss.testing.check_backbone`: `recipe(input_shape, outputs, ...)` returns an
-ordinary nn.Module that maps inputs [batch, *input_shape] to outputs [batch, outputs] (logits in
+ordinary nn.Module that maps inputs `[batch, *input_shape]` to outputs [batch, outputs] (logits in
 classification), drawn from torch's global generator; it is double-precision clean and supports one
 forward-mode pass. Sizes it cannot serve raise ConfigError.
 """
