@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 PARQUET = ["pyarrow>=14"]
 LIGHTNING = ["lightning>=2.5"]
 HF = ["transformers>=5", "accelerate>=1"]
-PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "ipykernel>=6"]
+PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
     *PARQUET,

@@ -5,6 +5,7 @@ CONTRIBUTING.md says how a page prepares a block, or marks one that cannot run.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -13,6 +14,8 @@ import types
 from pathlib import Path
 
 import gin
+import nbclient
+import nbformat
 import pytest
 from markdown_it import MarkdownIt
 
@@ -113,7 +116,7 @@ def parse(program, arguments):
     spec = importlib.util.spec_from_file_location("a_program", ROOT / program)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.parse_arguments([re.sub(r"\bSEED\b|\$\w+", "0", word) for word in arguments])
+    return module.parse_arguments([re.sub(r"\bSEED\b|\$seed\b", "0", word) for word in arguments])
 
 
 @pages(lambda page: any(calls(page)))
@@ -180,3 +183,42 @@ def test_the_table_of_the_readme_names_gin_files():
         assert names
         for name in names:
             assert (ROOT / "gin_configs" / kind / f"{name}.gin").is_file(), name
+
+
+# --- errors ---
+
+
+def messages(folder):
+    """The texts in the code, "…" for what is put in; texts that follow each other joined."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = (part.value if hasattr(part, "value") else "" for part in node.values)
+                yield "".join(part if isinstance(part, str) else "…" for part in parts)
+
+
+def test_the_errors_of_the_faq_are_those_of_the_code():
+    known = list(messages(ROOT / "metaloss"))
+    listed = re.findall(r"^\* `(.+)`$", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(listed) > 30
+    for message in listed:
+        pieces = [piece.strip() for piece in message.split("…") if piece.strip(" ':·().")]
+        assert any(all(piece in text for piece in pieces) for text in known), message
+
+
+# --- notebooks ---
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs").glob("notebooks/*.ipynb")), ids=lambda p: p.stem
+)
+def test_a_notebook_runs_and_is_kept_without_outputs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
