@@ -6,6 +6,7 @@ make docs
 from __future__ import annotations
 
 import inspect
+import re
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -69,6 +70,12 @@ class Components(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(blocks), allow_section_headings=True)
 
 
+def link_files(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lets links to Markdown outside of docs/ lead to the file itself, as they do on GitHub."""
+    source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
+
+
 def setup(app: Sphinx) -> None:
-    """Registers the directive."""
+    """Registers what is above."""
     app.add_directive("components", Components)
+    app.connect("source-read", link_files)

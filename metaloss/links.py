@@ -38,5 +38,13 @@ def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`values` for floating-point labels, `probabilities` for integer labels."""
+    """`values` for floating-point labels, `probabilities` for integer labels.
+
+    Args:
+        outputs: [batch, C].
+        labels: class indices [batch], or values [batch, C].
+
+    Raises:
+        InputError: values of another shape than the outputs'.
+    """
     return (values if torch.is_floating_point(labels) else probabilities)(outputs, labels)

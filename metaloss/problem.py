@@ -139,7 +139,15 @@ class Problem:
             self.autocast = own
 
     def learned_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """M_φ(y, f): the mean over the batch; the task loss where nothing is learned."""
+        """M_φ(y, f): the mean over the batch; the task loss where nothing is learned.
+
+        Args:
+            outputs: f_θ(x), [batch, C].
+            labels: as the link takes them.
+
+        Returns:
+            A scalar.
+        """
         if self.loss is None:
             return self.task_loss(outputs, labels)
         loss: Tensor = self.loss(*self.link(outputs, labels))
@@ -196,13 +204,26 @@ class Problem:
         return BaseStep(batch, loss.detach(), slope, direct, taken, primals, buffers, random_state)
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
-        """Lets the optimizer step along g; None where the model did not use a parameter."""
+        """Lets the optimizer step along g.
+
+        Args:
+            grads: of the shapes of `theta`; None where the model did not use a parameter.
+            keep: how much of the optimizer's state before the step to keep.
+
+        Raises:
+            UnsupportedModelError: a gradient is sparse.
+        """
         for parameter, grad in zip(self.theta, grads, strict=True):
             parameter.grad = grad
         return TakenStep(self.optimizer, self.theta, keep)
 
     def task_gradient(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
-        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone."""
+        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
+
+        Returns:
+            A scalar, and tensors of the shapes of `theta`, None where L_T does not use a parameter;
+            none has a graph.
+        """
         inputs, labels = batch
         with self.replaced({}, self.copy_buffers()):
             loss = self.task_loss(self.forward(inputs), labels)
@@ -210,13 +231,13 @@ class Problem:
         return loss.detach(), list(v)
 
     def copy_buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, for passes that must leave them alone."""
+        """The model's buffers by name, in their shapes, for passes that must leave them alone."""
         return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
 
     def replaced(
         self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> AbstractContextManager[None]:
-        """Within it, the model has other parameters and buffers, by name.
+        """Within it, the model has other parameters and buffers, by name, of the same shapes.
 
         A backward pass belongs inside too: activation checkpoints run the model again in it.
         """

@@ -37,7 +37,11 @@ def _draw(model: nn.Module, initialize: Callable[[Tensor], object]) -> None:
 
 
 def require_image(input_shape: tuple[int, ...], backbone: str, smallest: int) -> None:
-    """Raises ConfigError unless the inputs are images of at least `smallest` pixels a side."""
+    """Refuses a task for a backbone of images.
+
+    Raises:
+        ConfigError: the inputs are no images of at least `smallest` pixels a side.
+    """
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         raise ConfigError(
             f"backbones.{backbone} takes images [channels, height, width] of at least "

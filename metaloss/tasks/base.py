@@ -53,7 +53,7 @@ class Data:
         return self.inputs if self.images is None else self.images
 
     def raw(self, split: str) -> Tensor:
-        """A split's inputs as they were before the preparation."""
+        """A split's inputs as they were before the preparation, `[n, *input_shape]`."""
         stored = self.splits[split][0]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
@@ -120,7 +120,7 @@ def find_data_dir(given: str | Path | None = None) -> Path:
 
 
 def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """`min(n, batch_size)` distinct indices below n, uniformly; int64 on the CPU.
+    """k = min(n, batch_size) distinct indices below n, uniformly; [k], int64, on the CPU.
 
     A permutation where n is small. Where it is large, independent draws until they are distinct,
     which is the same distribution without the permutation's cost: at n = 100 batches at least half
