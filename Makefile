@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python tools/quickstart.py
@@ -13,6 +13,9 @@ test: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'metaloss needs Python 3.10 or newer, not ' + sys.version.split()[0])"

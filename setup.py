@@ -7,16 +7,20 @@ from setuptools import find_packages, setup
 PARQUET = ["pyarrow>=14"]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
+LIGHTNING = ["lightning>=2.5"]
+HF = ["transformers>=5", "accelerate>=1"]
+PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
-    "pytest>=8",
-    "pytest-xdist>=3.5",
-    "hypothesis>=6",
-    "selenium>=4.20",
+    *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
     "setuptools>=70.1",  # which builds wheels by itself
     *PARQUET,
     *SLURM,
     *RAY,
+    *LIGHTNING,
+    *HF,
+    *PAGES,
 ]
+DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
 
@@ -60,9 +64,12 @@ setup(
         "parquet": PARQUET,
         "slurm": SLURM,
         "ray": RAY,
+        "lightning": LIGHTNING,
+        "hf": HF,
         "test": TESTS,
+        "docs": DOCS,
         "benchmark": BENCHMARK,
-        "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],
+        "dev": [*TESTS, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

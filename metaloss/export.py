@@ -71,7 +71,7 @@ class LearnedLoss(nn.Module):
         with network.without_autocast(outputs.device):
             outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
             prediction, target, *weights = self.link(outputs, labels)
-            losses = self.representation(prediction, target)
+            losses: Tensor = self.representation(prediction, target)
         if self.reduction == "mean":
             return links.mean(losses, *weights)
         losses = weights[0] * losses if weights else losses
@@ -185,7 +185,8 @@ class ScheduledLoss(nn.Module):
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss as it is at this step, see `LearnedLoss`."""
-        return self.loss(outputs, labels)
+        reduced: Tensor = self.loss(outputs, labels)
+        return reduced
 
     def step(self) -> None:
         """Goes on to the next base step."""

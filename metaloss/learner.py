@@ -29,7 +29,7 @@ class AdaLFL:
 
     The model and the optimizer stay the caller's: each `step` writes θ' into the model by the
     optimizer's own `step()`, schedulers go on working, and where φ stays as it is θ follows plain
-    training bit for bit.
+    training bit for bit::
 
         learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"]())
         learner.initialize(train_loader, valid_loader)

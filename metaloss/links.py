@@ -90,6 +90,10 @@ def multi_label(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`values` for floating-point labels, `probabilities` for integer labels.
 
+    Args:
+        outputs: [batch, C].
+        labels: class indices [batch], or values [batch, C].
+
     Raises:
         InputError: labels are no tensor, or their shape does not fit.
     """

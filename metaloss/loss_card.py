@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from metaloss.problem import Link
+from metaloss.links import Link
 from metaloss.trajectory import Trajectory
 
 CARD = """\

@@ -70,7 +70,7 @@ class MetaParameters:
             group["lr"] = alpha * ratio
 
     def through_rate(self, alpha_bar: Tensor | None) -> Tensor | None:
-        """dL/dx of dL/dα, where α is learned."""
+        """dL/dx of dL/dα, both of shape [], where α is learned."""
         if self._rate is None or alpha_bar is None:
             return None
         x = self.x.detach().requires_grad_()

@@ -17,8 +17,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from metaloss import batches, checks, distributed, links, replicas, seeding, vectors
 from metaloss.base_step import BaseStep, Pass
 from metaloss.batches import Batch, Outputs, StepBatch
-from metaloss.embeddings import refuse_untrue_gradients
-from metaloss.errors import InputError
+from metaloss.followed import follow
 from metaloss.forward_mode import KeepPrimals
 from metaloss.gradient_transform import GradientTransform, Transformed, refuse_hooks
 from metaloss.links import Link
@@ -49,10 +48,9 @@ class Problem:
 
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
-        InputError: the optimizer holds a parameter that is not the model's, or none to train; the
-            model cannot be shared by processes (see `metaloss.replicas`); a parameter has hooks; or
-            the autocast is float16.
-        UnsupportedModelError: an embedding's gradient is not its derivative.
+        InputError, UnsupportedModelError: the model's parameters cannot be followed, or it cannot
+            be shared by processes (see `metaloss.followed` and `metaloss.replicas`); or the
+            autocast is float16.
     """
 
     def __init__(
@@ -69,16 +67,7 @@ class Problem:
         update_of(optimizer)
         checks.autocast(autocast)
         replicas.refuse_unshareable(model)
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        #: Whether a parameter has several names; most models are spared the search for them.
-        self._tied = len(list(model.named_parameters(remove_duplicate=False))) > len(names)
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        strangers = [tuple(p.shape) for p in held if p not in names]
-        if strangers:
-            raise InputError(
-                f"the optimizer holds a parameter of shape {strangers[0]} that the model does not "
-                "own, so its effect on the outputs cannot be followed"
-            )
+        followed = follow(model, optimizer)
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -87,17 +76,8 @@ class Problem:
         self.autocast = autocast
         self.outputs = outputs
         self.gradient_transform = gradient_transform
-        self.theta: list[nn.Parameter] = [p for p in held if p.requires_grad]
-        if not self.theta:
-            raise InputError("the optimizer holds no parameter that requires a gradient")
-        refuse_hooks(self.theta)
-        refuse_untrue_gradients(model, self.theta)
-        self.theta_names = [names[p] for p in self.theta]
-        followed = set(self.theta)
-        #: Parameters that require a gradient and that this optimizer does not train.
-        self.others = {
-            name: p for p, name in names.items() if p.requires_grad and p not in followed
-        }
+        self.theta, self.theta_names, self.others = followed.theta, followed.names, followed.others
+        self._tied = followed.tied  # most models are spared the search for other names
         self.named_phi: dict[str, nn.Parameter] = (
             {}
             if loss is None
@@ -141,6 +121,13 @@ class Problem:
     def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
         """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
 
+        Args:
+            outputs: f_θ(x), [batch, C].
+            labels: as the link takes them.
+
+        Returns:
+            A scalar.
+
         Raises:
             InputError: the learned loss is not made for such pairs.
         """
@@ -154,7 +141,7 @@ class Problem:
         return links.mean(self.loss(prediction, target), *weights)
 
     def shares(self, batch: StepBatch) -> Iterator[Tensor]:
-        """M_φ of a step's batch with its graph, in shares of one micro-batch each."""
+        """M_φ of a step's batch with its graph, in shares of one micro-batch each; scalars."""
         parts = batches.parts(batch)
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
@@ -254,13 +241,26 @@ class Problem:
         return slope
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
-        """Lets the optimizer step along g; None where the model did not use a parameter."""
+        """Lets the optimizer step along g.
+
+        Args:
+            grads: of the shapes of `theta`; None where the model did not use a parameter.
+            keep: how much of the optimizer's state before the step to keep.
+
+        Raises:
+            UnsupportedModelError: a gradient is sparse.
+        """
         for parameter, grad in zip(self.theta, grads, strict=True):
             parameter.grad = grad
         return TakenStep(self.optimizer, self.theta, keep)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
-        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone."""
+        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
+
+        Returns:
+            A scalar, and tensors of the shapes of `theta`, None where L_T does not use a parameter;
+            none has a graph.
+        """
         parts = batches.parts(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
@@ -275,13 +275,13 @@ class Problem:
         return loss, found
 
     def copy_buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, for passes that must leave them alone."""
+        """The model's buffers by name, in their shapes, for passes that must leave them alone."""
         return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
 
     def replaced(
         self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> AbstractContextManager[None]:
-        """Within it, the model has other parameters and buffers, by name.
+        """Within it, the model has other parameters and buffers, by name, of the same shapes.
 
         A backward pass belongs inside too: activation checkpoints run the model again in it.
         """

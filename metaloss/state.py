@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import distributed, seeding
+from metaloss.batches import Batch
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.precision import cosine, set_float32
-from metaloss.problem import Batch
 from metaloss.runner import Runner
 from metaloss.trajectory import Trajectory, flat
 

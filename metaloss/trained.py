@@ -71,7 +71,7 @@ class TrainedModel:
         """The model's answer to raw inputs, prepared as its training's were.
 
         Args:
-            raw: as the task's files hold them, [n, *data.input_shape]; see
+            raw: as the task's files hold them, `[n, *data.input_shape]`; see
                 `metaloss.predictions.read`.
 
         Raises:
@@ -85,7 +85,7 @@ class TrainedModel:
         # To images, bytes are other numbers than floats are: 255 times as large.
         if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
-        parts = raw.split(evaluation.CHUNK)
+        parts = torch.split(raw, evaluation.CHUNK)
         found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
         if self.data.objective.metric == "error_rate":
             return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
@@ -181,7 +181,8 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
 
 def _build(parsed: config.Config, seed: int) -> Runner:
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        return parsed.build()
+        plan: Runner = parsed.build()
+    return plan
 
 
 def _load_data(plan: Runner, seed: int, device: torch.device, data_dir: str | Path | None) -> Data:

@@ -5,11 +5,12 @@ from typing import Any, Literal
 import torch
 
 from metaloss import checks, snapshot
+from metaloss.batches import Batch
 from metaloss.engines.base import Draw
 from metaloss.engines.evolution import Noise, draw_noise, perturbed
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 
 @META_OPTIMIZERS.register("hill_climbing")

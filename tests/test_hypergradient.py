@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.batches import Batch
 from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

@@ -17,13 +17,18 @@ RUNS = {
 }
 
 
-def main() -> int:
-    """Both runs, then a table."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; before any slow import, so that --help is quick."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output_dir", default="runs/quickstart", metavar="DIR")
-    folder = parser.parse_args().output_dir
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Both runs, then a table."""
+    folder = parse_arguments().output_dir
 
     from pathlib import Path
 

@@ -1,7 +1,7 @@
 """What a backbone is: a recipe for a base model f_θ, called with the sizes only the task knows.
 
 Contract, held by `metaloss.testing.check_backbone`: `recipe(input_shape, outputs, ...)` returns an
-ordinary nn.Module that maps inputs [batch, *input_shape] to outputs [batch, outputs] (logits in
+ordinary nn.Module that maps inputs `[batch, *input_shape]` to outputs [batch, outputs] (logits in
 classification), drawn from torch's global generator; it is double-precision clean and supports one
 forward-mode pass. Sizes it cannot serve raise ConfigError.
 """
@@ -37,7 +37,11 @@ def _draw(model: nn.Module, initialize: Callable[[Tensor], object]) -> None:
 
 
 def require_image(input_shape: tuple[int, ...], backbone: str, smallest: int) -> None:
-    """Raises ConfigError unless the inputs are images of at least `smallest` pixels a side."""
+    """Refuses a task for a backbone of images.
+
+    Raises:
+        ConfigError: the inputs are no images of at least `smallest` pixels a side.
+    """
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         raise ConfigError(
             f"backbones.{backbone} takes images [channels, height, width] of at least "

@@ -71,7 +71,14 @@ class Rollout(ABC):
 
     @abstractmethod
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
-        """(dθ_K/dφ)ᵀ v, aligned with φ, and (dθ_K/dα)ᵀ v. May be called once."""
+        """(dθ_K/dφ)ᵀ v, aligned with φ, and (dθ_K/dα)ᵀ v. May be called once.
+
+        Args:
+            v: of the shapes of θ; None for a part that is zero.
+
+        Returns:
+            Tensors of the shapes of φ, and one of shape []; None without a path, or without α.
+        """
 
 
 class RolloutEngine(Engine):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from metaloss import checks, distributed
+from metaloss.batches import Batch
 from metaloss.objective import CLASSIFICATION, REGRESSION, Objective
-from metaloss.problem import Batch
 from metaloss.registry import Registry
 from metaloss.tasks import scaling
 from metaloss.tasks.encoding import Encoding
@@ -53,7 +53,7 @@ class Data:
         return self.inputs if self.images is None else self.images
 
     def raw(self, split: str) -> Tensor:
-        """A split's inputs as they were before the preparation."""
+        """A split's inputs as they were before the preparation, `[n, *input_shape]`."""
         stored = self.splits[split][0]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
@@ -79,7 +79,7 @@ class Data:
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""
         inputs, labels = (tensor[:limit] for tensor in self.splits[split])
-        for x, y in zip(inputs.split(chunk), labels.split(chunk), strict=True):
+        for x, y in zip(torch.split(inputs, chunk), torch.split(labels, chunk), strict=True):
             yield (x if self.images is None else self.images.prepare(x)), y
 
     def to(self, device: torch.device) -> Data:
@@ -127,7 +127,7 @@ def find_data_dir(given: str | Path | None = None) -> Path:
 
 
 def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """`min(n, batch_size)` distinct indices below n, uniformly; int64 on the CPU.
+    """k = min(n, batch_size) distinct indices below n, uniformly; [k], int64, on the CPU.
 
     A permutation where n is small. Where it is large, independent draws until they are distinct,
     which is the same distribution without the permutation's cost: at n = 100 batches at least half
@@ -137,7 +137,7 @@ def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
         return torch.randperm(n, generator=generator)[:batch_size]
     while True:
         index = torch.randint(n, (batch_size,), generator=generator)
-        if len(index.unique()) == batch_size:
+        if len(torch.unique(index)) == batch_size:
             return index
 
 
@@ -153,7 +153,7 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
         # Within its class an example's rank is a fraction in (0, 1); taking the smallest fractions
         # of all classes together takes the same share of each and exactly the right number.
         ranks = torch.empty(len(labels), dtype=torch.float64)
-        for c in labels.unique():
+        for c in torch.unique(labels):
             members = order[labels[order] == c]
             ranks[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
         order = order[ranks[order].argsort(stable=True)]
