@@ -96,17 +96,17 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Copies: safetensors refuses tensors that share memory, as tied parameters do.
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    content = save(own, {"sha256": _digest(own)})
+    content = save(own, {"sha256": digest(own)})
     checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """Of names, types, shapes and values."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _name_of(link: Link) -> str:
@@ -271,6 +271,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if metadata.get("sha256") not in (None, _digest(tensors)):  # None: format 1
+    if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
         raise RunFolderError(f"{path} is damaged: its checksum does not match")
     return tensors
