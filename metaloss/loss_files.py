@@ -109,18 +109,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _name_of(link: Link) -> str:
-    """The word for a link in config.json."""
-    for name, known in LINKS.items():
-        if known is link:
-            return name
-    word = getattr(link, "__qualname__", repr(link))
-    raise InputError(
-        f"the link {word} cannot be saved: whoever loads the loss would not have it · known: "
-        f"{', '.join(LINKS)}"
-    )
-
-
 @functools.cache
 def _origin(module: str) -> dict[str, str | None]:
     """Where a representation's class is from: its module, and the distribution that brought it."""
@@ -172,7 +160,8 @@ def read(folder: str | Path) -> SavedLoss:
                 f"{folder / TRAJECTORY} does not fit: its φ has {trajectory.phi.shape[1]} numbers, "
                 f"the loss {count}"
             )
-    return SavedLoss(representation, LINKS[config["link"]], step, trajectory, provenance)
+    link = _link_named(config.get("link"), path)
+    return SavedLoss(representation, link, step, trajectory, provenance)
 
 
 def read_trajectory(folder: str | Path) -> Trajectory:
@@ -217,16 +206,12 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
             f"{path} has format {found}, of a newer metaloss; this one, version "
             f"{versions().get('metaloss', 'unknown')}, reads formats up to {FORMAT}"
         )
-    kinds = {"representation": str, "arguments": dict, "link": str, "provenance": dict}
+    kinds = {"representation": str, "arguments": dict, "provenance": dict}
     for name, kind in kinds.items():
         if not isinstance(config.get(name), kind):
             raise RunFolderError(f"{path} is damaged: {name} = {config.get(name)!r}")
     if not isinstance(config.get("step"), (int, type(None))):
         raise RunFolderError(f"{path} is damaged: step = {config['step']!r}")
-    link = config["link"]
-    if link not in LINKS:
-        near, known = did_you_mean(link, LINKS), ", ".join(LINKS)
-        raise RunFolderError(f"{path}: no link {link!r}{near} · known: {known}")
 
 
 def _build(config: Mapping[str, Any], path: Path) -> Representation:
@@ -274,3 +259,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
         raise RunFolderError(f"{path} is damaged: its checksum does not match")
     return tensors
+
+
+# --- links by name ---
+
+
+def _name_of(link: Link) -> str:
+    """The word for a link in config.json."""
+    for name, known in LINKS.items():
+        if known is link:
+            return name
+    word = getattr(link, "__qualname__", repr(link))
+    raise InputError(
+        f"the link {word} cannot be saved: whoever loads the loss would not have it · known: "
+        f"{', '.join(LINKS)}"
+    )
+
+
+def _link_named(name: Any, path: Path) -> Link:
+    """The link of a word in config.json."""
+    if not isinstance(name, str) or name not in LINKS:
+        near, known = did_you_mean(str(name), LINKS), ", ".join(LINKS)
+        raise RunFolderError(f"{path}: no link {name!r}{near} · known: {known}")
+    return LINKS[name]
