@@ -91,17 +91,17 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Copies: safetensors refuses tensors that share memory, as tied parameters do.
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    content = save(own, {"sha256": _digest(own)})
+    content = save(own, {"sha256": digest(own)})
     checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """Of names, types, shapes and values."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @functools.cache
@@ -204,13 +204,8 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
             f"{path} has format {found}, of a newer metaloss; this one, version "
             f"{versions().get('metaloss', 'unknown')}, reads formats up to {FORMAT}"
         )
-    kinds: dict[str, Any] = {
-        "representation": str,
-        "arguments": dict,
-        "link": (str, dict),
-        "provenance": dict,
-    }
-    for name, kind in kinds.items():
+    kinds: dict[str, Any] = {"representation": str, "arguments": dict, "provenance": dict}
+    for name, kind in {**kinds, "link": (str, dict)}.items():
         if not isinstance(config.get(name), kind):
             raise RunFolderError(f"{path} is damaged: {name} = {config.get(name)!r}")
     if not isinstance(config.get("step"), (int, type(None))):
@@ -259,6 +254,29 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if metadata.get("sha256") not in (None, _digest(tensors)):  # None: format 1
+    if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
         raise RunFolderError(f"{path} is damaged: its checksum does not match")
     return tensors
+
+
+# --- links by name ---
+
+
+def _name_of(link: Link) -> str:
+    """The word for a link in config.json."""
+    for name, known in LINKS.items():
+        if known is link:
+            return name
+    word = getattr(link, "__qualname__", repr(link))
+    raise InputError(
+        f"the link {word} cannot be saved: whoever loads the loss would not have it · known: "
+        f"{', '.join(LINKS)}"
+    )
+
+
+def _link_named(name: Any, path: Path) -> Link:
+    """The link of a word in config.json."""
+    if not isinstance(name, str) or name not in LINKS:
+        near, known = did_you_mean(str(name), LINKS), ", ".join(LINKS)
+        raise RunFolderError(f"{path}: no link {name!r}{near} · known: {known}")
+    return LINKS[name]

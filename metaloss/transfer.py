@@ -17,10 +17,9 @@ from metaloss import config, launch, plugins
 from metaloss.analysis import settings
 from metaloss.errors import InputError, RunFolderError, did_you_mean
 from metaloss.export import LearnedLoss, load_loss
-from metaloss.loss_files import CONFIG
+from metaloss.loss_files import CONFIG, digest
 from metaloss.representations.base import REPRESENTATIONS
 from metaloss.run_folder import RunFolder, read_json, write_json
-from metaloss.trajectory import flat
 
 #: Ways to train with a learned loss, and what they do with it.
 MODES = {
@@ -128,7 +127,7 @@ class Plan:
         steps = settings.read(text, "the gin files").values["Runner.steps"]
         runs = {BASELINE: (baseline, [*self.gin_param])}
         for trial in self.trials:
-            _keep(trial.loss, self.folder / trial.kept)
+            keep(trial.loss, self.folder / trial.kept)
             files = [*self.gin_file, f"transfer/{trial.mode}.gin"]
             runs[trial.method] = files, [*trial.bindings(self.folder, steps), *self.gin_param]
         for seed in self.seeds:
@@ -174,7 +173,7 @@ class Plan:
         return text
 
 
-def _keep(loss: LearnedLoss, folder: Path) -> None:
+def keep(loss: LearnedLoss, folder: Path) -> None:
     """Writes the loss into a folder, or sees that it is the one there.
 
     Raises:
@@ -190,12 +189,12 @@ def _keep(loss: LearnedLoss, folder: Path) -> None:
         )
 
 
-def _identity(loss: LearnedLoss) -> list[Any]:
+def _identity(loss: LearnedLoss) -> tuple[str, str, str]:
     """Equal for losses that train alike."""
     recorded = loss.trajectory
-    return [
+    changes = {} if recorded is None else {"/steps": recorded.steps, "/phi": recorded.phi}
+    return (
         REPRESENTATIONS.name_of(loss.representation),
         json.dumps(loss.representation.arguments()),  # to which a tuple is a list
-        flat(loss.representation).tolist(),
-        None if recorded is None else [recorded.steps.tolist(), recorded.phi.tolist()],
-    ]
+        digest({**loss.representation.state_dict(), **changes}),
+    )

@@ -433,7 +433,7 @@ def test_the_origin_of_a_plugin_is_found(tmp_path, monkeypatch):
 import metaloss
 @metaloss.REPRESENTATIONS.register({name!r})
 class Own(metaloss.REPRESENTATIONS["squared_error"]):
-    pass
+    'One of our own.'
 """
     (tmp_path / "own_file.py").write_text(code.format(name="own_file"))
     plugins.load_file(tmp_path / "own_file.py")

@@ -74,6 +74,46 @@ def test_a_reloaded_component_replaces_its_old_self_in_python_and_in_gin(kind):
     assert gin.get_configurable(f"{kind.kind}.thing")().size == 2
 
 
+def test_a_subclass_goes_by_its_own_name(kind):
+    """An export would else be of the class it is derived from."""
+
+    @kind.register("parent")
+    class Parent:
+        pass
+
+    @kind.register("child")
+    class Child(Parent):
+        pass
+
+    class Unregistered(Parent):
+        pass
+
+    names = [kind.name_of(one) for one in (Parent, Child, Parent(), Child(), Unregistered())]
+    assert names == ["parent", "child", "parent", "child", "parent"]
+
+
+def test_a_function_that_returns_one_of_the_kind_is_a_component(kind):
+    class Base:
+        pass
+
+    def good() -> Base:
+        return Base()
+
+    def bad() -> int:
+        return 1
+
+    # Annotations are looked up in the module, where local classes are not.
+    good.__annotations__ = {"return": Base}
+    strict = Registry(f"{kind.kind}_strict", Base)
+    try:
+        assert strict.register("good")(good) is strict["good"]
+        for function in (bad, lambda: Base()):
+            with pytest.raises(TypeError, match="must be a subclass of .*Base; got <function"):
+                strict.register("bad")(function)
+    finally:
+        del REGISTRIES[strict.kind]
+
+
 def test_a_component_of_the_wrong_class_is_refused():
     message = "representations.wrong must be a subclass of .*Representation; got <class 'int'>"
     with pytest.raises(TypeError, match=message):

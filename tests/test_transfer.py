@@ -235,11 +235,11 @@ def test_bad_input_is_one_line(run, tmp_path):
 def test_a_folder_keeps_one_loss(tmp_path):
     shutil.copytree(FORMAT_1, tmp_path / "source")
     loss = load_loss(tmp_path / "source")
-    transfer._keep(loss, tmp_path / "loss")
-    transfer._keep(load_loss(FORMAT_1), tmp_path / "loss")  # the same
+    transfer.keep(loss, tmp_path / "loss")
+    transfer.keep(load_loss(FORMAT_1), tmp_path / "loss")  # the same
     with torch.no_grad():
         next(loss.parameters()).add_(1)
     message = "loss keeps another loss, which the runs beside it are of: give another --output_dir"
     with pytest.raises(RunFolderError, match=message):
-        transfer._keep(loss, tmp_path / "loss")
+        transfer.keep(loss, tmp_path / "loss")
     assert isinstance(RunFolderError(""), InputError)

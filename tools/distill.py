@@ -74,7 +74,7 @@ def main(command_line: list[str] | None = None) -> int:
         formula_report.save(report, found, asked.output)
         distilled = chosen.as_loss(loss)
         if not asked.train:
-            distilled.save_pretrained(asked.output / "formula")
+            transfer.keep(distilled, asked.output / "formula")
             return 0
         trials = [
             transfer.Trial("frozen", "frozen", whole, step=asked.step),

@@ -22,7 +22,7 @@ def check_representation(make: Callable[..., Representation], **arguments: Any) 
         arguments: of it.
     """
     with float64():
-        loss = make(**arguments)
+        loss = make(**arguments).double()  # a saved one has the precision it was saved in
         loss.observe(1, 2)
         for name, value in loss.arguments().items():
             require(_is_plain(value), f"argument '{name}' is kept as {value!r}, not plain data")
