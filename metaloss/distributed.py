@@ -208,7 +208,7 @@ def _together(collective: Callable[..., Any], *arguments: Any) -> None:
     except RuntimeError as error:
         raise LostProcessError(
             f"process {rank()} of {count()} has lost another one, which ended or did not answer "
-            f"in time ({reason_of(error)}): --resume goes on from the last checkpoint"
+            f"in time ({reason_of(error)})"
         ) from error
 
 

@@ -49,6 +49,8 @@ def joined(patience: float = PATIENCE) -> Iterator[None]:
     except (InputError, LostProcessError) as error:
         if _is_told(error, store):
             sys.exit(exit_code(error))
+        if isinstance(error, LostProcessError):
+            raise LostProcessError(f"{error}: --resume goes on from the last checkpoint") from error
         raise
     dist.destroy_process_group()
 
