@@ -512,16 +512,16 @@ def test_a_trajectory_of_another_loss_is_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trajectory.safetensors"])
 def test_a_damaged_export_is_refused_or_harmless(tmp_path, name):
-    """Every single bit: the format has no checksum of its own."""
+    """A bit of every byte: the format has no checksum of its own."""
     loss = metaloss.REPRESENTATIONS["taylor"]()
     trajectory = Trajectory(torch.tensor([0, 3]), torch.stack([flat(loss), flat(loss) + 1]))
     LearnedLoss(loss, links.values, trajectory=trajectory).save_pretrained(tmp_path)
     path = tmp_path / name
     content = path.read_bytes()
     values = content.rindex(b"}") + 1
-    for bit in range(8 * len(content)):
+    for at in range(len(content)):
         damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
+        damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
         try:
             if name.startswith("model"):
@@ -529,7 +529,7 @@ def test_a_damaged_export_is_refused_or_harmless(tmp_path, name):
             else:
                 found = loss_files.read_trajectory(tmp_path)
                 assert found.steps.equal(trajectory.steps) and found.phi.equal(trajectory.phi)
-            assert bit // 8 < values  # in the header, a word that says nothing of the values
+            assert at < values  # in the header, a word that says nothing of the values
         except RunFolderError as error:
             assert "\n" not in str(error)
 
