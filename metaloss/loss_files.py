@@ -257,26 +257,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
         raise RunFolderError(f"{path} is damaged: its checksum does not match")
     return tensors
-
-
-# --- links by name ---
-
-
-def _name_of(link: Link) -> str:
-    """The word for a link in config.json."""
-    for name, known in LINKS.items():
-        if known is link:
-            return name
-    word = getattr(link, "__qualname__", repr(link))
-    raise InputError(
-        f"the link {word} cannot be saved: whoever loads the loss would not have it · known: "
-        f"{', '.join(LINKS)}"
-    )
-
-
-def _link_named(name: Any, path: Path) -> Link:
-    """The link of a word in config.json."""
-    if not isinstance(name, str) or name not in LINKS:
-        near, known = did_you_mean(str(name), LINKS), ", ".join(LINKS)
-        raise RunFolderError(f"{path}: no link {name!r}{near} · known: {known}")
-    return LINKS[name]
