@@ -7,6 +7,7 @@ import pytest
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
+from metaloss.sweeps import cells
 from tests.conftest import FORMAT_1
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
@@ -128,11 +129,26 @@ def files_of(file):
     return re.findall(r"--gin_file=gin_configs/(\S+)", command)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("methods/")])
+@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(("methods/", "paper/"))])
 def test_a_file_says_how_to_run_it(file):
     files = files_of(file)
     assert file in files
     assert load(files).unread == ()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("paper/")])
+def test_a_sweep_says_how_to_run_it_and_what_it_comes_to(file):
+    header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
+    assert f"#   python tools/sweep.py run {file} --data_dir=DIR\n" in header
+    runs = len(cells.load([file])[1])
+    told = re.search(r"\b(\d+) runs", header) or re.search(r"\| (\d+) \|", row_of(file))
+    assert int(told[1]) == runs
+
+
+def row_of(file):
+    """The index's line about a file."""
+    lines = (CONFIG_DIR / "README.md").read_text().splitlines()
+    return next(line for line in lines if f"[`{file}`]" in line)
 
 
 @pytest.mark.parametrize("file", FILES)
