@@ -5,18 +5,24 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PARQUET = ["pyarrow>=14"]
+SLURM = ["submitit>=1.5"]
+RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
 HF = ["transformers>=5", "accelerate>=1"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
+    "setuptools>=70.1",  # which builds wheels by itself
     *PARQUET,
+    *SLURM,
+    *RAY,
     *LIGHTNING,
     *HF,
     *PAGES,
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
+TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
 
 setup(
     name="metaloss",
@@ -26,8 +32,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["metaloss", "metaloss.*"]), "metaloss.gin_configs"],
-    package_dir={"metaloss.gin_configs": "gin_configs"},
+    packages=[
+        *find_packages(include=["metaloss", "metaloss.*"]),
+        "metaloss.gin_configs",
+        "metaloss.tools",
+    ],
+    package_dir={"metaloss.gin_configs": "gin_configs", "metaloss.tools": "tools"},
+    entry_points={
+        "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
+    },
     package_data={
         "metaloss": ["py.typed", "analysis/*.json"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
@@ -44,9 +57,13 @@ setup(
         "matplotlib>=3.8",
         "safetensors>=0.4",
         "tqdm>=4.66",
+        "joblib>=1.5",
+        "cloudpickle>=3",
     ],
     extras_require={
         "parquet": PARQUET,
+        "slurm": SLURM,
+        "ray": RAY,
         "lightning": LIGHTNING,
         "hf": HF,
         "test": TESTS,

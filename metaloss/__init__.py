@@ -5,9 +5,12 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.batches import MicroBatches
 from metaloss.descents import DESCENTS
 from metaloss.engines import ENGINES
-from metaloss.export import load_loss
+from metaloss.export import LearnedLoss, load_loss
+from metaloss.gradient_transform import ClipNorm, ClipValue
+from metaloss.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.rates import RATES
@@ -22,11 +25,16 @@ __all__ = [
     "BASE_OPTIMIZERS",
     "DESCENTS",
     "ENGINES",
+    "LAUNCHERS",
     "META_OPTIMIZERS",
     "RATES",
     "REPRESENTATIONS",
     "TASKS",
     "AdaLFL",
+    "ClipNorm",
+    "ClipValue",
+    "LearnedLoss",
+    "MicroBatches",
     "load_loss",
     "load_model",
 ]

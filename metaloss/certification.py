@@ -18,11 +18,12 @@ from torch import Tensor
 from metaloss import seeding, snapshot
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.batches import Batch
 from metaloss.engines.base import ENGINES, Engine
 from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.rates.raw import Raw
 from metaloss.representations import REPRESENTATIONS
 from metaloss.runner import Runner

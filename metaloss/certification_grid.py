@@ -41,8 +41,21 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "taylor (2)": ("taylor", {"order": 2}),
     "taylor (3)": ("taylor", {"order": 3}),
+    "taylor (5)": ("taylor", {"order": 5}),
     "scale_shape": ("scale_shape", {"of": "nn", "settings": {"hidden": (8, 8)}}),
+    "terms": ("terms", {"terms": ("y*log(f)", "(1-y)*f^2"), "coefficients": (-1.0, 0.5)}),
+    "residual": ("residual", {"settings": {"hidden": (8, 8)}, "factor": 0.5}),
+    "step_conditioned": ("step_conditioned", {"settings": {"hidden": (8, 8)}, "degree": 2}),
+    "class_set": ("class_set", {"hidden": (8, 8)}),
+    "class_set (attention)": ("class_set", {"hidden": (8, 8), "context": "attention"}),
+    "monotone_spline": ("monotone_spline", {"intervals": 4}),
+    "robust": ("robust", {"alpha": -1.0, "c": 0.5}),
+    "poly": ("poly", {"terms": 2}),
+    "focal": ("focal", {"gamma": 2.0}),
+    "label_smoothing": ("label_smoothing", {}),
 }
+#: Those in the product with every optimizer on every small backbone.
+PRODUCT = ("nn", "nn (ReLU, Softplus)", "taylor (2)", "taylor (3)", "scale_shape")
 #: Input shape and arguments of each backbone, small.
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "logistic": ((1, 4, 4), {}),
@@ -55,6 +68,7 @@ MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "resnet18": ((3, 8, 8), {}),
     "vgg16": ((3, 32, 32), {}),
 }
+SMALLEST = ("logistic", "mlp")
 LARGE = ("allcnn", "squeezenet", "resnet18", "vgg16")
 VERY_LARGE = ("resnet18", "vgg16")
 #: Engine, base steps before, inner steps.
@@ -77,16 +91,19 @@ def certificates(
     losses: Sequence[str] = (),
     backbones: Sequence[str] = (),
 ) -> Iterator[Certificate]:
-    """Every optimizer with every learned loss on every small backbone, in every way.
+    """Every optimizer with every learned loss of `PRODUCT` on every small backbone, in every way.
 
-    On the large ones SGD with every learned loss and Adam with the network; on the very large SGD
-    and Adam with the network, one step at a time.
+    The other losses with every optimizer on the smallest backbones, with SGD and Adam on the small
+    ones. On the large ones SGD with every learned loss and Adam with the network; on the very large
+    SGD and Adam with the network, one step at a time.
 
     Args:
         engines, optimizers, losses, backbones: only these; empty for all.
     """
     for backbone, optimizer, loss in product(MODELS, OPTIMIZERS, LOSSES):
         usual = optimizer == "sgd" or (optimizer, loss) == ("adam", "nn")
+        if loss not in PRODUCT and backbone not in SMALLEST and optimizer not in ("sgd", "adam"):
+            continue
         if (backbone in LARGE and not usual) or (backbone in VERY_LARGE and loss != "nn"):
             continue
         if not all(
@@ -111,6 +128,7 @@ def built_in_case(optimizer: str, loss: str, backbone: str) -> Case:
         torch.manual_seed(0)
         model = BACKBONES[backbone](shape, CLASSES, **arguments)
         learned = REPRESENTATIONS[representation](**settings)
+        learned.observe(1, 2)  # half way through the training
         made = BASE_OPTIMIZERS[optimizer](model.parameters(), **OPTIMIZERS[optimizer])
         return Problem(model, made, learned, F.cross_entropy, links.probabilities)
 

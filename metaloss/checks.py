@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from metaloss.errors import ConfigError, did_you_mean
+import torch
+
+from metaloss.errors import ConfigError, InputError, did_you_mean
 
 
 def choice(value: object, name: str, known: Iterable[str]) -> None:
@@ -34,3 +36,12 @@ def number(value: object, name: str, above: float = 0.0, below: float = float("i
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < below:
         upper = "" if below == float("inf") else f" and below {below:g}"
         raise ConfigError(f"{name} = {value!r}: give a number above {above:g}{upper}")
+
+
+def autocast(dtype: torch.dtype | None) -> None:
+    """Raises InputError for the lower precision in which gradients would vanish."""
+    if dtype is torch.float16:
+        raise InputError(
+            "gradients underflow in float16 without a GradScaler, which the meta-gradient does not "
+            "pass through: take torch.bfloat16, which needs none"
+        )

@@ -1,4 +1,4 @@
-"""Configurations: from gin files and bindings to a Runner, with errors that teach.
+"""Configurations: from gin files and bindings to a Runner or a Sweep, with errors that teach.
 
 What a run will use is found by following the references from `Runner` through the bindings; what no
 reference leads to is reported as unread. Components are called plainly, after everything was
@@ -7,18 +7,17 @@ checked: the Runner receives objects and never reads gin.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metaloss.calls import Call, annotations_of, describe, fits, reference
 from metaloss.errors import ConfigError, did_you_mean
 from metaloss.gin_files import (
-    ROOT,
     Bound,
     Macro,
     Reference,
@@ -31,7 +30,6 @@ from metaloss.gin_files import (
     supplied_to,
 )
 from metaloss.registry import REGISTRIES, parameters_of
-from metaloss.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class Config:
 
     text: str
     unread: tuple[str, ...]
-    _runner: Call
+    _root: Call
 
-    def build(self) -> Runner:
-        """The Runner, with everything it holds.
+    def build(self) -> Any:
+        """The Runner (or Sweep), with everything it holds.
 
         Whatever draws random numbers in a constructor (a representation) draws them here: seed
         first.
@@ -57,17 +55,20 @@ class Config:
         Raises:
             ConfigError: a component refuses its arguments.
         """
-        runner = self._runner()
-        assert isinstance(runner, Runner)
-        return runner
+        return self._root()
 
 
-def load(files: Sequence[str | Path], bindings: Sequence[str] = ()) -> Config:
+def load(
+    files: Sequence[str | Path],
+    bindings: Sequence[str] = (),
+    root: Literal["Runner", "Sweep"] = "Runner",
+) -> Config:
     """Reads gin files, then single bindings; later ones win. Plugins are imported before.
 
     Args:
         files: paths, or paths inside the shipped `gin_configs`.
         bindings: such as "Runner.steps = 500".
+        root: what is to be built.
 
     Raises:
         ConfigError: a file is missing; a name, parameter, value or macro is unknown; a value does
@@ -77,14 +78,19 @@ def load(files: Sequence[str | Path], bindings: Sequence[str] = ()) -> Config:
     for file in files:
         source.read_file(find(file))
     for binding in bindings:
-        source.read(binding, functools.partial(_place_of_binding, binding), Path())
+        source.read(binding, partial(_place_of_line, binding), Path())
     resolution = _Resolution(source)
-    runner = resolution.call(Reference(ROOT, evaluate=True), "", "the command line")
+    called = resolution.call(Reference(root, evaluate=True), "", "the command line")
     blocks = [f"import {module}\n" for module in source.imports] + list(resolution.blocks.values())
-    return Config("\n".join(filter(None, blocks)), tuple(resolution.unread()), runner)
+    return Config("\n".join(filter(None, blocks)), tuple(resolution.unread()), called)
 
 
-def _place_of_binding(binding: str, line: int) -> str:
+def _place_of_line(binding: str, line: int) -> str:
+    return place_of(binding)
+
+
+def place_of(binding: str) -> str:
+    """How errors and `Config.unread` name a single binding."""
     return f"--gin_param {binding!r}"
 
 
@@ -127,7 +133,7 @@ class _Resolution:
                 else:
                     value = parameter.default
                 if _is_writable(value):  # else it is a default, and holds without being written
-                    lines.append(f"{full_name} = {_format(value)}\n")
+                    lines.append(f"{full_name} = {written(value)}\n")
         self.blocks[scope, selector] = "".join(lines)
         places = {name: bound[name].place for name in arguments}
         return Call(text, component, asked.evaluate, arguments, places, place)
@@ -156,7 +162,7 @@ class _Resolution:
         value = self._value(bound, scope, name)
         if not fits(value, hint):
             asked = describe(hint, value)
-            raise ConfigError(f"{name} = {_format(value)}: give {asked} · in {bound.place}")
+            raise ConfigError(f"{name} = {written(value)}: give {asked} · in {bound.place}")
         return value
 
     def _value(self, bound: Bound, scope: str, name: str) -> Any:
@@ -210,14 +216,14 @@ def _is_writable(value: Any) -> bool:
     )
 
 
-def _format(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as a gin file writes it."""
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_format(k)}: {_format(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{written(k)}: {written(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        items = ", ".join(map(_format, value))
+        items = ", ".join(map(written, value))
         if isinstance(value, list):
             return f"[{items}]"
         return f"({items},)" if len(value) == 1 else f"({items})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -36,6 +38,22 @@ class UnsupportedModelError(InputError):
 
 class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
+
+
+class LostProcessError(Exception):
+    """Of the processes that share a run, another one has ended or does not answer.
+
+    No InputError, as nothing that was given is wrong; the run's last checkpoint stands.
+    """
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, an OSError becomes a RunFolderError that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error}") from error
 
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:

@@ -1,146 +1,244 @@
-"""Learned losses outside of runs: a folder of JSON and safetensors, and a loss to call.
-
-loss/config.json              representation, its arguments, the link, where it comes from
-loss/model.safetensors        φ
-loss/trajectory.safetensors   φ at the sampled steps of an adaptive loss (optional)
-"""
+"""Learned losses outside of their runs: called as torch's losses are, saved, loaded, replayed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metaloss import checkpoint, links
-from metaloss.errors import RunFolderError
-from metaloss.problem import Link
+from metaloss import checks, links, loss_files, network
+from metaloss.errors import InputError
+from metaloss.links import Link
+from metaloss.loss_card import learned_on
 from metaloss.representations.base import REPRESENTATIONS, Representation
-from metaloss.run_folder import read_json, write_json
+from metaloss.trajectory import Trajectory, flat
 
-FORMAT = 1
-LINKS: dict[str, Link] = {"probabilities": links.probabilities, "values": links.values}
-
-
-@dataclass
-class Trajectory:
-    """φ as it changed over a training: `phi[t]` is the flat parameter vector at `steps[t]`."""
-
-    steps: Tensor  #: base steps, [T], int64
-    phi: Tensor  #: [T, P]
+REDUCTIONS = ("mean", "sum", "none")
 
 
 class LearnedLoss(nn.Module):
     """A representation with its link, called as torch's losses are: `loss(outputs, labels)`.
 
+    Under autocast and for outputs in half precision it computes in float32, as torch's losses do.
+
     Args:
-        representation: M_φ.
+        representation: M_φ; shared, not copied.
         link: how outputs and labels become prediction and target.
+        trajectory: φ over the training, where it was recorded.
+        step: base step that φ is of, where it is known.
+        provenance: where the loss comes from; plain data.
+        reduction: of the losses of the examples: their "mean", their "sum", or "none".
+
+    Raises:
+        ConfigError: another reduction.
     """
 
-    def __init__(self, representation: Representation, link: Link) -> None:
+    def __init__(
+        self,
+        representation: Representation,
+        link: Link = links.by_labels,
+        *,
+        trajectory: Trajectory | None = None,
+        step: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__()
+        checks.choice(reduction, "reduction", REDUCTIONS)
         self.representation = representation
         self.link = link
+        self.trajectory = trajectory
+        self.step = step
+        self.provenance = dict(provenance or {})
+        self.reduction = reduction
 
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of the batch, a scalar.
+    def forward(self, outputs: Tensor, labels: Any) -> Tensor:
+        """The reduced loss of the batch, a scalar; with "none" that of each row, [rows].
+
+        A row's loss is the mean over its C outputs, in regression as in classification. Rows are
+        examples, but where the link says otherwise: pixels, say, without those that are ignored. If
+        it gives them weights, "mean" is the weighted mean, as of torch's losses.
 
         Args:
-            outputs: [batch, C]; logits in classification.
-            labels: class indices [batch], or values [batch, C] in regression.
+            outputs: [batch, C], or what else the link takes; logits in classification.
+            labels: class indices [batch], values [batch, C] in regression, or what else the link
+                takes.
         """
-        loss: Tensor = self.representation(*self.link(outputs, labels))
-        return loss.mean()
+        with network.without_autocast(outputs.device):
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            prediction, target, *weights = self.link(outputs, labels)
+            losses: Tensor = self.representation(prediction, target)
+        if self.reduction == "mean":
+            return links.mean(losses, *weights)
+        losses = weights[0] * losses if weights else losses
+        return losses.sum() if self.reduction == "sum" else losses
 
+    def record(self, step: int) -> None:
+        """Keeps φ as it is now, after so many base steps, for `at` and `schedule`."""
+        there = {} if self.trajectory is None else self.trajectory.samples
+        self.trajectory = Trajectory.of({**there, step: flat(self.representation)})
+        self.step = step
 
-def save_loss(
-    folder: Path,
-    representation: Representation,
-    link: Link,
-    trajectory: Trajectory | None = None,
-    provenance: dict[str, Any] | None = None,
-) -> None:
-    """Writes a learned loss; each file whole or not at all."""
-    from safetensors.torch import save_file
+    def at(self, step: int) -> LearnedLoss:
+        """The loss as it was after a number of base steps, a copy.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "representation": REPRESENTATIONS.name_of(representation),
-            "arguments": representation.arguments(),
-            "link": next(name for name, known in LINKS.items() if known is link),
-            "provenance": provenance or {},
-        },
-    )
-    phi = {name: value.detach().cpu() for name, value in representation.state_dict().items()}
-    checkpoint.write_atomically(
-        folder / "model.safetensors", lambda path: save_file(phi, str(path))
-    )
-    if trajectory is not None:
-        tensors = {"steps": trajectory.steps, "phi": trajectory.phi}
-        checkpoint.write_atomically(
-            folder / "trajectory.safetensors", lambda path: save_file(tensors, str(path))
+        It is that of the latest recorded step up to `step`; its own `step` says which.
+
+        Raises:
+            InputError: nothing was recorded, or not over that step.
+        """
+        recorded = _recording(self, f"step {step}")
+        if not recorded.first <= step <= recorded.last:
+            raise InputError(
+                f"step {step} is not in what was recorded: steps {recorded.first} to "
+                f"{recorded.last}, {len(recorded.steps)} of them"
+            )
+        index = recorded.index(step)
+        past = copy.deepcopy(self)
+        recorded.write(index, past.representation)
+        past.step = int(recorded.steps[index])
+        return past
+
+    def schedule(self, steps: int | None = None) -> ScheduledLoss:
+        """The loss as it changed, to replay over a new training, see `ScheduledLoss`."""
+        return ScheduledLoss(self, steps)
+
+    def save_pretrained(self, folder: str | Path, **provenance: Any) -> None:
+        """Writes the loss into a folder, for `load_loss`: JSON and safetensors, never pickle.
+
+        Args:
+            folder: is made if need be; a loss that is there is replaced.
+            provenance: plain data to keep with it, such as task, backbone, seed and classes.
+
+        Raises:
+            InputError: the link is one's own, or something is not plain data.
+            RunFolderError: the folder cannot be written to.
+        """
+        saved = loss_files.SavedLoss(
+            self.representation,
+            self.link,
+            self.step,
+            self.trajectory,
+            {**self.provenance, **provenance},
         )
+        loss_files.write(Path(folder), saved)
+
+    @property
+    def summary(self) -> str:
+        """What it is and where it comes from, in a line."""
+        words = [
+            REPRESENTATIONS.name_of(self.representation),
+            learned_on(self.provenance),
+            "" if self.step is None else f"step {self.step:,}",
+        ]
+        return ", ".join(filter(None, words))
+
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.representation.parameters())
+        link = getattr(self.link, "__name__", repr(self.link))
+        return f"{self.summary}; {count:,} parameters, link={link}, reduction={self.reduction}"
 
 
-def load_loss(folder: str | Path) -> LearnedLoss:
-    """The learned loss of a run, or of a folder that `save_loss` wrote.
+class ScheduledLoss(nn.Module):
+    """An adaptive loss, replayed over a new training as it changed over its own.
+
+        loss = metaloss.load_loss("runs/lenet5").schedule(steps=len(loader))
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            loss(model(inputs), labels).backward()
+            optimizer.step()
+            loss.step()
+
+    Its `state_dict` holds the step it is at.
+
+    Args:
+        loss: a loss with its trajectory; it is left alone.
+        steps: base steps of the new training, which the recording is stretched or squeezed to;
+            None replays step by step. After its end the loss stays as it is.
+
+    Attributes:
+        steps_made: base steps made so far.
+
+    Raises:
+        InputError: nothing was recorded, or `steps` is no number of steps.
+    """
+
+    def __init__(self, loss: LearnedLoss, steps: int | None = None) -> None:
+        super().__init__()
+        if steps is not None:
+            checks.integer(steps, "steps", minimum=1)
+        self._recorded = _recording(loss, "a schedule")
+        self.steps = steps
+        self.loss = copy.deepcopy(loss)
+        self._index = -1  # of the φ that the loss has
+        self._go_to(0)
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss as it is at this step, see `LearnedLoss`."""
+        reduced: Tensor = self.loss(outputs, labels)
+        return reduced
+
+    def step(self) -> None:
+        """Goes on to the next base step."""
+        self._go_to(self.steps_made + 1)
+
+    def _go_to(self, step: int) -> None:
+        self.steps_made = step
+        index = self._recorded.index(step, self.steps)
+        if index != self._index:  # else nothing is sent to a GPU
+            self._recorded.write(index, self.loss.representation)
+            self.loss.step = int(self._recorded.steps[index])
+            self._index = index
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps_made)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._go_to(int(state))
+
+    def extra_repr(self) -> str:
+        over = self._recorded.last if self.steps is None else self.steps
+        return f"step {self.steps_made:,} of {over:,}"
+
+
+def load_loss(folder: str | Path, reduction: str = "mean") -> LearnedLoss:
+    """The learned loss of a run, or of a folder that `LearnedLoss.save_pretrained` wrote.
+
+    Its parameters need no gradient, so that nobody's optimizer takes them along; `requires_grad_()`
+    lets them learn again.
 
     Args:
         folder: a run folder, or its `loss`.
+        reduction: see `LearnedLoss`.
 
     Raises:
         RunFolderError: there is none, a file is damaged, or its format is newer.
         UnknownComponentError: no component has the representation's name: a plugin is missing.
+        ConfigError: another reduction.
     """
-    folder = _loss_folder(folder)
-    config = read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise RunFolderError(
-            f"{folder}/config.json has format {config.get('format')!r}; this version reads {FORMAT}"
-        )
-    representation = REPRESENTATIONS[config["representation"]](**config["arguments"])
-    phi = _load_tensors(folder / "model.safetensors")
-    try:
-        representation.load_state_dict(phi)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RunFolderError(f"{folder}/model.safetensors does not fit: {reason}") from error
-    return LearnedLoss(representation, LINKS[config["link"]])
+    saved = loss_files.read(folder)
+    loss = LearnedLoss(
+        saved.representation,
+        saved.link,
+        trajectory=saved.trajectory,
+        step=saved.step,
+        provenance=saved.provenance,
+        reduction=reduction,
+    )
+    return loss.requires_grad_(False)
 
 
-def load_trajectory(folder: str | Path) -> Trajectory:
-    """φ over the training, of a run or of a folder that `save_loss` wrote.
+def _recording(loss: LearnedLoss, what: str) -> Trajectory:
+    """The loss's trajectory.
 
     Raises:
-        RunFolderError: there is none, or it is damaged.
+        InputError: it has none.
     """
-    return Trajectory(**_load_tensors(_loss_folder(folder) / "trajectory.safetensors"))
-
-
-def _loss_folder(folder: str | Path) -> Path:
-    """The folder of the loss itself, given that or the run's."""
-    folder = Path(folder)
-    return folder / "loss" if (folder / "loss" / "config.json").is_file() else folder
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{path} cannot be read: {reason}") from error
-
-
-def flat(representation: nn.Module) -> Tensor:
-    """φ as one vector [P], a copy on the CPU."""
-    values = [p.detach().flatten() for p in representation.parameters()]
-    return torch.cat(values).cpu() if values else torch.zeros(0)
+    if loss.trajectory is None:
+        kept = "" if loss.step is None else f", but for step {loss.step}"
+        raise InputError(f"{what}: nothing was recorded of how the loss changed{kept}")
+    return loss.trajectory

@@ -206,6 +206,35 @@ def batch_norm(
     return forward_ad.make_dual(normalised(gain, shift), tangent)
 
 
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """F.embedding, whose padding row has no gradient, and so no tangent either."""
+    output, tangent = forward_ad.unpack_dual(
+        F.embedding(input, weight, padding_idx, *args, **kwargs)
+    )
+    if tangent is None:
+        return output
+    if padding_idx is not None:
+        padding = input == padding_idx % weight.shape[0]
+        tangent = tangent.masked_fill(padding.unsqueeze(-1), 0.0)
+    return forward_ad.make_dual(output, tangent)
+
+
+def lstm(*args: Any) -> Any:
+    """An LSTM written out: oneDNN's kernel has no forward derivative."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets, and warns of, more
+    try:
+        return torch.lstm(*args)
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
 def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Attention written out: the fused kernels have no forward derivative."""
     with sdpa_kernel(SDPBackend.MATH):
@@ -214,5 +243,7 @@ def attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
-    func: partial(attention, func) for func in ATTENTION
+    F.embedding: embedding,
+    torch.lstm: lstm,
+    **{func: partial(attention, func) for func in ATTENTION},
 }

@@ -21,9 +21,12 @@ from gin import config_parser
 from metaloss.errors import ConfigError, did_you_mean
 from metaloss.registry import REGISTRIES, parameters_of
 from metaloss.runner import Runner
+from metaloss.sweeps.sweep import Sweep
 
-ROOT = "metaloss.Runner"
-gin.register("Runner", module="metaloss")(Runner)
+#: What a gin file can be about: a run, or a sweep over many.
+ROOTS = {"Runner": Runner, "Sweep": Sweep}
+for _name, _root in ROOTS.items():
+    gin.register(_name, module="metaloss")(_root)
 
 #: Shipped gin files: beside the package in a checkout, inside it when installed.
 _HERE = Path(__file__).parent
@@ -182,7 +185,8 @@ def _statements(text: str, place_of: Callable[[int], str]) -> Iterator[tuple[int
 
 def look_up(name: str) -> str:
     """The full name of a component, which may be given by its last words if they are unique."""
-    found = [ROOT] if name == "Runner" else gin.config._REGISTRY.matching_selectors(name)
+    registry = gin.config._REGISTRY
+    found = [f"metaloss.{name}"] if name in ROOTS else registry.matching_selectors(name)
     if len(found) == 1:
         return found[0]
     if found:
@@ -190,7 +194,7 @@ def look_up(name: str) -> str:
     kind, _, last = name.rpartition(".")
     if kind in REGISTRIES:
         raise ConfigError(REGISTRIES[kind].describe_unknown(last))
-    known = ["Runner", *(f"{kind}.{name}" for kind, names in REGISTRIES.items() for name in names)]
+    known = [*ROOTS, *(f"{kind}.{name}" for kind, names in REGISTRIES.items() for name in names)]
     near = [k for k in known if k.endswith(f".{last}")]
     near = near or difflib.get_close_matches(name, known, n=2)
     kinds = ", ".join(sorted(REGISTRIES))

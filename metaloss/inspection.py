@@ -10,10 +10,11 @@ from torch import Tensor
 
 from metaloss import links
 from metaloss.analysis import curves, indices
-from metaloss.export import LearnedLoss, Trajectory, flat
+from metaloss.export import LearnedLoss
 from metaloss.run_folder import RunFolder
 from metaloss.state import State
 from metaloss.tensorboard import TensorBoard
+from metaloss.trajectory import Trajectory, flat
 
 EXAMPLES = 256  #: training examples that the loss is looked at on
 POINTS = 101  #: of a curve in TensorBoard, which shows it small

@@ -6,17 +6,18 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from metaloss import config, plugins, predictions, seeding
+from metaloss import config, distributed, plugins, predictions, processes, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
-from metaloss.run import Run, finite_or_none
+from metaloss.loggers import finite_or_none
+from metaloss.run import Run
 from metaloss.run_folder import RunFolder, describe, write_json
 from metaloss.runner import Runner
 from metaloss.tasks import TASKS
@@ -54,7 +55,7 @@ def train(
         if threads < 1:
             raise InputError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
-    place = find_device(device)
+    place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
     if resume and output_dir is not None and not gin_file and not gin_param:
         there = RunFolder(Path(output_dir))
@@ -70,20 +71,29 @@ def train(
         print(f"warning: {message}", file=sys.stderr)
     seed = 0 if seed is None else seed
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan = parsed.build()
+        plan: Runner = parsed.build()
     folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
     if not dry_run:
         ended = folder.check(parsed.text, seed, resume=resume)
         if ended is not None:
-            print(f"{folder.path}: this run has ended already; {_summary(ended)}")
-            return EXIT_CODES[ended["status"]]
+            return _say_ended(folder, ended)
     run = Run(plan, seed, place, find_data_dir(data_dir))
+    distributed.require_equal((parsed.text, seed), "is asked for another run")
     if dry_run:
         _print_dry_run(run, parsed.text)
         return 0
-    folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
-    with _stopping_on_signals(run) as received:
-        result = run.execute(folder, parsed.text)
+    first = distributed.rank() == 0
+    with folder.held() if first else nullcontext():
+        # Another may have come first; only the first process looks, as it alone writes.
+        ended = folder.check(parsed.text, seed, resume=resume) if first else None
+        ended = distributed.gather(ended)[0]
+        if ended is not None:
+            return _say_ended(folder, ended)
+        if first:
+            folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
+        with _stopping_on_signals(run) as received:
+            result = run.execute(folder, parsed.text)
+            distributed.gather(None)  # a process that leaves earlier may take the others with it
     print(f"{folder.path}: {_summary(result)}")
     return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
 
@@ -200,6 +210,12 @@ def _names(plan: Runner) -> dict[str, str]:
 def _default_folder(plan: Runner, seed: int) -> Path:
     names = _names(plan)
     return Path("runs", "{task}_{backbone}".format(**names), plan.method, f"seed{seed}")
+
+
+def _say_ended(folder: RunFolder, ended: dict[str, Any]) -> int:
+    """The exit code of a run that needs nothing more."""
+    print(f"{folder.path}: this run has ended already; {_summary(ended)}")
+    return EXIT_CODES[ended["status"]]
 
 
 def _summary(result: dict[str, object]) -> str:

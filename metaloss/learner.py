@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaloss import links
+from metaloss import distributed, links, snapshot
+from metaloss.batches import Adapter, Outputs, adapted
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
+from metaloss.export import LearnedLoss
+from metaloss.gradient_transform import GradientTransform
+from metaloss.links import Link
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.problem import Batch, Link, Problem, TaskLoss
+from metaloss.problem import Problem, TaskLoss
+from metaloss.representations.base import Representation
 from metaloss.update import reset
 
 
@@ -31,23 +36,38 @@ class AdaLFL:
         for train_batch, valid_batch in zip(train_loader, itertools.cycle(valid_loader)):
             result = learner.step(train_batch, valid_batch)
 
+    A batch is (inputs, labels): inputs a tensor, a tuple of the model's arguments or a mapping of
+    them by name; labels what `task_loss` and `link` take. `MicroBatches` make one step together.
+
+    In the processes of torch.distributed, each gives the plain module and its own examples, of any
+    number: all take the first one's θ and φ at the start, and make the same steps on the gradients'
+    means over all examples. Every process calls `step` equally often.
+
     Args:
-        model: maps inputs to outputs [batch, C]. In train mode BatchNorm uses batch statistics in
-            every pass, and its running statistics move once a step, in the base training pass.
-        optimizer: a certified torch.optim object over the model's parameters.
+        model: maps inputs to outputs [batch, C], or to what `link` takes. In train mode BatchNorm
+            uses batch statistics in every pass, and its running statistics move once a step, in the
+            base training pass.
+        optimizer: a certified torch.optim object over the model's parameters, or some of them.
         loss: the learned loss M_φ, a representation on the model's device; None descends the task
             loss itself (the baseline, or a learned learning rate).
         task_loss: L_T, `(outputs, labels) -> scalar`.
         link: how outputs and labels become the prediction and target that M_φ sees; by default
-            softmax and one-hot for integer labels, as they are for floating-point ones.
+            softmax and one-hot for integer labels, as they are for floating-point ones. See
+            `metaloss.links`.
         meta_lr: η of Adam on φ; None leaves φ as it is.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
-            one. A GradScaler has no part in it.
+            one. A GradScaler has no part in it, so float16 is refused.
+        adapter: a data loader's batch -> (inputs, labels), where it is no such pair itself.
+        outputs: what the model returns -> the tensor of outputs, where it returns something else.
+        gradient_transform: what happens to the gradients before the optimizer's step:
+            `metaloss.ClipNorm`, `metaloss.ClipValue`, or a differentiable function of one's own.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
+        steps: base steps of the whole training, for a loss that looks at its progress.
 
     Raises:
-        UncertifiedOptimizerError, InputError: see `Problem`.
+        UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
+            the training and `steps` was not given.
         MissingGradientError: there is no parameter to learn.
     """
 
@@ -62,37 +82,52 @@ class AdaLFL:
         meta_lr: float | None = 1e-5,
         adaptation: MetaOptimizer | None = None,
         autocast: torch.dtype | None = None,
+        adapter: Adapter | None = None,
+        outputs: Outputs | None = None,
+        gradient_transform: GradientTransform | None = None,
+        steps: int | None = None,
     ) -> None:
-        self.problem = Problem(model, optimizer, loss, task_loss, link, autocast)
+        self.problem = Problem(
+            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
+        )
+        self.adapter = adapter
         if adaptation is None and meta_lr is not None:
             adaptation = OnlineOneStep(meta_lr)
         self.adaptation = adaptation
         if adaptation is not None:
             adaptation.attach(self.problem)
+        self._steps = steps
+        self._base_steps = 0
+        self._tell_progress()
 
-    def step(self, train_batch: Batch | Draw, valid_batch: Batch | Draw | None = None) -> MetaStep:
+    def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
 
         The parameters' `.grad` is the engine's: after a meta-step it may be None.
 
         Args:
-            train_batch: (inputs, labels), or a function that gives them.
-            valid_batch: the batch that the task loss is taken on, or a function that is called only
-                when a meta-step is due; None takes the training batch again.
+            train_batch: a batch, MicroBatches, or a function that gives one of them.
+            valid_batch: the same, which the task loss is taken on; a function is called only when a
+                meta-step is due. None takes the training batch again.
+
+        Raises:
+            InputError: a batch, after `adapter`, is no (inputs, labels).
         """
-        draw_train = _as_draw(train_batch)
+        self._tell_progress()
+        self._base_steps += 1
+        draw_train = self._drawing(train_batch)
         with self.problem.taking_autocast():
             if self.adaptation is None:
                 return MetaStep(self.problem.base_step(draw_train()).learned_loss)
             if valid_batch is None:
                 valid_batch = train_batch = draw_train()
-                draw_train = _as_draw(train_batch)
-            return self.adaptation.step(draw_train, _as_draw(valid_batch))
+                return self.adaptation.step(lambda: train_batch, lambda: valid_batch)
+            return self.adaptation.step(draw_train, self._drawing(valid_batch))
 
     def initialize(
         self,
-        train: Iterable[Batch] | Draw,
-        valid: Iterable[Batch] | Draw,
+        train: Iterable[Any] | Draw,
+        valid: Iterable[Any] | Draw,
         steps: int = 2500,
         inner_steps: int = 1,
         meta_lr: float = 1e-3,
@@ -104,21 +139,28 @@ class AdaLFL:
         state empty.
 
         Args:
-            train, valid: loaders of (inputs, labels), repeated as often as needed, or functions
-                that give the next batch.
+            train, valid: loaders of batches, repeated as often as needed, or functions that give
+                the next one.
             steps: meta-steps, S_init.
             inner_steps: base steps per meta-step, S_inner.
             meta_lr: η of Adam on φ.
-            redraw: draws the model's parameters anew in place; by default each module's own
-                `reset_parameters`.
+            redraw: draws the parameters that are trained anew, in place; by default by the
+                `reset_parameters` of their modules.
 
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without one.
         """
-        redraw = redraw or _resetting(self.problem.model)
+        model = self.problem.model
+        redraw = redraw or _resetting(self.problem)
+
+        def redraw_alike() -> None:
+            redraw()
+            distributed.spread([*model.parameters(), *model.buffers()])
+
         initialization = OfflineUnrolled(steps, inner_steps, meta_lr)
         initialization.attach(self.problem)
-        phase = self.initializing(initialization, _repeat(train), _repeat(valid), redraw)
+        draw_train, draw_valid = (self._drawing(_repeat(batches)) for batches in (train, valid))
+        phase = self.initializing(initialization, draw_train, draw_valid, redraw_alike)
         for _ in phase:
             pass
 
@@ -139,24 +181,42 @@ class AdaLFL:
             start: meta-steps that were made before (when a run is resumed).
         """
         model, optimizer = self.problem.model, self.problem.optimizer
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = snapshot.model_values(model)
         for done in range(start + 1, initialization.steps + 1):
             redraw()
             reset(optimizer)
             with self.problem.taking_autocast():
                 result = initialization.step(draw_train, draw_objective)
             if done == initialization.steps:
-                model.load_state_dict(before)
+                snapshot.set_model_values(model, before)
                 reset(optimizer)
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result
+
+    def _drawing(self, batch: Any) -> Draw:
+        """A function that gives a batch, or the next one, as (inputs, labels)."""
+        draw = batch if callable(batch) else lambda: batch
+        return lambda: adapted(draw(), self.adapter)
+
+    def learned_loss(self) -> LearnedLoss:
+        """The loss as it is learned here, to call, to record over the training and to save.
+
+        It shares φ with the learner; each call gives one with a record of its own.
+
+        Raises:
+            InputError: the learner learns no loss.
+        """
+        if self.problem.loss is None:
+            raise InputError("there is no learned loss: the learner descends the task loss")
+        return LearnedLoss(self.problem.loss, self.problem.link)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """φ and what continues its learning; model and optimizer are the caller's to save."""
         return {
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
+            "base_steps": self._base_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,18 +225,19 @@ class AdaLFL:
             self.problem.loss.load_state_dict(state["loss"])
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
+        self._base_steps = state["base_steps"]
+
+    def _tell_progress(self) -> None:
+        if isinstance(self.problem.loss, Representation):
+            self.problem.loss.observe(self._base_steps, self._steps)
 
 
-def _as_draw(batch: Batch | Draw) -> Draw:
-    return batch if callable(batch) else lambda: batch
-
-
-def _repeat(batches: Iterable[Batch] | Draw) -> Draw:
+def _repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
     """A function that gives the next batch, starting over when a loader is exhausted."""
     if callable(batches):
         return batches
 
-    def endless() -> Iterator[Batch]:
+    def endless() -> Iterator[Any]:
         while True:
             empty = True
             for batch in batches:
@@ -188,18 +249,28 @@ def _repeat(batches: Iterable[Batch] | Draw) -> Draw:
     return endless().__next__
 
 
-def _resetting(model: nn.Module) -> Callable[[], None]:
-    """A function that draws every parameter anew by its module's `reset_parameters`."""
-    owners = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+def _resetting(problem: Problem) -> Callable[[], None]:
+    """A function that draws every trained parameter anew by its module's `reset_parameters`.
+
+    Parameters that are not trained stay: a frozen backbone may have come a long way.
+    """
+    trained = set(problem.theta)
+    owned = {m: list(m.parameters(recurse=False)) for m in problem.model.modules()}
+    owners = {m: own for m, own in owned.items() if any(p in trained for p in own)}
     for owner in owners:
         if not callable(getattr(owner, "reset_parameters", None)):
             raise InputError(
                 f"{type(owner).__name__} owns parameters and has no reset_parameters(): give "
                 "`redraw`, a function that draws the model's parameters anew"
             )
+    frozen = [p for own in owners.values() for p in own if p not in trained]
 
     def redraw() -> None:
+        kept = [p.detach().clone() for p in frozen]
         for owner in owners:
             owner.reset_parameters()  # type: ignore[operator]
+        with torch.no_grad():
+            for parameter, value in zip(frozen, kept, strict=True):
+                parameter.copy_(value)
 
     return redraw

@@ -1,15 +1,31 @@
 """Links: how a model's outputs and the labels become the (prediction, target) that a loss sees.
 
-A link maps `(outputs [batch, C], labels)` to two tensors [batch, C] and is twice differentiable in
-the outputs.
+A link maps `(outputs, labels)` to two tensors [rows, C], or to three: what each row weighs, [rows].
+The learned loss of a batch is the `mean` of its rows. A link is twice differentiable in the
+outputs, and is a function or a frozen object, with a name in `LINKS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from metaloss.errors import InputError
+from metaloss.errors import InputError, did_you_mean
+
+Link = Callable[[Tensor, Any], tuple[Tensor, ...]]
+
+
+def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean of a batch's rows; Σ w ℓ / Σ w with weights, as torch.nn.functional.cross_entropy.
+
+    Args:
+        losses, weights: [rows].
+    """
+    return losses.mean() if weights is None else (weights * losses).sum() / weights.sum()
 
 
 def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,14 +33,28 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         outputs: logits, [batch, C].
-        labels: class indices, [batch], integer.
+        labels: class indices, [batch], integer; or probabilities, [batch, C] (mixup, smoothing).
+
+    Raises:
+        InputError: their shapes are others.
     """
+    if outputs.ndim == 2 and labels.shape == outputs.shape and labels.is_floating_point():
+        return outputs.softmax(-1), labels.to(outputs)
+    if outputs.ndim != 2 or labels.shape != outputs.shape[:1]:
+        raise InputError(
+            f"the model gives outputs {list(outputs.shape)} for labels {list(labels.shape)}: "
+            "links.probabilities takes [batch, classes] and [batch]; pixels and tokens have "
+            "link=metaloss.links.Dense()"
+        )
     one_hot = torch.zeros_like(outputs).scatter_(-1, labels.unsqueeze(-1), 1.0)
     return outputs.softmax(-1), one_hot
 
 
 def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Regression: the outputs and the labels as they are, both [batch, C].
+    """Regression: the outputs and the labels as they are, in rows [batch, C].
+
+    Args:
+        outputs, labels: [batch, C], [batch] or [batch, C, ...].
 
     Raises:
         InputError: their shapes differ; broadcasting would compare every output with every label.
@@ -34,7 +64,27 @@ def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"the model gives outputs {list(outputs.shape)} for labels {list(labels.shape)}: "
             "regression needs equal shapes"
         )
-    return outputs, labels
+    return _rows(outputs), _rows(labels)
+
+
+def multi_label(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Any number of labels at once: the sigmoid of each logit, and 0 or 1.
+
+    The rows that count are those of torch.nn.functional.binary_cross_entropy_with_logits.
+
+    Args:
+        outputs: logits, [batch, C], [batch] or [batch, C, ...].
+        labels: 0 or 1 for each, of any type, or a probability.
+
+    Raises:
+        InputError: their shapes differ.
+    """
+    if outputs.shape != labels.shape:
+        raise InputError(
+            f"the model gives outputs {list(outputs.shape)} for labels {list(labels.shape)}: "
+            "multi-label classification has 0 or 1 for each output"
+        )
+    return _rows(outputs).sigmoid(), _rows(labels.to(outputs))
 
 
 def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +95,134 @@ def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: class indices [batch], or values [batch, C].
 
     Raises:
-        InputError: values of another shape than the outputs'.
+        InputError: labels are no tensor, or their shape does not fit.
     """
+    if not torch.is_tensor(labels):
+        raise InputError(
+            f"labels are a {type(labels).__name__}, and which link takes it is not said: give "
+            "`link`, as metaloss.links.Weighted() for (labels, weights)"
+        )
     return (values if torch.is_floating_point(labels) else probabilities)(outputs, labels)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Classification of pixels, tokens or rows, some of which are ignored: `probabilities` of each.
+
+    The rows that count, and what each weighs, are those of torch.nn.functional.cross_entropy with
+    the same arguments; the ignored are not given to the loss at all.
+
+    Args:
+        ignore_index: the label of a row that does not count.
+        weight: of each class.
+        class_dim: the dimension of the outputs that has the classes: 1 as in torch's losses,
+            [batch, C, ...]; -1 for sequences [batch, T, C].
+    """
+
+    ignore_index: int = -100
+    weight: tuple[float, ...] | None = None
+    class_dim: int = 1
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        rows = outputs.movedim(self.class_dim, -1)
+        if rows.shape[:-1] != labels.shape:
+            raise InputError(
+                f"the model gives outputs {list(outputs.shape)} for labels {list(labels.shape)}: "
+                f"with classes in dimension {self.class_dim} labels are {list(rows.shape[:-1])}"
+            )
+        counted = self.counted(labels)
+        label = labels.flatten()[counted]
+        found = probabilities(rows.flatten(0, -2)[counted], label)
+        if self.weight is None:
+            return found
+        return *found, outputs.new_tensor(self.weight)[label]
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Whether each row counts, [rows]."""
+        return labels.flatten() != self.ignore_index
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Another link for labels that are a pair (labels, weights): one weight for each row.
+
+    Args:
+        link: of the labels.
+    """
+
+    link: Link = by_labels
+
+    def __call__(self, outputs: Tensor, labels: tuple[Any, Tensor]) -> tuple[Tensor, ...]:
+        labels_alone, weights = labels
+        prediction, target, *own = self.link(outputs, labels_alone)
+        rows = labels_alone.numel() if isinstance(self.link, Dense) else len(prediction)
+        if weights.numel() != rows:
+            raise InputError(
+                f"there are {weights.numel()} weights for {rows} rows of outputs "
+                f"{list(outputs.shape)}: one for each"
+            )
+        weights = weights.flatten()
+        if isinstance(self.link, Dense):
+            weights = weights[self.link.counted(labels_alone)]
+        return prediction, target, weights * own[0] if own else weights
+
+
+#: Every link by its name, and the classes of those that take arguments.
+LINKS: dict[str, Any] = {
+    "probabilities": probabilities,
+    "values": values,
+    "multi_label": multi_label,
+    "by_labels": by_labels,
+    "dense": Dense,
+    "weighted": Weighted,
+}
+
+
+def to_json(link: Link) -> str | dict[str, Any]:
+    """A link as plain data: its name, or {"name": ..., argument: ...}.
+
+    Raises:
+        InputError: it has no name in LINKS.
+    """
+    for name, known in LINKS.items():
+        if link is known:
+            return name
+        if isinstance(known, type) and isinstance(link, known):
+            arguments = {field.name: getattr(link, field.name) for field in fields(known)}
+            if "link" in arguments:
+                arguments["link"] = to_json(arguments["link"])
+            return {"name": name, **arguments}
+    raise InputError(
+        f"the link {getattr(link, '__name__', link)!r} has no name to be saved by · known: "
+        f"{', '.join(LINKS)}"
+    )
+
+
+def from_json(data: str | dict[str, Any]) -> Link:
+    """The link that `to_json` described.
+
+    Raises:
+        InputError: no link has this name, or it does not take these arguments.
+    """
+    arguments = {} if isinstance(data, str) else dict(data)
+    name = data if isinstance(data, str) else arguments.pop("name", None)
+    if name not in LINKS:
+        near = did_you_mean(str(name), LINKS)
+        raise InputError(f"no link is called {name!r}{near} · known: {', '.join(LINKS)}")
+    if "link" in arguments:
+        arguments["link"] = from_json(arguments["link"])
+    for key, value in arguments.items():
+        arguments[key] = tuple(value) if isinstance(value, list) else value
+    link = LINKS[name]
+    try:
+        made: Link = link(**arguments) if isinstance(link, type) else link
+    except TypeError as error:
+        raise InputError(f"link {name!r}: {error}") from None
+    return made
+
+
+def _rows(values: Tensor) -> Tensor:
+    """[batch, C] of [batch], [batch, C] or [batch, C, ...]."""
+    if values.ndim < 2:
+        return values.reshape(-1, 1)
+    return values if values.ndim == 2 else values.movedim(1, -1).flatten(0, -2)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metaloss.errors import RunFolderError
+from metaloss.errors import RunFolderError, writing
 
 Row = dict[str, Any]
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is written as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsFile:
@@ -21,25 +29,40 @@ class MetricsFile:
         path: the file.
         size: bytes that belong to the run so far; what a killed process wrote after its last
             checkpoint is cut off, since it will be written again.
+
+    Raises:
+        RunFolderError: the file has fewer bytes, and stays as it is. From each method: it cannot be
+            written.
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._file = path.open("ab")
-        self._file.truncate(size)
+        there = path.stat().st_size if path.is_file() else 0
+        if there < size:
+            raise RunFolderError(
+                f"{path} is cut short: {there} bytes of the {size} that the checkpoint counts; put "
+                "it back, or remove the run folder to start the run over"
+            )
+        self._path = path
+        with writing(path):
+            self._file = path.open("ab")
+            self._file.truncate(size)
 
     def write(self, row: Row) -> None:
         """Appends a row."""
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
 
     def sync(self) -> int:
         """Makes what was written durable; its size in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Ends the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left was refused, and told, before
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -108,7 +131,17 @@ class Progress:
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a full disk or a closed terminal; the run goes on
+                print(line, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def sparing(self, figures: str) -> Iterator[None]:
+        """What goes wrong in drawing is told, and costs the run no more than the figures."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.say(f"warning: without {figures}: {type(error).__name__}: {reason}")
 
     def close(self) -> None:
         """Ends the bar."""

@@ -1,7 +1,9 @@
-"""The peak memory of tensors: how many bytes were alive at once inside a `with` block."""
+"""Peak memory: of the tensors inside a `with` block, and of a whole process."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,14 @@ def measuring(device: torch.device) -> Iterator[PeakMemory]:
     else:
         with _StorageCount(result):
             yield result
+
+
+def of_run(device: torch.device) -> int:
+    """Bytes so far: of the GPU's memory that tensors took, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobyte = 1024 if sys.platform != "darwin" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
 
 
 class _StorageCount(TorchDispatchMode):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaloss import links
-from metaloss.problem import Link, TaskLoss
+from metaloss.links import Link
+from metaloss.problem import TaskLoss
 
 
 @dataclass(frozen=True)

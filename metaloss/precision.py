@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from metaloss import snapshot
+from metaloss.batches import StepBatch
 from metaloss.engines.exact import Exact
 from metaloss.errors import ConfigError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 #: What `Runner.precision` names, and what it means.
 PRECISIONS = {
@@ -25,7 +26,7 @@ def set_float32(precision: str) -> None:
     torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
 
 
-def cosine(problem: Problem, train: Batch, objective: Batch) -> float:
+def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:
     """Between ∇_φ L_T of a step as the problem makes it and in float32; nothing of them remains.
 
     Raises:

@@ -8,44 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from metaloss import seeding, vectors
-from metaloss.errors import InputError
+from metaloss import batches, checks, distributed, links, replicas, seeding, vectors
+from metaloss.base_step import BaseStep, Pass
+from metaloss.batches import Batch, Outputs, StepBatch
+from metaloss.followed import follow
 from metaloss.forward_mode import KeepPrimals
+from metaloss.gradient_transform import GradientTransform, Transformed, refuse_hooks
+from metaloss.links import Link
 from metaloss.reentrant import refusing_reentrant_checkpoints
+from metaloss.representations.base import Representation
 from metaloss.taken_step import KeepState, TakenStep
 from metaloss.update import update_of
 
-Batch = tuple[Tensor, Tensor]
-Link = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class BaseStep:
-    """One base step θ → θ', and what the meta-gradient needs of it."""
-
-    batch: Batch
-    learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
-    slope: Tensor  #: ∂M_φ/∂f, shaped like the outputs; with a graph to φ if one was asked for
-    direct: vectors.Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
-    taken: TakenStep
-    primals: KeepPrimals  #: of the forward pass; empty unless asked for
-    buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
-    random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
+TaskLoss = Callable[[Tensor, Any], Tensor]
 
 
 class Problem:
     """The base level: `model`, `optimizer`, the learned loss and the task loss.
 
     Args:
-        model: maps inputs [batch, ...] to outputs [batch, C]. Its mode (train or eval) is the
-            caller's business.
+        model: maps inputs to outputs [batch, C], or to what the link and the task loss take. Its
+            mode (train or eval) is the caller's business.
         optimizer: a certified torch.optim object over parameters of the model. Parameters that
             need no gradient, or that the optimizer does not hold, stay as they are.
         loss: M_φ as a representation, `(prediction, target) -> loss [batch]`; its parameters are φ.
@@ -53,11 +42,15 @@ class Problem:
         task_loss: L_T, `(outputs, labels) -> scalar`.
         link: how outputs and labels become prediction and target.
         autocast: the lower precision in which the model's passes are made; None: its own.
+        outputs: what the model returns -> the tensor of outputs; None where it returns that.
+        gradient_transform: what happens to the base gradient before the optimizer's step (see
+            gradient_transform.py); None: nothing.
 
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
-        InputError: the optimizer holds a parameter that is not the model's, or none to train; or
-            the model is wrapped in DataParallel or DistributedDataParallel.
+        InputError, UnsupportedModelError: the model's parameters cannot be followed, or it cannot
+            be shared by processes (see `metaloss.followed` and `metaloss.replicas`); or the
+            autocast is float16.
     """
 
     def __init__(
@@ -68,38 +61,23 @@ class Problem:
         task_loss: TaskLoss,
         link: Link,
         autocast: torch.dtype | None = None,
+        outputs: Outputs | None = None,
+        gradient_transform: GradientTransform | None = None,
     ) -> None:
         update_of(optimizer)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise InputError(
-                f"the model is wrapped in {type(model).__name__}, whose gradients do not pass "
-                "through torch.autograd.grad: give the plain module"
-            )
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        #: Whether a parameter has several names; most models are spared the search for them.
-        self._tied = len(list(model.named_parameters(remove_duplicate=False))) > len(names)
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        strangers = [tuple(p.shape) for p in held if p not in names]
-        if strangers:
-            raise InputError(
-                f"the optimizer holds a parameter of shape {strangers[0]} that the model does not "
-                "own, so its effect on the outputs cannot be followed"
-            )
+        checks.autocast(autocast)
+        replicas.refuse_unshareable(model)
+        followed = follow(model, optimizer)
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.task_loss = task_loss
         self.link = link
         self.autocast = autocast
-        self.theta: list[nn.Parameter] = [p for p in held if p.requires_grad]
-        if not self.theta:
-            raise InputError("the optimizer holds no parameter that requires a gradient")
-        self.theta_names = [names[p] for p in self.theta]
-        followed = set(self.theta)
-        #: Parameters that require a gradient and that this optimizer does not train.
-        self.others = {
-            name: p for p, name in names.items() if p.requires_grad and p not in followed
-        }
+        self.outputs = outputs
+        self.gradient_transform = gradient_transform
+        self.theta, self.theta_names, self.others = followed.theta, followed.names, followed.others
+        self._tied = followed.tied  # most models are spared the search for other names
         self.named_phi: dict[str, nn.Parameter] = (
             {}
             if loss is None
@@ -108,17 +86,18 @@ class Problem:
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
         self._stepped = False  # whether a base step has shown that the model can be followed
+        self._unasked = True  # whether the loss was asked if it is made for such pairs
         self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
+        replicas.start_alike([model] if loss is None else [model, loss])
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Tensor:
         """f_θ(x): outputs [batch, C], in θ's own precision."""
         if self.autocast is None:
-            outputs: Tensor = self.model(inputs)
-            return outputs
+            return batches.outputs_of(batches.call(self.model, inputs), self.outputs)
         # Within an outer autocast, cached casts of the weights would outlive the base step.
         with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
-            lower: Tensor = self.model(inputs)
-            return lower.to(self.theta[0].dtype)
+            outputs = batches.outputs_of(batches.call(self.model, inputs), self.outputs)
+            return outputs.to(self.theta[0].dtype)
 
     @contextmanager
     def taking_autocast(self) -> Iterator[None]:
@@ -131,6 +110,7 @@ class Problem:
         if not torch.is_autocast_enabled(kind):
             yield
             return
+        checks.autocast(torch.get_autocast_dtype(kind))
         own, self.autocast = self.autocast, torch.get_autocast_dtype(kind)
         try:
             with torch.autocast(kind, enabled=False):
@@ -138,8 +118,8 @@ class Problem:
         finally:
             self.autocast = own
 
-    def learned_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """M_φ(y, f): the mean over the batch; the task loss where nothing is learned.
+    def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
+        """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
 
         Args:
             outputs: f_θ(x), [batch, C].
@@ -147,15 +127,28 @@ class Problem:
 
         Returns:
             A scalar.
+
+        Raises:
+            InputError: the learned loss is not made for such pairs.
         """
         if self.loss is None:
             return self.task_loss(outputs, labels)
-        loss: Tensor = self.loss(*self.link(outputs, labels))
-        return loss.mean()
+        prediction, target, *weights = self.link(outputs, labels)
+        if self._unasked:
+            self._unasked = False
+            if isinstance(self.loss, Representation):
+                self.loss.require_pairs(prediction, target)
+        return links.mean(self.loss(prediction, target), *weights)
+
+    def shares(self, batch: StepBatch) -> Iterator[Tensor]:
+        """M_φ of a step's batch with its graph, in shares of one micro-batch each; scalars."""
+        parts = batches.parts(batch)
+        for inputs, labels in parts:
+            yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
     def base_step(
         self,
-        batch: Batch,
+        batch: StepBatch,
         *,
         loss_graph: bool = False,
         keep_primals: bool = False,
@@ -163,32 +156,67 @@ class Problem:
     ) -> BaseStep:
         """One step of the user's optimizer along ∇_θ M_φ; running statistics move here only.
 
-        The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
-        That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
-        φ without one through the backbone. Whether M_φ looks at θ itself too (a learned regulariser
-        that holds the model) is found out in the first step.
-
         Args:
-            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the pass.
+            batch: micro-batches make the step together, along the mean of their gradients.
+            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the passes.
             keep_primals: keep the intermediate values that a forward-mode pass can reuse.
             keep: how much of the optimizer's state before the step to keep.
 
         Raises:
             UnsupportedModelError: the model has reentrant activation checkpoints, or gradients that
                 are sparse.
+            InputError: a parameter has hooks.
+        """
+        refuse_hooks(self.theta)
+        parts = batches.parts(batch)
+        replay = loss_graph or keep != "nothing"
+        passes: list[Pass] = []
+        losses: list[Tensor] = []
+        grads: list[Tensor | None] = [None] * len(self.theta)
+        for part in parts:
+            made, loss, gradient = self._pass(part, len(parts), loss_graph, keep_primals, replay)
+            passes.append(made)
+            losses.append(loss)
+            grads = vectors.add(grads, gradient)
+        examples = batches.examples(batch)
+        grads, learned_loss = replicas.mean_step(
+            self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
+        )
+        transformed = None
+        if self.gradient_transform is not None:
+            transformed = Transformed(self.gradient_transform, grads)
+            grads = transformed.values()
+        # Whether running the one pass again gives g itself.
+        again = len(parts) == 1 and transformed is None and not distributed.several()
+        along = [] if again or keep == "nothing" else vectors.copy(grads)
+        taken = self.take_step(grads, keep)
+        return BaseStep(passes, examples, learned_loss, transformed, along, taken)
+
+    def _pass(
+        self, batch: Batch, share: int, loss_graph: bool, keep_primals: bool, replay: bool
+    ) -> tuple[Pass, Tensor, vectors.Vector]:
+        """A share of M_φ on one batch, and of its gradient; neither with a graph.
+
+        The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
+        That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
+        φ without one through the backbone. Whether M_φ looks at θ itself too (a learned regulariser
+        that holds the model) is found out in the first step. Of micro-batches nothing is kept that
+        grows with their number but the batches themselves.
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
-        buffers = self.copy_buffers() if loss_graph or keep != "nothing" else {}
+        buffers = self.copy_buffers() if replay else {}
         primals = KeepPrimals()
+        looks_at_theta = self._looks_at_theta
+        loss_graph = loss_graph and (share == 1 or looks_at_theta)
         with nullcontext() if self._stepped else refusing_reentrant_checkpoints():
-            with primals if keep_primals else nullcontext():
+            with primals if keep_primals and share == 1 else nullcontext():
                 outputs = self.forward(inputs)
             free = outputs.detach().requires_grad_()
-            loss = self.learned_loss(free, labels)
+            loss = _share(self.learned_loss(free, labels), share)
             slope, *direct = torch.autograd.grad(
                 loss,
-                [free, *self.theta] if self._looks_at_theta else [free],
+                [free, *self.theta] if looks_at_theta else [free],
                 create_graph=loss_graph,
                 allow_unused=True,
             )
@@ -196,12 +224,21 @@ class Problem:
             grads: vectors.Vector = torch.autograd.grad(
                 outputs, self.theta, slope.detach(), allow_unused=True
             )
-        if self._looks_at_theta:
+        if looks_at_theta:
             self._looks_at_theta = any(part is not None for part in direct)
             grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
         self._stepped = True
-        taken = self.take_step(grads, keep)
-        return BaseStep(batch, loss.detach(), slope, direct, taken, primals, buffers, random_state)
+        kept = slope if loss_graph and (share == 1 or self._looks_at_theta) else None
+        made = Pass(batch, share, kept, direct, primals, buffers, random_state)
+        return made, loss.detach(), grads
+
+    def slope(self, outputs: Tensor, part: Pass) -> Tensor:
+        """∂M_φ/∂f of a pass once more, with a graph to φ, at the outputs that it had."""
+        free = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = _share(self.learned_loss(free, part.batch[1]), part.share)
+            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
+        return slope
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
         """Lets the optimizer step along g.
@@ -217,18 +254,25 @@ class Problem:
             parameter.grad = grad
         return TakenStep(self.optimizer, self.theta, keep)
 
-    def task_gradient(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
+    def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
 
         Returns:
             A scalar, and tensors of the shapes of `theta`, None where L_T does not use a parameter;
             none has a graph.
         """
-        inputs, labels = batch
+        parts = batches.parts(batch)
+        losses: list[Tensor] = []
+        v: list[Tensor | None] = [None] * len(self.theta)
         with self.replaced({}, self.copy_buffers()):
-            loss = self.task_loss(self.forward(inputs), labels)
-            v = torch.autograd.grad(loss, self.theta, allow_unused=True)
-        return loss.detach(), list(v)
+            for inputs, labels in parts:
+                loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
+                v = vectors.add(v, torch.autograd.grad(loss, self.theta, allow_unused=True))
+                losses.append(loss.detach())
+        found, (loss,) = distributed.mean_beside(
+            v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
+        )
+        return loss, found
 
     def copy_buffers(self) -> dict[str, Tensor]:
         """The model's buffers by name, in their shapes, for passes that must leave them alone."""
@@ -249,3 +293,8 @@ class Problem:
             tie_weights=self._tied or bool(buffers),
             stack_weights=True,  # else a module that the model holds twice would not be put back
         )
+
+
+def _share(loss: Tensor, share: int) -> Tensor:
+    """loss / share, as a loop over micro-batches writes it; the loss itself where it is alone."""
+    return loss if share == 1 else loss / share

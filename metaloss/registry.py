@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import gin
 
@@ -55,15 +55,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """A decorator that enters a component under `name` (lower_snake_case, the file's stem).
 
         Raises:
-            TypeError: the component is not a subclass of the kind's interface, or a recipe does
-                not take what the run gives.
+            TypeError: the component is not a subclass of the kind's interface, nor a function that
+                is annotated to return one of it; or a recipe does not take what the run gives.
             ConfigError: the name is taken by another component; both are named.
         """
 
         def enter(component: Component) -> Component:
-            if self.interface is not None and not (
-                inspect.isclass(component) and issubclass(component, self.interface)
-            ):
+            if self.interface is not None and not _gives(component, self.interface):
                 raise TypeError(
                     f"{self.kind}.{name} must be a subclass of {_origin(self.interface)}; "
                     f"got {component!r}"
@@ -91,9 +89,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """The name of a registered class or function, of an instance, or of gin's copy of one."""
         component = inspect.unwrap(component) if callable(component) else component
         classes = inspect.getmro(component if inspect.isclass(component) else type(component))
-        for name, known in self._components.items():
-            if component is known or known in classes:
-                return name
+        for candidate in (component, *classes):  # a subclass before what it is derived from
+            for name, known in self._components.items():
+                if candidate is known:
+                    return name
         return getattr(component, "__name__", type(component).__name__)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
@@ -128,6 +127,12 @@ def import_components(package: str, path: list[str]) -> None:
     """Imports every module of a kind's folder, so that its components register themselves."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
+
+
+def _gives(component: Any, interface: type) -> bool:
+    """Whether calling the component makes an object of the interface, by its class or signature."""
+    made = component if inspect.isclass(component) else get_type_hints(component).get("return")
+    return inspect.isclass(made) and issubclass(made, interface)
 
 
 def _origin(component: Any) -> str:

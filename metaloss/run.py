@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -13,13 +11,12 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint, inspection
+from metaloss import distributed, inspection, memory, saving
 from metaloss.backbones import BACKBONES
 from metaloss.engines.base import Draw
-from metaloss.errors import RunFolderError
 from metaloss.evaluation import evaluate
-from metaloss.export import save_loss
-from metaloss.loggers import MetricsFile, Progress, Row
+from metaloss.export import LearnedLoss
+from metaloss.loggers import MetricsFile, Progress, Row, finite_or_none
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.run_folder import RunFolder, write_json
 from metaloss.runner import Runner
@@ -63,6 +60,8 @@ class Run:
     def execute(self, folder: RunFolder, config: str) -> dict[str, Any]:
         """Carries the run out, going on from the folder's checkpoint if there is one.
 
+        Of several processes the first alone evaluates and writes; the others make the same steps.
+
         Returns:
             The content of result.json.
 
@@ -70,28 +69,35 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        written = self._continue_from(folder.checkpoint, config)
+        written, events = saving.restore(self.state, folder, config)
         self.folder, self.config = folder, config
         self.began, self.earlier = time.monotonic(), self.state.seconds
         done = {"initialization": self.state.init_steps, "train": self.state.steps}
+        distributed.require_equal(done, "goes on from another step")
+        self.progress = Progress()
+        if distributed.rank() > 0:
+            return self._result(self._carry_out(), {})
         starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
         with (
             closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts)) as self.board,
-            closing(Progress()) as self.progress,
+            closing(TensorBoard(folder.path, starts, events)) as self.board,
+            closing(self.progress),
         ):
             if self.state.steps == 0:
                 self.board.begin(config, self.state.data.objective.metric)
-            status = "finished"
-            try:
-                self._initialize()
-                self._train()
-                self._save_checkpoint()
-            except Diverged:
-                status = "diverged"
-            except Stopped:
-                status = "stopped"
-            return self._finish(status)
+            return self._finish(self._carry_out())
+
+    def _carry_out(self) -> str:
+        """Both phases; how they ended."""
+        try:
+            self._initialize()
+            self._train()
+            self._save_checkpoint()
+        except Diverged:
+            return "diverged"
+        except Stopped:
+            return "stopped"
+        return "finished"
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
@@ -133,19 +139,18 @@ class Run:
             state.sample_loss()
             if (cosine := state.precision_cosine()) is not None:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
-            self._log(self._inspect())
+            self._report()
         while state.steps < plan.steps:
             result = state.learner.step(*draws)
             state.steps += 1
             last = state.steps == plan.steps
             if state.steps in sampled:
                 state.sample_loss()
-            if state.steps in drawn:
-                inspection.show(self.board, state)
+            if state.steps in drawn and distributed.rank() == 0:
+                with self.progress.sparing(f"the figures at step {state.steps}"):
+                    inspection.show(self.board, state)
             if last or state.steps % plan.evaluate_every == 0:
-                self._log(self._inspect())
-                self._log(self._evaluate("train"))
-                self._log(self._evaluate("valid"))
+                self._report("train", "valid")
             self._after_step("train", state.steps, last, result)
 
     def _draws(self) -> tuple[Draw, Draw | None]:
@@ -166,9 +171,11 @@ class Run:
             numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = self._result(status, numbers)
         self._export_loss(result)
-        pictures.draw(self.folder.path, pictures.title(result))
+        with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
+            pictures.draw(self.folder.path, pictures.title(result))
         if status != "stopped":
             inspection.conclude(self.board, self.folder, self.config, result)
+        self.metrics.sync()
         write_json(self.folder.result, result)
         return result
 
@@ -189,7 +196,7 @@ class Run:
             "status": status,
             "skipped_meta_steps": int(state.skipped),
             "seconds": round(self._seconds(), 3),
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": memory.of_run(self.device),
         }
 
     # --- after each step ---
@@ -199,7 +206,7 @@ class Run:
             self.state.skipped = self.state.skipped + result.skipped
         if last or step % self.plan.log_every == 0:
             self._log_step(phase, step, result)
-        if self.stop:
+        if distributed.anywhere(self.stop):
             self._save_checkpoint()
             raise Stopped
         if last or step % self.plan.checkpoint_every == 0:
@@ -213,8 +220,9 @@ class Run:
         """
         state = self.state
         learned_loss = result.learned_loss.item()
-        if result.task_loss is not None and result.gradient_norm is not None:
+        if result.task_loss is not None:
             state.latest["task_loss"] = result.task_loss.item()
+        if result.gradient_norm is not None:
             state.latest["gradient_norm"] = result.gradient_norm.item()
         self._log(
             {
@@ -229,6 +237,15 @@ class Run:
         if phase == "train" and not math.isfinite(learned_loss):
             raise Diverged
 
+    @distributed.first_alone
+    def _report(self, *splits: str) -> None:
+        """The indices of the learned loss, and what the model is worth on some splits."""
+        now = {"phase": "train", "step": self.state.steps}
+        self._log({**now, **inspection.numbers(self.state)})
+        for split in splits:
+            self._log(self._evaluate(split))
+
+    @distributed.first_alone
     def _log(self, row: Row) -> None:
         row = {name: finite_or_none(value) for name, value in row.items()}
         row["seconds"] = round(self._seconds(), 3)
@@ -243,10 +260,6 @@ class Run:
         numbers = evaluate(self.state.model, data, split, limit)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
-    def _inspect(self) -> Row:
-        """The indices of the learned loss."""
-        return {"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)}
-
     def _equidistant(self, count: int) -> frozenset[int]:
         """Steps at equal distances, the last among them."""
         return frozenset(round(i * self.plan.steps / count) for i in range(1, count + 1))
@@ -255,43 +268,22 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         self.state.seconds = self._seconds()
-        content = {"config": self.config, "metrics_bytes": self.metrics.sync()}
-        checkpoint.save(self.folder.checkpoint, {**content, "state": self.state.state_dict()})
+        self._write_checkpoint(self.state.state_dict())  # which asks all processes
+
+    @distributed.first_alone
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
+        saving.save(self.folder, self.config, self.metrics.sync(), state)
         self._export_loss(self._result("unfinished", {}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
         """The learned loss so far, for whoever looks at it or uses it."""
         state, objective = self.state, self.state.data.objective
         if state.loss is not None and state.samples:
+            loss = LearnedLoss(
+                state.loss, objective.link, trajectory=state.trajectory(), step=state.steps
+            )
             provenance = {**provenance, "classes": inspection.classes(state)}
-            save_loss(self.folder.loss, state.loss, objective.link, state.trajectory(), provenance)
-
-    def _continue_from(self, path: Path, config: str) -> int:
-        """Takes the state of the checkpoint, if there is one; the bytes of metrics it counts."""
-        if not path.is_file():
-            return 0
-        saved = checkpoint.load(path)
-        if saved.get("config") != config:
-            raise RunFolderError(f"{path} is of another configuration: nothing was changed")
-        try:
-            self.state.load_state_dict(saved["state"])
-            return int(saved["metrics_bytes"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
-            raise RunFolderError(checkpoint.damage(path, reason)) from error
+            loss.save_pretrained(self.folder.loss, **provenance, **self.folder.provenance())
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began
-
-
-def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is written as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory that tensors took, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobyte = 1024 if sys.platform != "darwin" else 1
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import ndiff
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +18,8 @@ from typing import Any
 
 import torch
 
-from metaloss import checkpoint
-from metaloss.errors import RunFolderError
+from metaloss import checkpoint, distributed, lock
+from metaloss.errors import RunFolderError, writing
 
 PACKAGES = ("metaloss", "torch", "torchvision", "timm", "gin-config", "numpy", "scikit-learn")
 
@@ -25,8 +28,9 @@ class RunFolder:
     """One run's folder.
 
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
-    machine), `metrics.jsonl`, `result.json`, `checkpoint.pt`, TensorBoard events, `loss/` (the
-    exported learned loss) and `figures/`.
+    machine), `metrics.jsonl`, `result.json`, `checkpoint.pt` and the one before it, TensorBoard
+    events, `loss/` (the exported learned loss), `figures/`, `.lock` (see `metaloss.lock`), and
+    `log.txt` where a sweep started the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +42,8 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.loss = path / "loss"
         self.figures = path / "figures"
+        self.lock = path / ".lock"
+        self.log = path / "log.txt"
 
     def check(self, config: str, seed: int, *, resume: bool) -> dict[str, Any] | None:
         """Whether a run may write here; changes nothing.
@@ -53,8 +59,10 @@ class RunFolder:
             RunFolderError: another run is there, or this one and `resume` is not set.
         """
         if not self.config.exists():
-            kept = (self.metrics, self.checkpoint, self.result, self.loss, self.figures)
-            for path in kept:
+            before = checkpoint.previous(self.checkpoint)
+            for path in (
+                self.metrics, self.checkpoint, before, self.result, self.loss, self.figures
+            ):  # fmt: skip
                 if path.exists():
                     raise RunFolderError(
                         f"{path} is in the way: there is no config.gin beside it to say which run "
@@ -94,18 +102,41 @@ class RunFolder:
             raise RunFolderError(f"{self.meta} names no seed")
         return seed
 
-    def begin(self, config: str, meta: dict[str, Any]) -> None:
-        """Makes the folder a run's, and notes the command; `check` comes first.
+    def provenance(self) -> dict[str, Any]:
+        """What identifies the run that is there: its configuration's hash, and its code."""
+        meta = read_json(self.meta) if self.meta.is_file() else {}
+        config = self.config.read_bytes() if self.config.is_file() else b""
+        return {
+            "config_sha256": hashlib.sha256(config).hexdigest(),
+            "git_commit": meta.get("git_commit"),
+        }
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder, and within it no other process may do so; `check` is true until then.
 
         Raises:
+            HeldError: another process is at work here.
             RunFolderError: the folder cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "command.txt").open("a") as commands:
-                commands.write(shlex.join(sys.argv) + "\n")
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written to: {error}") from error
+        with lock.holding(self.lock):
+            yield
+
+    def begin(self, config: str, meta: dict[str, Any]) -> None:
+        """Makes the held folder a run's, without a killed process's leavings; notes the command.
+
+        Raises:
+            RunFolderError: the folder cannot be written to.
+        """
+        for folder in (self.path, self.loss, self.figures):
+            checkpoint.remove_partial(folder)
+        commands = self.path / "command.txt"
+        with writing(commands), commands.open("a") as file:
+            file.write(shlex.join(sys.argv) + "\n")
         if not self.config.is_file():
             write_json(self.meta, meta)
             checkpoint.write_atomically(self.config, lambda path: path.write_text(config, "utf-8"))
@@ -117,14 +148,20 @@ def describe(seed: int, device: torch.device) -> dict[str, Any]:
         "seed": seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": distributed.count(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": versions(),
         "git_commit": _git_commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that numbers depend on, where they are installed."""
+    return {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from metaloss import seeding
-from metaloss.export import Trajectory, flat
+from metaloss import distributed, seeding
+from metaloss.batches import Batch
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.precision import cosine, set_float32
-from metaloss.problem import Batch
 from metaloss.runner import Runner
+from metaloss.trajectory import Trajectory, flat
 
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
@@ -33,6 +33,7 @@ class State:
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
+        InputError: a batch has fewer examples than there are processes.
     """
 
     def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
@@ -41,7 +42,7 @@ class State:
         self._seed = seed
         set_float32(plan.precision)
         self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
-        torch.manual_seed(seeding.stream(seed, "global").initial_seed())  # dropout
+        self._seed_globally("global")  # dropout
         self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
         self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
@@ -55,9 +56,16 @@ class State:
             meta_lr=None,
             adaptation=plan.adaptation,
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
+            steps=plan.steps,
         )
+        if self.loss is not None:
+            labels = self.data.splits["train"][1][:2]
+            outputs = torch.zeros(len(labels), self.data.outputs, device=device)
+            self.loss.require_pairs(*objective.link(outputs, labels))
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
+        for size in self._batch_sizes():
+            distributed.share(size)  # refuses what is too small now, not after the first steps
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
         self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
@@ -79,8 +87,7 @@ class State:
 
     def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
         """The next batch that a meta-optimizer takes the task loss on."""
-        size = meta_optimizer.objective_batch_size or self._plan.task.batch_size
-        return self._draw(meta_optimizer.objective, size, stream)
+        return self._draw(meta_optimizer.objective, self._objective_size(meta_optimizer), stream)
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
@@ -106,11 +113,14 @@ class State:
 
     def trajectory(self) -> Trajectory:
         """The samples of φ so far."""
-        steps = sorted(self.samples)
-        return Trajectory(torch.tensor(steps), torch.stack([self.samples[s] for s in steps]))
+        return Trajectory.of(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data that `load_state_dict` goes on from, bit for bit."""
+        """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
+
+        Of several processes all take part; any number of them can go on from it.
+        """
+        own, *others = distributed.gather(seeding.global_state(self._device))
         return {
             "model": self.model.state_dict(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
@@ -123,7 +133,8 @@ class State:
             "samples": self.samples,
             "latest": self.latest,
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
-            "global": seeding.global_state(self._device),
+            "global": own,
+            "global_of_others": others,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,7 +151,26 @@ class State:
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         for name, stream in self._streams.items():
             stream.set_state(state["streams"][name])
-        seeding.set_global_state(state["global"], self._device)
+        generators = [state["global"], *state.get("global_of_others", [])]
+        if distributed.rank() < len(generators):
+            seeding.set_global_state(generators[distributed.rank()], self._device)
+        else:
+            self._seed_globally(f"global/from {self.init_steps + self.steps}")
+
+    def _seed_globally(self, stream: str) -> None:
+        """Torch's global generators, from which dropout masks come: each process has its own."""
+        name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
+        torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
+
+    def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:
+        return meta_optimizer.objective_batch_size or self._plan.task.batch_size
+
+    def _batch_sizes(self) -> list[int]:
+        """Of every kind of batch that the run draws."""
+        meta_optimizers = (self._plan.initialization, self._plan.adaptation)
+        asked = [("train", self._plan.task.batch_size)]
+        asked += [(m.objective, self._objective_size(m)) for m in meta_optimizers if m is not None]
+        return [min(size, len(self.data.splits[split][1])) for split, size in asked]
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         inputs, labels = self.data.draw(split, size, self._streams[stream])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metaloss.errors import writing
 from metaloss.loggers import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
+
+    from metaloss.events import Writer
+
+PREFIX = "events.out.tfevents."  #: of the names of event files
 
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
 GROUPS = {
@@ -24,8 +29,6 @@ GROUPS = {
         "loss",
     ),
 }
-
-FLUSH_SECONDS = 10  #: until what was logged can be seen
 
 
 def layout(metric: str) -> dict[str, Any]:
@@ -67,14 +70,20 @@ class TensorBoard:
 
     Args:
         folder: the run folder.
-        starts: the first step of each phase that is still to come: events from there on are of a
-            process that was killed, and are replaced.
+        starts: the first step of each phase that is still to come, 0 if all of it is: a TensorBoard
+            that runs forgets what it has seen from there on.
+        kept: the `sizes` that belong to the run so far; what a killed process wrote after its last
+            checkpoint is cut off, since it will be written again.
+
+    Raises:
+        RunFolderError: from each method: an event file cannot be written.
     """
 
-    def __init__(self, folder: Path, starts: dict[str, int]) -> None:
+    def __init__(self, folder: Path, starts: dict[str, int], kept: dict[str, int]) -> None:
         self._folder = folder
         self._starts = starts
-        self._writers: dict[str, SummaryWriter] = {}
+        self._kept = kept
+        self._writers: dict[str, Writer] = {}
         self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
 
     def scalars(self, row: Row) -> None:
@@ -134,23 +143,31 @@ class TensorBoard:
             self._writer("train")._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:
-        """Writes out what is waiting."""
+        """Ends the files."""
         for writer in self._writers.values():
             writer.close()
 
-    def _writer(self, phase: str) -> SummaryWriter:
+    def _writer(self, phase: str) -> Writer:
         if phase not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
+            from metaloss.events import Writer
 
             folder = self._folder if phase == "train" else self._folder / phase
             start = self._starts[phase]
-            if start == 0:  # purge_step would leave texts and layouts
-                for orphan in folder.glob("events.out.tfevents.*"):
-                    orphan.unlink()
-            self._writers[phase] = SummaryWriter(
-                str(folder), purge_step=start, flush_secs=FLUSH_SECONDS
-            )
+            for path in folder.glob(f"{PREFIX}*"):
+                kept = self._kept.get(str(path.relative_to(self._folder)), 0) if start else 0
+                with writing(path):
+                    if not kept:
+                        path.unlink()
+                    elif path.stat().st_size > kept:
+                        os.truncate(path, kept)
+            self._writers[phase] = Writer(folder, start)
         return self._writers[phase]
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the event files of a run folder, by their paths in it."""
+    paths = [*folder.glob(f"{PREFIX}*"), *folder.glob(f"*/{PREFIX}*")]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in paths}
 
 
 def bindings(config: str) -> dict[str, bool | int | float | str]:

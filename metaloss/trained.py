@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,16 +134,20 @@ def load_model(
 
     Raises:
         RunFolderError: it is no run folder, has no checkpoint yet or a damaged one, or is still in
-            its initialisation.
+            its initialisation. Where the latest checkpoint alone is damaged, the model is of the
+            one before, with a warning.
         DataError, ConfigError: the data cannot be read, or a component is not known: a plugin is
             missing.
     """
     folder, device = RunFolder(Path(run)), torch.device(device)
     if not folder.config.is_file():
         raise RunFolderError(f"{run} is no run folder: there is no config.gin in it")
-    if not folder.checkpoint.is_file():
+    if not checkpoint.exists(folder.checkpoint):
         raise RunFolderError(f"{run} has no checkpoint yet: its first comes at checkpoint_every")
-    saved, seed = checkpoint.load(folder.checkpoint), folder.seed()
+    saved, damage = checkpoint.load_last(folder.checkpoint)
+    if damage is not None:
+        warnings.warn(f"{damage}: the model is of the one before", stacklevel=2)
+    seed = folder.seed()
     if saved.get("config") != folder.config.read_text("utf-8", errors="replace"):
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     plan = _build(config.load([folder.config]), seed)
@@ -176,7 +181,8 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
 
 def _build(parsed: config.Config, seed: int) -> Runner:
     with seeding.drawing_from(seeding.stream(seed, "phi")):
-        return parsed.build()
+        plan: Runner = parsed.build()
+    return plan
 
 
 def _load_data(plan: Runner, seed: int, device: torch.device, data_dir: str | Path | None) -> Data:

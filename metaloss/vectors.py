@@ -28,6 +28,11 @@ def add(a: Vector, b: Vector) -> list[Tensor | None]:
     return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
+def copy(v: Vector) -> list[Tensor | None]:
+    """The same numbers in memory of their own."""
+    return [None if x is None else x.clone() for x in v]
+
+
 def inner(v: Vector, w: Vector) -> Tensor | None:
     """⟨v, w⟩ in float64, shape []; None if nothing is left of it."""
     terms = [

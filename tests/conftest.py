@@ -16,6 +16,9 @@ torch.set_num_threads(1)
 NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).parent.parent
 
+#: A learned loss of 24 parameters, recorded at steps 0, 1, 4 and 20, as format 1 was written.
+FORMAT_1 = REPOSITORY / "tests" / "exports" / "format1"
+
 
 @pytest.fixture(autouse=True)
 def clean():

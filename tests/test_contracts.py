@@ -11,6 +11,7 @@ from metaloss import (
     BASE_OPTIMIZERS,
     DESCENTS,
     ENGINES,
+    LAUNCHERS,
     META_OPTIMIZERS,
     RATES,
     REPRESENTATIONS,
@@ -18,14 +19,26 @@ from metaloss import (
     testing,
 )
 from metaloss.representations.base import Representation
+from tests.conftest import FORMAT_1
 
 #: Arguments beyond the defaults, by component; those not named are tested with their defaults.
 REPRESENTATION_CASES = {
     "nn": [{}, {"activation": "relu", "output": "softplus", "hidden": (50, 50)}, {"hidden": (8,)},
            {"activation": "tanh"}, {"activation": "softplus", "output": "smooth_leaky_relu"}],
-    "taylor": [{"order": 2}, {"order": 3}],
+    "taylor": [{"order": 2}, {"order": 3}, {"order": 6}],
+    "poly": [{}, {"terms": 3, "epsilon": (0.5, -0.4, 1.0)}],
+    "focal": [{}, {"gamma": 2.0, "alpha": 0.25}, {"gamma": -0.5}],
+    "label_smoothing": [{}, {"epsilon": 1e-3}],
+    "robust": [{}, {"alpha": 1.999}, {"alpha": 0.0, "c": 0.1}, {"alpha": -1e5}],
+    "monotone_spline": [{}, {"intervals": 1}, {"start": "squared_error"}],
+    "class_set": [{}, {"context": "attention", "hidden": (8,)}],
+    "residual": [{}, {"base": "squared_error", "correction": "taylor", "factor": 0.1}],
+    "step_conditioned": [{}, {"of": "focal", "degree": 3}],
     "scale_shape": [{}, {"of": "taylor", "settings": {"order": 2}, "limit": 2.0},
                     {"of": "cross_entropy"}],
+    "terms": [{}, {"terms": ("y*log(f)", "(1-y)*f^2", "e^4", "log(cosh(e))"),
+                   "coefficients": (-1.0, 0.5, 0.2, 0.1)}],
+    "pretrained": [{"path": str(FORMAT_1)}, {"path": str(FORMAT_1), "step": 5}],
 }  # fmt: skip
 OPTIMIZER_CASES = {
     "sgd": [
@@ -70,6 +83,7 @@ META_CASES = {
                         {"meta_lr": 1e-2, "engine": "persistent_evolution"}],
     "meta_lr": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 2},
                 {"meta_lr": 1e-1, "rate": RATES["exponential"]()}],
+    "replay": [{"path": str(FORMAT_1)}, {"path": str(FORMAT_1), "over": 100}],
 }  # fmt: skip
 ENGINE_CASES = {
     "exact": [{}, {"inner_steps": 3}],
@@ -113,6 +127,11 @@ TASK_CASES = {
         {"path": "houses.csv", "target": "rooms", "kind": "classification", "valid_fraction": 0.2},
     ],
     "image_folder": [{"path": "pictures", "size": 16}],
+}
+LAUNCHER_CASES = {
+    "local": [{"parallel": 2}],
+    "slurm": [{"cluster": "local", "poll": 0.1, "threads": 1, "memory": 1}],
+    "ray": [{"parallel": 2}],
 }
 
 
@@ -172,6 +191,13 @@ def test_task(name, arguments, few_examples):
     testing.check_task(TASKS[name](**arguments), few_examples)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # of Ray's own
+@pytest.mark.parametrize(("name", "arguments"), cases(LAUNCHERS, LAUNCHER_CASES))
+def test_launcher(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # submitit's own files
+    testing.check_launcher(LAUNCHERS[name](**arguments))
+
+
 def test_parameter_counts():
     def count(name, **arguments):
         return sum(p.numel() for p in REPRESENTATIONS[name](**arguments).parameters())
@@ -179,6 +205,12 @@ def test_parameter_counts():
     assert count("nn") == 1720
     assert count("taylor", order=2) == 5
     assert count("taylor", order=3) == 8
+    assert count("taylor", order=5) == 17
+    assert count("monotone_spline") == 36
+    assert count("class_set") == 1720 + 40 * 40 + 40
+    assert count("class_set", context="attention") == count("class_set") + 4 * 40 * 40
+    assert count("residual") == 1721
+    assert count("step_conditioned", degree=2) == 3 * 1720
 
 
 class Constant(Representation):
@@ -199,6 +231,25 @@ class Reduced(Representation):
         return (prediction - target).square().mean()
 
 
+class Infinite(Representation):
+    """log 0 where a probability is 0."""
+
+    def forward(self, prediction, target):
+        return -(prediction * target).sum(-1).log()
+
+
+class Absent(Representation):
+    """Keeps what it is told where neither a checkpoint nor an export finds it."""
+
+    progress = 0.0
+
+    def observe(self, step, steps):
+        self.progress = step / steps
+
+    def forward(self, prediction, target):
+        return (prediction - target).square().mean(-1) * (1 + self.progress)
+
+
 class Forgetful(Representation):
     """Keeps its argument as an object that cannot be written down."""
 
@@ -216,6 +267,8 @@ class Forgetful(Representation):
         (Constant, "no parameter can learn"),
         (Reduced, "not one loss per example"),
         (Forgetful, "not plain data"),
+        (Infinite, r"its value is not finite on probabilities of 0 and 1 in float32"),
+        (Absent, r"arguments\(\) and state_dict lose something"),
     ],
 )
 def test_a_broken_representation_is_found(broken, message):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,26 @@ def test_california_has_sklearns_features(tmp_path, data_dir):
     ]  # fmt: skip
     np.testing.assert_allclose(inputs[7], expected)
     assert target[7] == value / 100_000
+
+
+def test_california_is_downloaded_by_its_checksum(tmp_path, data_dir, monkeypatch):
+    """The archive is checked before anything of it is read or kept."""
+    from metaloss.tasks import california
+
+    source = data_dir / "CaliforniaHousing" / "cal_housing.data"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.add(source, "CaliforniaHousing/cal_housing.data")
+    content = packed.getvalue()
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(content))
+    with pytest.raises(DataError, match="its SHA-256 is .*, not aaa5c9a6"):
+        california.read(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(california, "SHA256", hashlib.sha256(content).hexdigest())
+    for one, other in zip(california.read(tmp_path), california.read(data_dir), strict=True):
+        np.testing.assert_array_equal(one, other)
+    path = tmp_path / "CaliforniaHousing" / "cal_housing.data"
+    assert path.read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "no gzip"])

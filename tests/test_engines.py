@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaloss import ENGINES, RATES, REPRESENTATIONS, links, snapshot
+from metaloss.batches import Batch
 from metaloss.engines import evolution, persistent_evolution
 from metaloss.errors import ConfigError, MissingGradientError, UnsupportedModelError
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 ROWS, FEATURES = 12, 4
 

@@ -132,7 +132,8 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     plan = config.load(("tasks/digits_mlp.gin", "methods/baseline.gin")).build()
     run = Run(plan, 3, torch.device("cpu"), here)
     run.stop = True
-    folder.begin(text, {"seed": 3})
+    with folder.held():
+        folder.begin(text, {"seed": 3})
     assert run.execute(folder, text)["status"] == "stopped"
     code, out, _ = evaluate("stopped")
     expected = evaluation.evaluate(run.state.model, run.state.data, "test")
@@ -412,3 +413,22 @@ def test_runs_that_have_no_model(here, refused):
     content["config"] = ""
     checkpoint.save(folder / "checkpoint.pt", content)
     assert "is of another configuration" in refused("young")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(here):
+    folder = here / "runs" / "digits"
+    path = folder / "checkpoint.pt"
+    whole = path.read_bytes()
+    content = checkpoint.load(path)
+    before = checkpoint.previous(path)
+    checkpoint.save(path, content)  # there are two now, and equal
+    path.write_bytes(whole[:-1])
+    with pytest.warns(UserWarning) as caught:
+        model = metaloss.load_model(folder, data_dir=here)
+    assert [str(warning.message) for warning in caught] == [
+        f"{path} is no whole checkpoint (its checksum does not match): the model is of the one "
+        "before"
+    ]
+    assert model.step == 6
+    path.write_bytes(whole)
+    before.unlink()

@@ -7,11 +7,14 @@ import pytest
 
 from metaloss.config import load
 from metaloss.gin_files import CONFIG_DIR
+from tests.conftest import FORMAT_1
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
 METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
 ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
 FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
+TRANSFER = sorted(path.name for path in (CONFIG_DIR / "transfer").glob("*.gin"))
+LOSSES = sorted(path.name for path in (CONFIG_DIR / "losses").glob("*.gin"))
 OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
 SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
@@ -89,6 +92,24 @@ def test_every_ablation_runs(run, ablation):
     assert result["status"] == "finished"
     names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
     assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_runs(run, loss):
+    """As its header says."""
+    files = files_of(f"losses/{loss}")
+    result = run(files)
+    assert result["status"] == "finished"
+    assert f"{result['method']}.gin" == loss
+    assert files[-1] == f"losses/{loss}"
+
+
+@pytest.mark.parametrize("file", TRANSFER)
+def test_every_way_to_transfer_runs(start, tmp_path, file):
+    files = ["tasks/digits_mlp.gin", f"transfer/{file}"]
+    start(files, f"--gin_param=LOSS = {str(FORMAT_1)!r}")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], f"{result['method']}.gin") == ("finished", file)
 
 
 @pytest.mark.parametrize("file", OWN_DATA)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, REPRESENTATIONS, links, memory
+from metaloss.batches import Batch
 from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -145,7 +146,7 @@ MODELS = {
 }
 
 LOSSES = {
-    **{name: REPRESENTATIONS[name] for name in REPRESENTATIONS},
+    **{name: made for name, made in REPRESENTATIONS.items() if isinstance(made, type)},
     "taylor2": lambda: REPRESENTATIONS["taylor"](order=2),
     "ml3": lambda: REPRESENTATIONS["nn"](activation="relu", output="softplus"),
 }

@@ -1,14 +1,23 @@
 """Plugins: a folder, an entry point, a file, a module; a broken one says why once it is missed."""
 
+import copy
+import json
+import math
+import re
+import subprocess
 import sys
 from importlib.metadata import entry_points
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from metaloss import REPRESENTATIONS, plugins
+import metaloss
+from metaloss import REPRESENTATIONS, links, plugins, snapshot, testing
 from metaloss.config import load
 from metaloss.errors import ConfigError
+from metaloss.export import load_loss
 from metaloss.registry import FAILED_PLUGINS
 from tests.conftest import REPOSITORY, tool
 
@@ -132,45 +141,96 @@ def test_two_files_of_one_name_do_not_replace_each_other(write, kind, tmp_path):
     assert list(kind) == ["first"]
 
 
-def test_the_worked_example_is_a_focal_loss():
-    plugins.load_file(REPOSITORY / "plugins" / "focal.py")
-    prediction = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
-    target = torch.eye(3, dtype=torch.float64)[[0, 2]]
-    p = torch.tensor([0.7, 0.4], dtype=torch.float64)
-    focal = REPRESENTATIONS["focal"](gamma=2.0, scale=3.0).double()
-    torch.testing.assert_close(focal(prediction, target), -3 * (1 - p) ** 2 * p.log())
-    assert focal.arguments() == {"gamma": 2.0, "scale": 3.0}
-    assert torch.autograd.gradgradcheck(
-        lambda f, phi: torch.func.functional_call(focal, {"phi": phi}, (f, target)),
-        (prediction.requires_grad_(), focal.phi.detach().requires_grad_()),
-    )
-    certain = torch.eye(3, requires_grad=True)  # probabilities of 0 and 1
-    loss = (
-        focal.float()(certain, torch.eye(3).roll(1, 0)).sum() + focal(certain, torch.eye(3)).sum()
-    )
-    (slope,) = torch.autograd.grad(loss, certain, create_graph=True)
-    assert torch.isfinite(slope).all()
-    assert torch.isfinite(torch.autograd.grad(slope.sum(), focal.phi)[0]).all()
+def example(name):
+    """A module of `plugins/`."""
+    return plugins.load_file(REPOSITORY / "plugins" / f"{name}.py")
 
 
-def test_the_worked_example_trains_through_gin(train, tmp_path):
-    code, _ = train(
+def test_every_example_is_tested_here():
+    examples = {path.stem for path in (REPOSITORY / "plugins").glob("*.py")}
+    assert examples == {"temperature", "hill_climbing", "two_moons", "adabelief"}
+
+
+def test_the_example_of_a_learned_loss_keeps_its_contract_and_its_formula():
+    temperature = example("temperature").Temperature
+    testing.check_representation(temperature)
+    testing.check_representation(temperature, start=2.5)
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
+    loss = temperature(start=0.5).double()(*links.probabilities(logits, labels))
+    expected = F.cross_entropy(logits / 0.5, labels, reduction="none")
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ConfigError, match="temperature.start = 0: give a number above 0"):
+        temperature(start=0)
+
+
+def test_the_example_of_a_meta_optimizer_keeps_its_contract():
+    hill_climbing = example("hill_climbing").HillClimbing
+    testing.check_meta_optimizer(lambda: hill_climbing(sigma=0.05))
+
+
+def test_hill_climbing_takes_a_step_if_and_only_if_the_task_loss_falls():
+    climber = example("hill_climbing").HillClimbing(sigma=0.3)
+    torch.manual_seed(0)
+    model, loss = nn.Linear(3, 2), REPRESENTATIONS["nn"](hidden=(4,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    learner = metaloss.AdaLFL(model, optimizer, loss, adaptation=climber)
+    batch = torch.randn(8, 3), torch.randint(2, (8,))
+    moved = []
+    for _ in range(12):
+        still = copy.deepcopy(learner.problem)  # the same step with φ as it was
+        before = [p.clone() for p in loss.parameters()]
+        found = learner.step(batch, batch)
+        still.base_step(batch)
+        moved.append(any(not p.equal(b) for p, b in zip(loss.parameters(), before, strict=True)))
+        assert (found.task_loss < snapshot.task_loss(still, batch)) == moved[-1]
+    assert 0 < sum(moved) < 12
+
+
+def test_the_example_of_a_task_keeps_its_contract(tmp_path):
+    testing.check_task(example("two_moons").TwoMoons(), tmp_path)
+
+
+def test_the_example_of_a_base_optimizer_keeps_its_contract():
+    testing.check_base_optimizer(example("adabelief").adabelief, lr=0.1, eps=1e-3)
+
+
+def test_the_examples_train_together_through_gin(train, tmp_path):
+    code, stderr = train(
         "--gin_file=tasks/digits_mlp.gin",
         "--gin_file=methods/adalfl.gin",
-        "--gin_param=Runner.representation = @representations.focal()",
-        "--gin_param=representations.focal.gamma = 1.0",
-        "--gin_param=Runner.steps = 2",
-        "--gin_param=meta_optimizers.offline_unrolled.steps = 2",
+        "--gin_param=Runner.task = @tasks.two_moons()",
+        "--gin_param=Runner.base_optimizer = @base_optimizers.adabelief",
+        "--gin_param=Runner.representation = @representations.temperature()",
+        "--gin_param=representations.temperature.start = 2.0",
+        "--gin_param=Runner.initialization = None",
+        "--gin_param=Runner.adaptation = @meta_optimizers.hill_climbing()",
+        "--gin_param=meta_optimizers.hill_climbing.sigma = 0.5",
+        "--gin_param=Runner.steps = 16",
+        "--gin_param=Runner.log_every = 1",
         "--gin_param=backbones.mlp.hidden = (4,)",
         f"--output_dir={tmp_path / 'run'}",
-        "--strict",
     )
-    assert code == 0
-    from metaloss.export import load_loss
+    assert code == 0, stderr
+    loss = load_loss(tmp_path / "run").representation
+    assert loss.arguments() == {"start": 2.0}
+    assert loss.log_t.item() != pytest.approx(math.log(2))
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    rows = [row for row in rows if "learned_loss" in row]
+    assert len(rows) == 16 and all("task_loss" in row for row in rows)
+    assert "gradient_norm" not in rows[-1]  # there is none
 
-    loss = load_loss(tmp_path / "run")
-    assert loss.representation.gamma == 1.0
-    assert not torch.equal(loss.representation.phi.detach(), torch.tensor([1.0, 1.0]))
+
+def test_the_page_on_plugins_runs_and_names_every_check(tmp_path):
+    page = (REPOSITORY / "docs" / "plugins.md").read_text()
+    for name in testing.__all__:
+        assert f"`{name}" in page or f".{name}`" in page, name
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (expected,) = re.findall(r"print\(error\)  # (.*)", page)
+    assert done.stdout == f"{expected}\n"
 
 
 def test_the_list_shows_a_plugin(write, kind, capsys):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metaloss
+from metaloss.batches import Batch
 from metaloss.precision import cosine
-from metaloss.problem import Batch
 
 BF16 = ("--gin_param=Runner.precision = 'bf16'",)
 

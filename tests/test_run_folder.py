@@ -23,8 +23,8 @@ SMALL = (
     "--gin_param=backbones.mlp.hidden = (4,)",
 )
 FILES = {
-    "checkpoint.pt", "command.txt", "config.gin", "figures", "initialization", "loss", "meta.json",
-    "metrics.jsonl", "result.json",
+    ".lock", "checkpoint.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
+    "initialization", "loss", "meta.json", "metrics.jsonl", "result.json",
 }  # fmt: skip
 
 
@@ -41,9 +41,10 @@ def start(train, tmp_path):
 
 
 def contents(folder):
-    """What a refused start must not change; every start is noted in command.txt."""
+    """What a refused start must not change; every start is noted in command.txt and .lock."""
     files = [path for path in folder.path.rglob("*") if path.is_file()]
-    return {path: path.read_bytes() for path in files if path.name != "command.txt"}
+    notes = ("command.txt", ".lock")
+    return {path: path.read_bytes() for path in files if path.name not in notes}
 
 
 def test_a_run_leaves_all_its_files_and_is_never_overwritten(start):
@@ -144,6 +145,7 @@ def killed(start):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_stops_the_resume_and_changes_nothing(killed):
     path = killed.folder.checkpoint
+    checkpoint.previous(path).unlink()
     whole = path.read_bytes()
     state = checkpoint.load(path)
     flipped = bytearray(whole)

@@ -207,20 +207,20 @@ def assert_equal(one, other):
 
 
 def test_phi_is_sampled_early_and_at_equal_distances(run):
-    from metaloss.export import load_trajectory
+    from metaloss import load_loss
 
     # 14 steps in 4 parts, and powers of 4
-    assert load_trajectory(run).steps.tolist() == [0, 1, 4, 7, 10, 14]
+    assert load_loss(run).trajectory.steps.tolist() == [0, 1, 4, 7, 10, 14]
 
 
 def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "_finish", lambda self, status: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(tmp_path / "run")
-    from metaloss.export import load_loss, load_trajectory
+    from metaloss import load_loss
 
     load_loss(tmp_path / "run")
-    assert load_trajectory(tmp_path / "run").steps.tolist()[-1] == 14
+    assert load_loss(tmp_path / "run").trajectory.steps.tolist()[-1] == 14
     assert records.read(tmp_path / "run").status == "unfinished"
 
 

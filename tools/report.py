@@ -16,8 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-#: Formats, and how their files end.
-ENDINGS = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+FORMATS = ("md", "latex", "csv", "html")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
-    add("--format", choices=ENDINGS, help="default: by --output, or md")
+    add("--format", choices=FORMATS, help="default: by --output, or md")
     add("--output", type=Path, metavar="FILE", help="default: the terminal; figures need a file")
     return parser.parse_args(arguments)
 
@@ -36,28 +35,11 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, reports, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.analysis import formats, output, page, raw, report, runs
+    from metaloss.analysis.publish import publish
     from metaloss.errors import InputError
 
-    form, file = arguments.format, arguments.output
     try:
-        if file is not None:
-            output.check(file, [ENDINGS[form]] if form else list(ENDINGS.values()))
-            form = next(name for name, ending in ENDINGS.items() if ending == file.suffix)
-        reading = runs.read(arguments.runs)
-        for line in reading.problems:
-            print(f"warning: {line}", file=sys.stderr)
-        found = report.contents(reading)
-        if form == "csv":
-            text = raw.as_csv(found.filled, found.rest)
-            output.save_text(text, file) if file else print(text, end="")
-        elif file is not None:
-            output.save(report.document(found), file)
-        elif form == "html":
-            print(page.html(report.document(found)), end="")
-        else:
-            write = formats.latex if form == "latex" else formats.markdown
-            print(write(report.document(found), {}), end="")
+        publish(arguments.runs, arguments.format, arguments.output)
     except InputError as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

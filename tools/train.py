@@ -4,8 +4,8 @@ r"""Trains a model by gin files: the baseline, ML³, MetaLR, AdaLFL, or any mix 
     python tools/train.py --gin_file=gin_configs/tasks/mnist_lenet5.gin \
         --gin_file=gin_configs/methods/adalfl.gin --data_dir=DIR --seed=0
 
-Exit codes: 0 finished, 2 bad input, 3 diverged, 130 or 143 stopped by SIGINT or SIGTERM (saved:
---resume goes on).
+Exit codes: 0 finished, 2 bad input or a disk that takes no more, 3 diverged, 130 or 143 stopped by
+SIGINT or SIGTERM (saved: --resume goes on).
 """
 
 from __future__ import annotations
@@ -31,21 +31,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--strict", action="store_true", help="bindings that nobody reads are an error")
     add("--dry_run", action="store_true", help="build, make one step, print the config; no files")
     add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
+    add(
+        "--patience",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="started by torchrun: how long a process waits for another one; default: 600",
+    )
     return parser.parse_args(arguments)
 
 
 def main(command_line: list[str] | None = None) -> int:
     """Parses, runs, and turns what the user got wrong into one line and exit code 2."""
-    arguments = parse_arguments(command_line)
+    flags = vars(parse_arguments(command_line))
 
-    from metaloss import launch
-    from metaloss.errors import InputError
+    from metaloss import launch, processes
+    from metaloss.errors import InputError, LostProcessError
 
     try:
-        return launch.train(**vars(arguments))
-    except InputError as error:
+        with processes.joined(flags.pop("patience")):
+            return launch.train(**flags)
+    except (InputError, LostProcessError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return processes.exit_code(error)
+    except KeyboardInterrupt:  # the second one: the first lets the run save itself
+        print(
+            "interrupted: --resume goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
+        return 130
 
 
 if __name__ == "__main__":

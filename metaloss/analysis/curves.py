@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from metaloss.export import Trajectory
 from metaloss.representations.base import Representation
+from metaloss.trajectory import Trajectory
 
 TARGETS = (0.1, 0.5, 0.9)  #: of regression, where targets are scaled to [0, 1]
 
@@ -61,28 +61,40 @@ def sample(
         points: of the grid, over (0, 1) in classification and over [-1, 1] in regression.
         targets: of regression.
     """
-    if classes is not None:
-        grid = torch.linspace(1e-4, 1 - 1e-4, points)
-        panels = [_output(1.0), _output(0.0), _example(classes)]
-        names = ["y = 1", "y = 0", f"an example of {classes} classes"]
-    else:
-        grid = torch.linspace(-1, 1, points)
-        panels = [_error(target) for target in targets]
-        names = [f"y = {target:g}" for target in targets]
+    grid, seen = grid_of(classes, points), panels(classes, targets)
     model = copy.deepcopy(representation).cpu().float().requires_grad_(False)
-    values = np.empty((len(trajectory.steps), len(panels), points), np.float32)
+    values = np.empty((len(trajectory.steps), len(seen), points), np.float32)
     slopes = np.empty_like(values)
     for t, phi in enumerate(trajectory.phi):
         if phi.numel():
             vector_to_parameters(phi.float(), model.parameters())
-        for k, panel in enumerate(panels):
-            values[t, k], slopes[t, k] = _curve(model, panel, grid)
+        model.observe(int(trajectory.steps[t]), None)
+        for k, panel in enumerate(seen.values()):
+            values[t, k], slopes[t, k] = curve(model, panel, grid)
     steps = trajectory.steps.numpy()
-    return LossCurves(steps, tuple(names), grid.numpy(), values, slopes, classes)
+    return LossCurves(steps, tuple(seen), grid.numpy(), values, slopes, classes)
 
 
 #: A panel: what the loss sees for a grid [G], (prediction, target), both [G, C].
 Panel = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def grid_of(classes: int | None, points: int) -> Tensor:
+    """The grid, [points]: probabilities in classification, errors in regression."""
+    if classes is not None:
+        return torch.linspace(1e-4, 1 - 1e-4, points)
+    return torch.linspace(-1, 1, points)
+
+
+def panels(classes: int | None, targets: Sequence[float] = TARGETS) -> dict[str, Panel]:
+    """What a loss is looked at on, by name; see `LossCurves`."""
+    if classes is None:
+        return {f"y = {target:g}": _error(target) for target in targets}
+    return {
+        "y = 1": _output(1.0),
+        "y = 0": _output(0.0),
+        f"an example of {classes} classes": _example(classes),
+    }
 
 
 def _output(target: float) -> Panel:
@@ -104,7 +116,7 @@ def _example(classes: int) -> Panel:
     return see
 
 
-def _curve(model: nn.Module, panel: Panel, grid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def curve(model: nn.Module, panel: Panel, grid: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Values and slopes of one φ in one panel, [G] each."""
     grid = grid.clone().requires_grad_()
     loss = model(*panel(grid))

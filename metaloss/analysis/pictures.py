@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 from metaloss import links
 from metaloss.analysis import animation, curves, figures, index_figures, loss_figures, paper_figures
 from metaloss.analysis.curves import LossCurves
-from metaloss.errors import RunFolderError
-from metaloss.export import load_loss, load_trajectory
+from metaloss.checkpoint import write_atomically
+from metaloss.errors import RunFolderError, writing
+from metaloss.export import load_loss
 from metaloss.loggers import Row, read_metrics
-from metaloss.run_folder import RunFolder, read_json
+from metaloss.run_folder import RunFolder
 
 DPI = 110
 
@@ -106,23 +108,27 @@ def loss_curves(path: Path) -> LossCurves:
         UnknownComponentError: a plugin is missing.
     """
     loss = load_loss(path)
+    if loss.trajectory is None:
+        raise RunFolderError(f"{path} does not say how its learned loss changed")
     classes = None
     if loss.link is links.probabilities:
-        config = RunFolder(path).loss / "config.json"
-        classes = read_json(config)["provenance"].get("classes")
+        classes = loss.provenance.get("classes")
         if not isinstance(classes, int):
+            config = RunFolder(path).loss / "config.json"
             raise RunFolderError(f"{config} does not say the number of classes")
-    return curves.sample(loss.representation, load_trajectory(path), classes)
+    return curves.sample(loss.representation, loss.trajectory, classes)
 
 
 def _save(folder: Path, drawn: Mapping[str, Figure | bytes]) -> list[Path]:
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in drawn.items():
-            if isinstance(picture, bytes):
-                (folder / name).write_bytes(picture)
-            else:
-                picture.savefig(folder / name, dpi=DPI)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be written to: {error}") from error
+    for name, picture in drawn.items():
+        write_atomically(folder / name, partial(_write, picture))
     return [folder / name for name in drawn]
+
+
+def _write(picture: Figure | bytes, path: Path) -> None:
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    else:
+        picture.savefig(path, dpi=DPI, format="png")

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metaloss.batches import Batch
 from metaloss.engines import ENGINES
 from metaloss.learner import AdaLFL
 from metaloss.links import by_labels
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.meta_optimizers.meta_lr import MetaLR
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.problem import Batch, TaskLoss
+from metaloss.problem import TaskLoss
 
 Step = Callable[[Batch, Batch], None]  #: (training batch, validation batch)
 META_LR = 1e-5

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 
 from metaloss import memory
+from metaloss.batches import Batch
 from metaloss.benchmark.contenders import CONTENDERS, Contender, Step
 from metaloss.benchmark.pairs import PAIRS
 from metaloss.benchmark.plain_network import PlainNetwork
-from metaloss.problem import Batch
 from metaloss.representations.nn import NN
 
 #: What times are read from: `perf_counter`, or `process_time`, which other processes do not change.

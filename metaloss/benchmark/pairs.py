@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss.backbones import BACKBONES
-from metaloss.problem import Batch, TaskLoss
+from metaloss.batches import Batch
+from metaloss.problem import TaskLoss
 
 
 @dataclass(frozen=True)

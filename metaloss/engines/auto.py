@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from metaloss import snapshot
+from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError, UnsupportedModelError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 
 @ENGINES.register("auto")
@@ -34,7 +35,7 @@ class Auto(Engine):
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         if self.chosen is None:
@@ -50,7 +51,7 @@ class Auto(Engine):
 
 
 def choose(
-    problem: Problem, meta: MetaParameters, train: Sequence[Batch]
+    problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]
 ) -> tuple[Engine, list[str]]:
     """The first engine that works, and why those before it do not.
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from metaloss.batches import StepBatch
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.registry import Registry
 from metaloss.vectors import Vector
 
-Draw = Callable[[], Batch]  #: gives the next batch
+Draw = Callable[[], StepBatch]  #: gives the next batch
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Engine(ABC):
     Contract, held by `metaloss.testing.check_engine`: the base steps are those of plain training on
     M_φ, and stand in the model and the optimizer afterwards; the gradient is what the class says
     (the exact ones agree with each other); `state_dict` holds what the engine carries from one
-    call to the next.
+    call to the next. In several processes the gradient is that of the whole batch: what is a mean
+    over a batch passes `metaloss.distributed.mean`, unless `Problem` has seen to it.
     """
 
     #: Whether the gradient is that of the steps themselves, up to rounding.
@@ -44,7 +46,7 @@ class Engine(ABC):
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         """Makes one base step on each training batch, and differentiates the task loss after them.
@@ -83,14 +85,16 @@ class RolloutEngine(Engine):
     """An engine that goes back through the steps from v = ∇_θ L_T at the last θ."""
 
     @abstractmethod
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         """Makes one base step on each batch, so that they can be gone back through."""
 
     def hypergradient(
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         rollout = self.roll_out(problem, meta, train)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from metaloss import checks, snapshot
+from metaloss import checks, distributed, snapshot
+from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 Noise = list[Tensor]  #: one tensor per meta-parameter; that of α, relative to α, comes last
 
@@ -39,7 +40,7 @@ class Evolution(Engine):
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         objective = draw_objective()
@@ -63,7 +64,9 @@ class Evolution(Engine):
 def draw_noise(meta: MetaParameters) -> Noise:
     """Standard normal numbers like the meta-parameters, by torch's global generator."""
     noise = [torch.randn(p.shape, dtype=p.dtype).to(p.device) for p in meta.phi]
-    return noise + ([torch.randn((), dtype=torch.float64)] if meta.ratios is not None else [])
+    noise += [torch.randn((), dtype=torch.float64)] if meta.ratios is not None else []
+    distributed.spread(noise)  # their generators are apart, as dropout masks are
+    return noise
 
 
 @contextmanager
@@ -90,8 +93,8 @@ def perturbed(problem: Problem, meta: MetaParameters, noise: Noise, size: float)
 def step_for_real(
     problem: Problem,
     meta: MetaParameters,
-    train: Sequence[Batch],
-    objective: Batch,
+    train: Sequence[StepBatch],
+    objective: StepBatch,
     estimate: Noise,
 ) -> Hypergradient:
     """Makes the base steps along the unperturbed loss, beside an estimate that is made already."""

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaloss import seeding
+from metaloss.base_step import BaseStep, Pass
+from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.engines.sweep import SweepRollout
 from metaloss.errors import UnsupportedModelError
 from metaloss.forward_mode import ForwardMode
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.problem import Problem
 from metaloss.vectors import Vector
 
 
@@ -28,14 +30,18 @@ class Exact(RolloutEngine):
 
     exact = True
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         if len(batches) > 1:
             return SweepRollout(problem, meta, batches)
         return OneStepRollout(problem, meta, batches[0], forward_mode_pass, primals=True)
 
 
-def forward_mode_pass(problem: Problem, step: BaseStep, u: Vector) -> Tensor | None:
-    """J_f(θ) u on the step's batch and dropout masks; None if the outputs do not feel u.
+def forward_mode_pass(
+    problem: Problem, step: BaseStep, part: Pass, u: Vector
+) -> tuple[Tensor, Tensor | None]:
+    """f and J_f(θ) u on a pass's batch and dropout masks; None if the outputs do not feel u.
 
     Raises:
         UnsupportedModelError: an operator of the model has no forward derivative.
@@ -48,16 +54,16 @@ def forward_mode_pass(problem: Problem, step: BaseStep, u: Vector) -> Tensor | N
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (
             torch.enable_grad(),  # where the model itself turns it off, tangents end
-            ForwardMode(step.primals),
-            seeding.replaying(step.random_state, problem.device),
-            problem.replaced(theta, step.buffers),
+            ForwardMode(part.primals),
+            seeding.replaying(part.random_state, problem.device),
+            problem.replaced(theta, part.buffers),
         ):
             try:
-                outputs = problem.forward(step.batch[0])
+                outputs = problem.forward(part.batch[0])
             except NotImplementedError as error:
                 operator = str(error).splitlines()[0]
                 raise UnsupportedModelError(
                     f"the model cannot be differentiated in forward mode ({operator}): take "
                     "engine='unrolled' or 'logit_difference'"
                 ) from error
-        return forward_ad.unpack_dual(outputs).tangent
+        return forward_ad.unpack_dual(outputs)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import checks
+from metaloss import checks, distributed
+from metaloss.batches import StepBatch, examples
 from metaloss.engines.base import Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.vectors import Vector, gradient
 
 Dense = list[Tensor]  #: a vector over θ without gaps
@@ -39,7 +40,9 @@ class Implicit(RolloutEngine, ABC):
     def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         return ImplicitRollout(self, problem, meta, batches)
 
 
@@ -51,7 +54,7 @@ class ImplicitRollout(Rollout):
         engine: Implicit,
         problem: Problem,
         meta: MetaParameters,
-        batches: Sequence[Batch],
+        batches: Sequence[StepBatch],
     ) -> None:
         self._engine = engine
         self._problem = problem
@@ -62,18 +65,18 @@ class ImplicitRollout(Rollout):
 
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         problem, theta = self._problem, self._problem.theta
-        decays = self._decays()
-        inputs, labels = self._batch
+        decays, count = self._decays(), examples(self._batch)
         with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
-            loss = problem.learned_loss(problem.forward(inputs), labels)
+            loss = torch.stack(list(problem.shares(self._batch))).sum()
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
 
             def hessian(q: Dense) -> Dense:
-                image = torch.autograd.grad(
+                share = torch.autograd.grad(
                     grads, theta, q, retain_graph=True, materialize_grads=True
                 )
+                _, image = distributed.mean_beside([], [], share, count)
                 pairs = zip(image, decays, q, strict=True)
                 return [part + decay * direction for part, decay, direction in pairs]
 
@@ -82,7 +85,8 @@ class ImplicitRollout(Rollout):
                 [torch.zeros_like(p) if g is None else g for p, g in zip(theta, v, strict=True)],
                 float(problem.optimizer.param_groups[0]["lr"]),
             )
-            phi_bar = gradient(grads, self._meta.phi, [-part for part in q])
+            shares = gradient(grads, self._meta.phi, [-part for part in q])
+            phi_bar = distributed.mean(shares, self._meta.phi, count)
         return phi_bar, None
 
     def _decays(self) -> list[float]:

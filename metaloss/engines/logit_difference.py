@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import checks, seeding
+from metaloss.base_step import BaseStep, Pass
+from metaloss.batches import StepBatch
+from metaloss.embeddings import refuse_tied_padding
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.errors import ConfigError
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.problem import Problem
 from metaloss.vectors import Vector
 
 
@@ -35,42 +38,51 @@ class LogitDifference(RolloutEngine):
             checks.number(relative_step, "logit_difference.relative_step", below=1)
         self.relative_step = relative_step
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         if len(batches) > 1:
             raise ConfigError(
                 "engine = 'logit_difference' goes back through one base step at a time; "
                 f"inner_steps = {len(batches)} needs 'exact' or 'unrolled'"
             )
+        refuse_tied_padding(problem.model, problem.theta)
         directional = partial(central_difference, relative_step=self.relative_step)
         return OneStepRollout(problem, meta, batches[0], directional, primals=False)
 
 
 @torch.no_grad()
 def central_difference(
-    problem: Problem, step: BaseStep, u: Vector, relative_step: float | None
-) -> Tensor | None:
-    """J_f(θ) u on the step's batch and dropout masks; None if u is zero."""
+    problem: Problem, step: BaseStep, part: Pass, u: Vector, relative_step: float | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """f, where the pass has no slope, and J_f(θ) u on its batch and masks; None if u is zero."""
     theta = step.taken.theta_before
     moved = [k for k, direction in enumerate(u) if direction is not None]
     if not moved:
-        return None
+        return None, None
     directions = [direction for direction in u if direction is not None]
     size = torch.stack(torch._foreach_norm(directions)).norm()
     if relative_step is None:
         relative_step = torch.finfo(theta[0].dtype).eps ** (1 / 3)
     epsilon = relative_step * torch.stack(torch._foreach_norm(theta)).norm() / size
     epsilon = torch.where(size > 0, epsilon, 1.0)  # u = 0 has the derivative 0
-    outputs = []
-    for sign in (1, -1):
-        shifted = {name: p.detach() for name, p in problem.others.items()}
-        shifted |= dict(zip(problem.theta_names, theta, strict=True))
-        for k, direction in zip(moved, directions, strict=True):
-            shifted[problem.theta_names[k]] = theta[k] + sign * epsilon * direction
-        buffers = {name: value.clone() for name, value in step.buffers.items()}
+
+    def outputs_at(theta: Sequence[Tensor]) -> Tensor:
+        named = {name: p.detach() for name, p in problem.others.items()}
+        named |= dict(zip(problem.theta_names, theta, strict=True))
+        buffers = {name: value.clone() for name, value in part.buffers.items()}
         with (
             sdpa_kernel(SDPBackend.MATH),  # the same dropout masks whatever kernel is chosen
-            seeding.replaying(step.random_state, problem.device),
-            problem.replaced(shifted, buffers),
+            seeding.replaying(part.random_state, problem.device),
+            problem.replaced(named, buffers),
         ):
-            outputs.append(problem.forward(step.batch[0]))
-    return (outputs[0] - outputs[1]) / (2 * epsilon)
+            return problem.forward(part.batch[0])
+
+    def outputs_beside(sign: int) -> Tensor:
+        shifted = list(theta)
+        for k, direction in zip(moved, directions, strict=True):
+            shifted[k] = theta[k] + sign * epsilon * direction
+        return outputs_at(shifted)
+
+    tangent = (outputs_beside(1) - outputs_beside(-1)) / (2 * epsilon)
+    return outputs_at(theta) if part.slope is None else None, tangent

@@ -8,7 +8,8 @@ g, and θ reaches M_φ only through the outputs f. So, with u = (∂U/∂g)ᵀ v
 which takes one directional derivative of the outputs for t and second derivatives of the small loss
 network alone, where eqs. 10 and 11 of the paper are usually computed by a double backward pass
 through f. A loss that looks at θ itself adds ∇_φ ⟨u, ∂M_φ/∂θ⟩. And ∂L_T/∂α = ⟨v, ∂θ'/∂α⟩ needs no
-derivative of f at all.
+derivative of f at all. Where g is transformed before the step (clipped), U is both together, and
+where it is a sum over micro-batches, so is what stands behind ∇_φ.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from metaloss import distributed
+from metaloss.base_step import BaseStep, Pass
+from metaloss.batches import StepBatch
 from metaloss.engines.base import Rollout
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import BaseStep, Batch, Problem
-from metaloss.vectors import Vector, gradient, inner
+from metaloss.problem import Problem
+from metaloss.vectors import Vector, add, gradient, inner
 
-#: J_f(θ) u on a step's batch and dropout masks, [batch, C]; None if the outputs do not feel u.
-Directional = Callable[[Problem, BaseStep, Vector], Tensor | None]
+#: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
+#: do not feel u; the first may be, where the pass has a slope.
+Directional = Callable[[Problem, BaseStep, Pass, Vector], tuple[Tensor | None, Tensor | None]]
 
 
 class OneStepRollout(Rollout):
@@ -38,7 +43,7 @@ class OneStepRollout(Rollout):
         self,
         problem: Problem,
         meta: MetaParameters,
-        batch: Batch,
+        batch: StepBatch,
         directional: Directional,
         *,
         primals: bool,
@@ -60,7 +65,17 @@ class OneStepRollout(Rollout):
     def _through_loss(self, v: Vector) -> list[Tensor | None]:
         step, scale = self._step, self._step.taken.scale()
         u = step.taken.cotangent(v) if scale is None else v
-        ends = [self._directional(self._problem, step, u), *(u if step.direct else [])]
-        if scale is not None:  # u = c·v: all that follows is linear in it, and smaller than v
-            ends = [None if end is None else scale * end for end in ends]
-        return gradient([step.slope, *step.direct], self._meta.phi, ends)
+        if step.transformed is not None:
+            u = step.transformed.cotangent(u)
+        phi_bar: list[Tensor | None] = [None] * len(self._meta.phi)
+        for part in step.passes:
+            outputs, t = self._directional(self._problem, step, part, u)
+            slope = part.slope
+            if slope is None and t is not None:
+                assert outputs is not None
+                slope = self._problem.slope(outputs, part)
+            ends = [t, *(u if part.direct else [])]
+            if scale is not None:  # u = c·v: all that follows is linear in it, and smaller than v
+                ends = [None if end is None else scale * end for end in ends]
+            phi_bar = add(phi_bar, gradient([slope, *part.direct], self._meta.phi, ends))
+        return distributed.mean(phi_bar, self._meta.phi, step.examples)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metaloss import checks, snapshot
+from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.evolution import (
     Noise,
@@ -16,7 +17,7 @@ from metaloss.engines.evolution import (
     zero,
 )
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 
 
 @ENGINES.register("persistent_evolution")
@@ -51,7 +52,7 @@ class PersistentEvolution(Engine):
         self,
         problem: Problem,
         meta: MetaParameters,
-        train: Sequence[Batch],
+        train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
         objective = draw_objective()

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import seeding
+from metaloss import distributed, seeding
+from metaloss.base_step import BaseStep
+from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import BaseStep, Batch, Problem
+from metaloss.problem import Problem
 from metaloss.taken_step import KeepState
 from metaloss.vectors import Vector, add, gradient
 
@@ -25,14 +27,18 @@ class Sweep(RolloutEngine):
 
     exact = True
 
-    def roll_out(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> Rollout:
+    def roll_out(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> Rollout:
         return SweepRollout(problem, meta, batches)
 
 
 class SweepRollout(Rollout):
     """K base steps; keeps θ_k, the batch and (unless U is linear) the optimizer's state of each."""
 
-    def __init__(self, problem: Problem, meta: MetaParameters, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
+    ) -> None:
         self._problem = problem
         self._meta = meta
         keep: KeepState = "derivative" if meta.ratios is None else "values"
@@ -54,19 +60,27 @@ class SweepRollout(Rollout):
     ) -> tuple[list[Tensor | None], list[dict[str, Tensor]], list[Tensor | None], Tensor | None]:
         """From the cotangents of θ_{k+1}, s_{k+1} to those of θ_k, s_k, and the shares of φ, α."""
         problem = self._problem
-        inputs, labels = step.batch
         theta = [value.requires_grad_() for value in step.taken.theta_before]
         named = dict(zip(problem.theta_names, theta, strict=True))
-        with (
-            sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
-            seeding.replaying(step.random_state, problem.device),
-            problem.replaced(named, step.buffers),
-        ):
-            loss = problem.learned_loss(problem.forward(inputs), labels)
-            grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
-            theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
-                grads, v, state_bar, self._meta.ratios
-            )
-            through = gradient(grads, [*theta, *self._meta.phi], grad_bar)
+        along, grad_bar = step.along, None
+        total: list[Tensor | None] = [None] * (len(theta) + len(self._meta.phi))
+        for part in step.passes:
+            inputs, labels = part.batch
+            with (
+                sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
+                seeding.replaying(part.random_state, problem.device),
+                problem.replaced(named, part.buffers),
+            ):
+                loss = problem.learned_loss(problem.forward(inputs), labels) / part.share
+                grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
+                if grad_bar is None:
+                    theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
+                        along or grads, v, state_bar, self._meta.ratios
+                    )
+                    if step.transformed is not None:
+                        grad_bar = step.transformed.cotangent(grad_bar)
+                total = add(total, gradient(grads, [*theta, *self._meta.phi], grad_bar))
+            del loss, grads  # before the next micro-batch's graph grows
+        through = distributed.mean(total, [*theta, *self._meta.phi], step.examples)
         direct, phi_share = through[: len(theta)], through[len(theta) :]
         return add(theta_bar, direct), state_bar, phi_share, alpha_bar

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from metaloss.errors import InputError
 from metaloss.registry import Registry
 
 
@@ -18,7 +20,13 @@ class Representation(nn.Module, ABC):
     over the batch; examples do not see each other; twice differentiable in the prediction, once in
     φ; every constructor argument is kept as an attribute of its name and is plain data (numbers,
     strings, tuples, dicts of them), so that an exported loss can be built again.
+
+    Attributes:
+        classification_only: whether the loss is made for class probabilities alone, with targets
+            that are distributions over the classes.
     """
+
+    classification_only = False
 
     @abstractmethod
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -32,6 +40,41 @@ class Representation(nn.Module, ABC):
             Loss per example, [batch]; the mean over the C outputs (paper, eqs. 3 and 14).
         """
 
+    def observe(self, step: int, steps: int | None) -> None:
+        """Tells a loss that depends on it how far the training is; here, what it is made of.
+
+        The learner calls it when it is made (step 0) and before each base step, so that the loss is
+        one function of (prediction, target) within a meta-step. What is kept of it belongs into a
+        buffer: then checkpoints and exports hold it too.
+
+        Args:
+            step: base steps made so far.
+            steps: of the whole training; None keeps what was told before.
+
+        Raises:
+            InputError: the loss needs `steps` and was never told.
+        """
+        for part in self.children():
+            if isinstance(part, Representation):
+                part.observe(step, steps)
+
+    def require_pairs(self, prediction: Tensor, target: Tensor) -> None:
+        """Refuses what the loss, or a loss in it, is not made for; asked once, before training.
+
+        Raises:
+            InputError: the loss is `classification_only`, and the targets are no distributions.
+        """
+        for part in self.modules():
+            if isinstance(part, Representation) and part.classification_only:
+                total = target.detach().sum(-1)
+                if not bool(((total - 1).abs() < 1e-3).all() and (target >= 0).all()):
+                    raise InputError(
+                        f"representations.{REPRESENTATIONS.name_of(part)} is a loss of class "
+                        "probabilities, and these targets are no distributions over classes: it "
+                        "serves neither regression nor several labels at once · losses that do: "
+                        f"{', '.join(_of_values())}"
+                    )
+
     def arguments(self) -> dict[str, Any]:
         """The constructor arguments that build an equal representation."""
         parameters = inspect.signature(type(self)).parameters.values()
@@ -40,3 +83,12 @@ class Representation(nn.Module, ABC):
 
 
 REPRESENTATIONS = Registry("representations", Representation)
+
+
+def _of_values() -> Iterator[str]:
+    """The names of losses that take any targets."""
+    return (
+        name
+        for name, cls in REPRESENTATIONS.items()
+        if not getattr(cls, "classification_only", False)
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from metaloss import smooth
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -12,9 +12,11 @@ from metaloss.representations.base import REPRESENTATIONS, Representation
 class CrossEntropy(Representation):
     """-(Σᵢ yᵢ log fᵢ), without parameters; the base loss that learned losses are held against.
 
-    It sees probabilities, as every representation does, kept above the dtype's smallest normal
-    number. A baseline run descends the task's own cross-entropy on logits instead.
+    It sees probabilities, as every representation does, and is finite where one is 0. A baseline
+    run descends the task's own cross-entropy on logits instead.
     """
 
+    classification_only = True
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return -(target * prediction.clamp_min(torch.finfo(prediction.dtype).tiny).log()).sum(-1)
+        return -(target * smooth.log(prediction)).sum(-1)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss import checks
+from metaloss import checks, distributed
+from metaloss.batches import Batch
 from metaloss.objective import CLASSIFICATION, REGRESSION, Objective
-from metaloss.problem import Batch
 from metaloss.registry import Registry
 from metaloss.tasks import scaling
 from metaloss.tasks.encoding import Encoding
@@ -60,13 +60,20 @@ class Data:
     def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
         """A uniform draw of distinct examples; the whole split, shuffled, if it is smaller.
 
-        Images are augmented, in the validation split too: the meta-objective is the training's.
+        Images are augmented, in the validation split too: the meta-objective is the training's. Of
+        several processes each draws the whole batch's indices and augmentation, and takes its share
+        of the examples.
+
+        Raises:
+            InputError: the batch has fewer examples than there are processes.
         """
         inputs, labels = self.splits[split]
-        index = draw_indices(len(inputs), batch_size, generator).to(inputs.device)
+        index = draw_indices(len(inputs), batch_size, generator)
+        batch, taken = len(index), distributed.share(len(index))
+        index = index[taken].to(inputs.device)
         inputs, labels = inputs[index], labels[index]
         if self.images is not None:
-            inputs = self.images.prepare(self.images.augment(inputs, generator))
+            inputs = self.images.prepare(self.images.augment(inputs, generator, batch, taken))
         return inputs, labels
 
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import tarfile
+import urllib.request
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from metaloss.errors import DataError
+from metaloss.checkpoint import write_atomically
+from metaloss.errors import DataError, RunFolderError
 from metaloss.tasks.base import TASKS, Data, Task, regression_data
 
+URL = "https://ndownloader.figshare.com/files/5976036"  # as in scikit-learn
+SHA256 = "aaa5c9a6afe2225cc2aed2723682ae403280c4a3695a2ddda4ffb5d8215ea681"
 ROWS, FIELDS = 20640, 9
 
 
@@ -26,12 +33,13 @@ class California(Task):
 def read(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Inputs [20640, 8] and target [20640], as scikit-learn's loader gives them.
 
-    From the plain file `CaliforniaHousing/cal_housing.data` if it is there, else through
-    scikit-learn's loader and its cache in `data_dir`.
+    From the plain file `CaliforniaHousing/cal_housing.data`, downloaded if it is not there. The
+    cache of scikit-learn's loader, `cal_housing_py3.pkz`, is a pickle: it can run code, and is not
+    read.
     """
     path = data_dir / "CaliforniaHousing" / "cal_housing.data"
     if not path.is_file():
-        return _fetch(data_dir, path)
+        _download(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file; the shape says it
@@ -56,14 +64,20 @@ def read(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(inputs, axis=1), value / 100_000
 
 
-def _fetch(data_dir: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import fetch_california_housing
-
+def _download(path: Path) -> None:
     try:
-        return fetch_california_housing(data_home=data_dir, return_X_y=True, n_retries=1)
-    except Exception as error:  # its cache is a pickle: a damaged one may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        with urllib.request.urlopen(URL, timeout=30) as answer:
+            archive = answer.read()
+        if (found := hashlib.sha256(archive).hexdigest()) != SHA256:
+            raise OSError(f"its SHA-256 is {found}, not {SHA256}")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            member = files.extractfile("CaliforniaHousing/cal_housing.data")
+            assert member is not None, "it is a file in the archive of that checksum"
+            table = member.read()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_bytes(table))
+    except (OSError, RunFolderError) as error:
         raise DataError(
-            f"no file {path}, and scikit-learn could not load its cache or download California "
-            f"Housing ({reason}): put cal_housing.data there, or set --data_dir"
+            f"no file {path}, and its download failed ({error}): put cal_housing.data of StatLib's "
+            "'California Housing' there, or set --data_dir"
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metaloss.problem import Batch
+from metaloss.batches import Batch
 from metaloss.tasks import official
 from metaloss.tasks.base import TASKS
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from metaloss import checks
+from metaloss.batches import Batch
 from metaloss.errors import DataError
 from metaloss.objective import CLASSIFICATION
-from metaloss.problem import Batch
 from metaloss.tasks import own_data
 from metaloss.tasks.base import TASKS, Data, Task, hold_out, with_validation
 from metaloss.tasks.images import Images, mean_and_deviation

@@ -38,17 +38,25 @@ class Images:
         """Stored images as floats, of prepared ones; of bytes, in [0, 1]."""
         return prepared * self.deviation + self.mean
 
-    def augment(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(
+        self,
+        stored: Tensor,
+        generator: torch.Generator,
+        batch: int | None = None,
+        taken: slice = slice(None),
+    ) -> Tensor:
         """A random window and side of each stored image; equal for equal generator states.
 
         All (2 · padding + 1)² windows are equally likely. The generator is the CPU's, wherever the
-        images are, and is left alone where there is nothing to draw.
+        images are, and is left alone where there is nothing to draw. Of what is `taken` of a larger
+        `batch`, each image gets what it gets in the whole one.
         """
         if not self.padding and not self.flip:
             return stored
         n, channels, height, width = stored.shape
-        offsets = torch.randint(2 * self.padding + 1, (2, n), generator=generator)
-        flipped = torch.rand(n, generator=generator) < 0.5 * self.flip
+        drawn = n if batch is None else batch
+        offsets = torch.randint(2 * self.padding + 1, (2, drawn), generator=generator)[:, taken]
+        flipped = torch.rand(drawn, generator=generator)[taken] < 0.5 * self.flip
         rows = offsets[0, :, None] + torch.arange(height)
         columns = offsets[1, :, None] + torch.arange(width)
         columns = torch.where(flipped[:, None], columns.flip(1), columns)

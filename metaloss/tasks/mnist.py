@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaloss.batches import Batch
 from metaloss.errors import DataError
-from metaloss.problem import Batch
 from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
 from metaloss.tasks.images import Images, by_channel
 

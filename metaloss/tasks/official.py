@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from metaloss import checks
+from metaloss.batches import Batch
 from metaloss.errors import DataError
-from metaloss.problem import Batch
 from metaloss.tasks.base import Data, Task, image_classification_data
 from metaloss.tasks.images import Images, by_channel
 

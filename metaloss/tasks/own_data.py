@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaloss.batches import Batch
 from metaloss.errors import DataError
-from metaloss.problem import Batch
 from metaloss.tasks import scaling
 from metaloss.tasks.scaling import Scaling
 

@@ -9,6 +9,7 @@ from metaloss.testing.base import ContractError
 from metaloss.testing.base_optimizer import check_base_optimizer
 from metaloss.testing.descent import check_descent
 from metaloss.testing.engine import check_engine
+from metaloss.testing.launcher import check_launcher
 from metaloss.testing.meta_optimizer import check_meta_optimizer
 from metaloss.testing.rate import check_rate
 from metaloss.testing.representation import check_representation
@@ -20,6 +21,7 @@ __all__ = [
     "check_base_optimizer",
     "check_descent",
     "check_engine",
+    "check_launcher",
     "check_meta_optimizer",
     "check_rate",
     "check_representation",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import links, seeding
+from metaloss.batches import Batch
 from metaloss.engines.base import Engine, Hypergradient
 from metaloss.engines.unrolled import Unrolled
 from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Batch, Problem
+from metaloss.problem import Problem
 from metaloss.rates.raw import Raw
 from metaloss.representations.nn import NN
 from metaloss.testing.base import float64, require

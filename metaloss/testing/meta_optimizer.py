@@ -29,8 +29,15 @@ def check_meta_optimizer(make: Callable[[], MetaOptimizer]) -> None:
             learner.problem.optimizer.state.clear()
             losses.append(learner.step(batch, batch).task_loss)
         seen = [loss for loss in losses if loss is not None]
+        if seen:  # else φ follows what was learned before
+            require(
+                seen[-1] < seen[0],
+                f"30 steps do not improve the task loss: {seen[0]} to {seen[-1]}",
+            )
+        fresh = _meta(_small_learner(make())[0])
         require(
-            seen[-1] < seen[0], f"30 steps do not improve the task loss: {seen[0]} to {seen[-1]}"
+            any(not fresh[name].equal(value) for name, value in _meta(learner).items()),
+            "30 steps change no meta-parameter",
         )
 
         whole, batch = _small_learner(make())
@@ -67,6 +74,9 @@ def _small_learner(adaptation: MetaOptimizer) -> tuple[AdaLFL, tuple[Tensor, Ten
 
 
 def _learned(learner: AdaLFL) -> dict[str, Tensor]:
+    return {**learner.problem.model.state_dict(), **_meta(learner)}
+
+
+def _meta(learner: AdaLFL) -> dict[str, Tensor]:
     problem = learner.problem
-    lr = torch.tensor(problem.optimizer.param_groups[0]["lr"])
-    return {**problem.model.state_dict(), **problem.named_phi, "lr": lr}
+    return {**problem.named_phi, "lr": torch.tensor(problem.optimizer.param_groups[0]["lr"])}

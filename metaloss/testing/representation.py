@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +14,19 @@ from metaloss.representations.base import Representation
 from metaloss.testing.base import ContractError, float64, require
 
 
-def check_representation(cls: type[Representation], **arguments: Any) -> None:
+def check_representation(make: Callable[..., Representation], **arguments: Any) -> None:
     """Holds a representation to the contract in `metaloss.representations.base`.
 
     Args:
-        cls: the class.
-        arguments: of its constructor.
+        make: the class, or a function that builds one of some class.
+        arguments: of it.
     """
     with float64():
-        loss = cls(**arguments)
+        loss = make(**arguments)
+        loss.observe(1, 2)
         for name, value in loss.arguments().items():
             require(_is_plain(value), f"argument '{name}' is kept as {value!r}, not plain data")
-        again = cls(**loss.arguments())
+        again = type(loss)(**loss.arguments())
         again.load_state_dict(loss.state_dict())
         prediction, target = _loss_inputs(batch=6, outputs=3)
         values = loss(prediction, target)
@@ -33,6 +35,7 @@ def check_representation(cls: type[Representation], **arguments: Any) -> None:
         require(
             values.equal(again(prediction, target)), "arguments() and state_dict lose something"
         )
+        _require_finite_at_the_ends(loss)
         alone = torch.cat([loss(prediction[i : i + 1], target[i : i + 1]) for i in range(6)])
         require(torch.allclose(values, alone, rtol=1e-12), "examples of a batch see each other")
         prediction.requires_grad_()
@@ -48,6 +51,28 @@ def check_representation(cls: type[Representation], **arguments: Any) -> None:
                 any(g is not None and g.any() for g in reached),
                 "no parameter can learn: none changes ∂loss/∂prediction",
             )
+
+
+def _require_finite_at_the_ends(loss: Representation) -> None:
+    """On probabilities of 0 and 1, which a softmax in float32 rounds to."""
+    loss = copy.deepcopy(loss).float()
+    target = torch.eye(3, dtype=torch.float32)
+    prediction = torch.cat([target, target.roll(1, 0)]).requires_grad_()  # right, and wrong
+    values = loss(prediction, target.repeat(2, 1))
+    (slope,) = torch.autograd.grad(values.sum(), prediction, create_graph=True)
+    inputs = [prediction, *(p for p in loss.parameters() if p.requires_grad)]
+    second: tuple[Tensor, ...] = ()
+    if slope.requires_grad:
+        second = torch.autograd.grad(slope.sum(), inputs, materialize_grads=True)
+    for what, found in (
+        ("its value", (values,)),
+        ("its slope", (slope,)),
+        ("a derivative of its slope", second),
+    ):
+        require(
+            all(tensor.isfinite().all() for tensor in found),
+            f"{what} is not finite on probabilities of 0 and 1 in float32",
+        )
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,0 +1,1 @@
+"""The tangent loss for metaloss."""

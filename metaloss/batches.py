@@ -1,0 +1,122 @@
+"""Batches: what a training loop gives, what a model takes, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaloss.errors import InputError
+
+#: (inputs, labels). Inputs are a tensor, a tuple or list of the model's arguments, or a mapping of
+#: its arguments by name; labels are what the task loss and the link take.
+Batch = tuple[Any, Any]
+Adapter = Callable[[Any], Batch]  #: a data loader's batch -> (inputs, labels)
+Outputs = Callable[[Any], Tensor]  #: what a model returns -> its outputs
+
+
+class MicroBatches(tuple[Batch, ...]):
+    """Several batches that make one step together (gradient accumulation).
+
+    The step's loss is the mean of their losses, as in a loop of `(loss / n).backward()`; one at a
+    time is in memory with its graph.
+
+        learner.step(metaloss.MicroBatches([batch_1, batch_2, batch_3]), valid_batch)
+
+    Raises:
+        InputError: there is none.
+    """
+
+    def __new__(cls, batches: Iterable[Any]) -> MicroBatches:
+        made = super().__new__(cls, batches)
+        if not made:
+            raise InputError("MicroBatches are at least one batch; there is none")
+        return made
+
+
+StepBatch = Batch | MicroBatches  #: what one base step is made on
+
+
+def parts(batch: StepBatch) -> tuple[Batch, ...]:
+    """The batches that make a step together; mostly one."""
+    return tuple(batch) if isinstance(batch, MicroBatches) else (batch,)
+
+
+def examples(batch: StepBatch) -> int:
+    """How many examples a step's batch has: the rows of its labels, or of the first of them."""
+    return sum(_rows(labels) for _, labels in parts(batch))
+
+
+def _rows(labels: Any) -> int:
+    if torch.is_tensor(labels):
+        return len(labels) if labels.dim() else 1
+    several = labels.values() if isinstance(labels, Mapping) else labels
+    return _rows(next(iter(several))) if isinstance(several, Iterable) else 1
+
+
+def adapted(batch: Any, adapter: Adapter | None) -> StepBatch:
+    """A data loader's batch as (inputs, labels); those of MicroBatches each.
+
+    Raises:
+        InputError: it is no such pair.
+    """
+    if isinstance(batch, MicroBatches):
+        return MicroBatches(_pair(part, adapter) for part in batch)
+    return _pair(batch, adapter)
+
+
+def _pair(batch: Any, adapter: Adapter | None) -> Batch:
+    pair = batch if adapter is None else adapter(batch)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(
+            f"a batch is (inputs, labels), and this one is {_kind(pair)}: "
+            + (
+                "give `adapter`, a function from it to the two"
+                if adapter is None
+                else "`adapter` has to return the two"
+            )
+        )
+    return pair[0], pair[1]
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(x), model(*arguments) or model(**arguments).
+
+    Only plain tuples and lists are arguments: a named tuple, as a PackedSequence is, is one input.
+    """
+    if torch.is_tensor(inputs):
+        return model(inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if type(inputs) in (tuple, list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def outputs_of(result: Any, outputs: Outputs | None) -> Tensor:
+    """The outputs in what a model returned.
+
+    Raises:
+        InputError: it is, or `outputs` made of it, no tensor.
+    """
+    found = result if outputs is None else outputs(result)
+    if not torch.is_tensor(found):
+        raise InputError(
+            f"a model gives a tensor of outputs, and this one gives {_kind(found)}: give "
+            "`outputs`, a function from it to the tensor"
+            if outputs is None
+            else f"`outputs` has to give a tensor, and it gives {_kind(found)}"
+        )
+    return found
+
+
+def _kind(value: Any) -> str:
+    """What it is, for a message: a type, and what it holds."""
+    name = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {name} of {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, (tuple, list)):
+        return f"a {name} of {len(value)}"
+    return f"a {name} {list(value.shape)}" if torch.is_tensor(value) else f"a {name}"

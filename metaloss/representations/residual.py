@@ -1,0 +1,51 @@
+"""A known loss plus a learned correction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaloss import checks
+from metaloss.representations.base import REPRESENTATIONS, Representation
+
+
+@REPRESENTATIONS.register("residual")
+class Residual(Representation):
+    """M = ℓ + s·c: a known loss ℓ, and another representation c that corrects it by a learned s.
+
+    With s = 0 at the start M is ℓ exactly, and s learns first (as the gates of ReZero; Bachlechner
+    et al., 2021).
+
+    Args:
+        base: the name of ℓ's representation: "cross_entropy", or "squared_error" for regression.
+        correction: the name of c's.
+        settings: arguments of c's constructor, beyond the defaults.
+        factor: s at the start.
+
+    Raises:
+        UnknownComponentError: no representation has such a name.
+        ConfigError: `factor` is no number.
+    """
+
+    def __init__(
+        self,
+        base: str = "cross_entropy",
+        correction: str = "nn",
+        settings: dict[str, Any] | None = None,
+        factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        checks.number(factor, "representations.residual.factor", above=-float("inf"))
+        self.base = base
+        self.correction = correction
+        self.settings = dict(settings or {})
+        self.factor = factor
+        self.known = REPRESENTATIONS[base]()
+        self.learned = REPRESENTATIONS[correction](**self.settings)
+        self.scale = nn.Parameter(torch.tensor(float(factor)))
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        correction = self.learned(prediction, target)
+        return self.known(prediction, target) + self.scale * correction

@@ -1,0 +1,57 @@
+"""Saving: what a run's checkpoint holds, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from metaloss import checkpoint, distributed, tensorboard
+from metaloss.errors import RunFolderError
+from metaloss.run_folder import RunFolder
+from metaloss.state import State
+
+
+def save(folder: RunFolder, config: str, metrics_bytes: int, state: dict[str, Any]) -> None:
+    """Writes the checkpoint of a run.
+
+    Args:
+        folder: the run's; its event files are counted.
+        config: the complete configuration.
+        metrics_bytes: of the metrics so far, which are on disk.
+        state: see `State.state_dict`.
+
+    Raises:
+        RunFolderError: it cannot be written; the one that is there stays.
+    """
+    content = {"config": config, "metrics_bytes": metrics_bytes, "state": state}
+    content["events"] = tensorboard.sizes(folder.path)
+    checkpoint.save(folder.checkpoint, content)
+
+
+def restore(state: State, folder: RunFolder, config: str) -> tuple[int, dict[str, int]]:
+    """Gives a state what the last whole checkpoint holds, if there is one.
+
+    Returns:
+        The bytes of the metrics, and those of the event files, that the checkpoint counts.
+
+    Raises:
+        RunFolderError: no checkpoint is whole, or it is of another configuration or version;
+            nothing is changed.
+    """
+    path = folder.checkpoint
+    if not checkpoint.exists(path):
+        return 0, {}
+    saved, damage = checkpoint.load_last(path)
+    if saved.get("config") != config:
+        raise RunFolderError(f"{path} is of another configuration: nothing was changed")
+    try:
+        state.load_state_dict(saved["state"])
+        counted = int(saved["metrics_bytes"])
+        events = dict(saved.get("events", tensorboard.sizes(folder.path)))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+        raise RunFolderError(checkpoint.damage(path, reason)) from error
+    if damage is not None and distributed.rank() == 0:
+        at = f"meta-step {state.init_steps}, step {state.steps}"
+        print(f"warning: {damage}: going on from the one before, {at}", file=sys.stderr)
+    return counted, events
