@@ -28,8 +28,6 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
-# Pages that other branches bring: own_loop, plugins, exported_losses, scaling, survival.
-suppress_warnings = ["toc.not_readable"]
 
 html_theme = "furo"
 html_title = "metaloss"
@@ -46,7 +44,9 @@ nb_merge_streams = True
 
 default_role = "literal"  # `single backticks` in docstrings are code, as in Markdown
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 

@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import metaloss
-from metaloss.export import LearnedLoss
 
 
-def as_compute_loss_func(loss: LearnedLoss) -> Callable[..., Tensor]:
+def as_compute_loss_func(loss: metaloss.LearnedLoss) -> Callable[..., Tensor]:
     """A learned loss for `Trainer(compute_loss_func=...)`.
 
     The Trainer leaves the mean over accumulated batches to this function: it gives the number of
@@ -39,21 +38,17 @@ def as_compute_loss_func(loss: LearnedLoss) -> Callable[..., Tensor]:
     return compute
 
 
-class Logits(nn.Module):
-    """A transformers model as a function from its keyword arguments to logits [batch, C]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return self.model(**inputs).logits
+def adapter(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch of transformers as (arguments of the model by name, labels)."""
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    return inputs, labels
 
 
 class AdaLFLTrainer(Trainer):
     """A Trainer whose loss goes on learning; one device, no gradient accumulation.
 
-    Clipping (`max_grad_norm`) has no part in its steps: the optimizer steps in `training_step`.
+    Gradients are clipped to `max_grad_norm`, as the Trainer clips them, inside of the step.
 
     Args:
         loss: the learned loss to start from.
@@ -65,13 +60,13 @@ class AdaLFLTrainer(Trainer):
     def __init__(
         self,
         *,
-        loss: LearnedLoss,
+        loss: metaloss.LearnedLoss,
         objective: Iterable[dict[str, Tensor]],
         meta_lr: float = 1e-5,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.loss = loss
+        self.loss = loss.requires_grad_()
         self.objective = _repeat(objective)
         self.meta_lr = meta_lr
         self.learner: metaloss.AdaLFL | None = None
@@ -84,22 +79,21 @@ class AdaLFLTrainer(Trainer):
     ) -> Tensor:
         model.train()
         if self.learner is None:  # the optimizer comes with train()
+            largest = self.args.max_grad_norm
             self.learner = metaloss.AdaLFL(
-                Logits(model),
+                model,
                 self.optimizer.optimizer,  # under accelerate's
-                self.loss.representation.to(self.args.device),
+                self.loss.to(self.args.device).representation,
                 link=self.loss.link,
                 meta_lr=self.meta_lr,
+                adapter=adapter,
+                outputs=lambda result: result.logits,
+                gradient_transform=metaloss.ClipNorm(largest) if largest else None,
             )
-        batches = (self._split(inputs), self._split(next(self.objective)))
+        batches = (self._prepare_inputs(batch) for batch in (inputs, next(self.objective)))
         result = self.learner.step(*batches)
         model.zero_grad()  # so that the Trainer's own optimizer.step() finds nothing to do
         return result.learned_loss
-
-    def _split(self, batch: dict[str, Tensor]) -> tuple[Any, Tensor]:
-        inputs = dict(self._prepare_inputs(batch))
-        labels = inputs.pop("labels")
-        return inputs, labels
 
 
 def _repeat(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import metaloss
-from metaloss.export import LearnedLoss
 
 
 class AdaLFLModule(lightning.LightningModule):
@@ -40,12 +39,16 @@ class AdaLFLModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, loss: LearnedLoss, lr: float = 0.01, meta_lr: float | None = 1e-5
+        self,
+        model: nn.Module,
+        loss: metaloss.LearnedLoss,
+        lr: float = 0.01,
+        meta_lr: float | None = 1e-5,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.loss = loss
+        self.loss = loss.requires_grad_(meta_lr is not None)
         self.lr = lr
         self.meta_lr = meta_lr
         self._saved: dict[str, Any] | None = None  # of the learner, until there is one

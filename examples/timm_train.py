@@ -102,7 +102,9 @@ def main(command_line: list[str] | None = None) -> list[tuple[float, float]]:
         optimizer, num_epochs=arguments.epochs, warmup_epochs=1, warmup_lr=arguments.lr / 10
     )
     loss = metaloss.load_loss(arguments.loss)
-    learner = metaloss.AdaLFL(model, optimizer, loss.representation, link=loss.link)
+    if not arguments.frozen:
+        representation = loss.requires_grad_().representation
+        learner = metaloss.AdaLFL(model, optimizer, representation, link=loss.link)
     train, valid = loaders(arguments.batch_size, arguments.img_size)
     history = [validate(model, valid)]
     for epoch in range(epochs):

@@ -49,7 +49,11 @@ class LostProcessError(Exception):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, an OSError becomes a RunFolderError that names what could not be written."""
+    """Within it, an OSError becomes a RunFolderError that names what could not be written.
+
+    Raises:
+        RunFolderError: `path` cannot be written.
+    """
     try:
         yield
     except OSError as error:

@@ -152,6 +152,8 @@ class LearnedLoss(nn.Module):
 class ScheduledLoss(nn.Module):
     """An adaptive loss, replayed over a new training as it changed over its own.
 
+    Its `step` comes after the optimizer's, as a scheduler's does::
+
         loss = metaloss.load_loss("runs/lenet5").schedule(steps=len(loader))
         for inputs, labels in loader:
             optimizer.zero_grad()
@@ -184,7 +186,7 @@ class ScheduledLoss(nn.Module):
         self._go_to(0)
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss as it is at this step, see `LearnedLoss`."""
+        """The loss as it is at this step, a scalar but for "none", see `LearnedLoss`."""
         reduced: Tensor = self.loss(outputs, labels)
         return reduced
 

@@ -22,7 +22,7 @@ GradientTransform = Callable[[list[Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class ClipNorm:
-    """torch.nn.utils.clip_grad_norm_ over the optimizer's parameters, bit for bit.
+    """`torch.nn.utils.clip_grad_norm_` over the optimizer's parameters, bit for bit.
 
     Args:
         max_norm: of all gradients as one vector.
@@ -43,7 +43,7 @@ class ClipNorm:
 
 @dataclass(frozen=True)
 class ClipValue:
-    """torch.nn.utils.clip_grad_value_ over the optimizer's parameters, bit for bit.
+    """`torch.nn.utils.clip_grad_value_` over the optimizer's parameters, bit for bit.
 
     Args:
         clip_value: the largest size of an element.

@@ -233,7 +233,7 @@ class Problem:
         return made, loss.detach(), grads
 
     def slope(self, outputs: Tensor, part: Pass) -> Tensor:
-        """∂M_φ/∂f of a pass once more, with a graph to φ, at the outputs that it had."""
+        """∂M_φ/∂f of a pass once more, with a graph to φ, at its outputs; both [batch, C]."""
         free = outputs.detach().requires_grad_()
         with torch.enable_grad():
             loss = _share(self.learned_loss(free, part.batch[1]), part.share)

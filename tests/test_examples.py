@@ -91,7 +91,7 @@ def fit(tmp_path, learned):
 def test_lightning_makes_the_steps_of_a_plain_loop(fit, learned):
     trainer, module = fit(*small_problem(), max_epochs=3)
     model, train, valid = small_problem()
-    loss = metaloss.load_loss(learned)
+    loss = metaloss.load_loss(learned).requires_grad_()
     learner = metaloss.AdaLFL(
         model,
         torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, nesterov=True),
@@ -156,7 +156,7 @@ def hf(tmp_path, learned):
         args = TrainingArguments(
             str(tmp_path), max_steps=steps, per_device_train_batch_size=32, save_strategy="no",
             report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-            max_grad_norm=0.0, logging_strategy="no",
+            max_grad_norm=1.0, logging_strategy="no",
         )  # fmt: skip
         return Recording(
             model=model, args=args, train_dataset=trainers.Sentences(2048, seed=0),
@@ -187,6 +187,7 @@ def test_a_frozen_loss_in_the_hf_trainer_is_plain_training(hf, learned):
     for batch in trainer.seen:
         optimizer.zero_grad()
         loss(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert len(trainer.seen) == 5
     assert equal(trainer.model, model)
@@ -211,16 +212,14 @@ def test_the_hf_trainer_makes_the_steps_of_a_plain_loop(hf, learned):
     )  # fmt: skip
     trainer.train()
     model, optimizer = plain_bert(hf)
-    loss = metaloss.load_loss(learned)
+    loss = metaloss.load_loss(learned).requires_grad_()
     learner = metaloss.AdaLFL(
-        hf.module.Logits(model), optimizer, loss.representation, link=loss.link, meta_lr=1e-3
-    )
-
-    def split(batch):
-        return {"input_ids": batch["input_ids"]}, batch["labels"]
-
+        model, optimizer, loss.representation, link=loss.link, meta_lr=1e-3,
+        adapter=lambda batch: ((batch["input_ids"],), batch["labels"]),
+        outputs=lambda result: result.logits, gradient_transform=metaloss.ClipNorm(1.0),
+    )  # fmt: skip
     for batch, other in zip(trainer.seen, itertools.cycle(hf.objective), strict=False):
-        learner.step(split(batch), split(other))
+        learner.step(batch, other)
     assert len(trainer.seen) == 5
     assert equal(trainer.model, model)
     assert equal(trainer.loss, loss)

@@ -9,6 +9,7 @@ import re
 import textwrap
 
 import pytest
+from torch import nn
 
 import metaloss
 from metaloss import errors
@@ -60,7 +61,9 @@ FUNCTIONS = {
         for name, item in NAMES.items()
         if inspect.isclass(item)
         for method, function in vars(item).items()
-        if inspect.isfunction(function) and method[0] != "_"
+        if inspect.isfunction(function)
+        and (method == "forward" or not hasattr(nn.Module, method))
+        and method[0] != "_"
     },
 }
 

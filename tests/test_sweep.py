@@ -271,8 +271,7 @@ def test_sigterm_reaches_the_run(tmp_path):
     )
     path = tmp_path / "log.txt"
     process = LoggedProcess([sys.executable, "-c", code], str(path))
-    while "ready" not in last_lines(path):
-        time.sleep(0.01)
+    wait_for(lambda: "ready" in last_lines(path))
     assert process.stop() == 143
     assert last_lines(path)[-1] == "exit code 143"
     process._process.wait()  # it has been waited for behind Popen's back
@@ -294,8 +293,7 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     executor = submitit.LocalExecutor(tmp_path / "jobs")
     executor.update_parameters(timeout_min=60)
     job = executor.submit(Requeued(words, str(log)))
-    while "ready" not in last_lines(log):
-        time.sleep(0.05)
+    wait_for(lambda: "ready" in last_lines(log) or job.done())
     controller = job._process.pid
     tasks = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
     os.kill(int(tasks[0]), signal.SIGUSR2)  # as Slurm does before it takes a node away
@@ -319,6 +317,13 @@ def test_launchers_say_what_they_lack(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"launchers.slurm: "):
         list(Slurm().launch(iter([Job("a", ("true",), "log.txt")])))
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # --- time left ---

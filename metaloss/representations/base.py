@@ -61,6 +61,10 @@ class Representation(nn.Module, ABC):
     def require_pairs(self, prediction: Tensor, target: Tensor) -> None:
         """Refuses what the loss, or a loss in it, is not made for; asked once, before training.
 
+        Args:
+            prediction: [batch, C].
+            target: [batch, C].
+
         Raises:
             InputError: the loss is `classification_only`, and the targets are no distributions.
         """
