@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from metaloss.errors import writing
-from metaloss.tensorboard import PREFIX
+from metaloss.run_folder import EVENTS
 
 
 class Writer(SummaryWriter):
@@ -54,7 +54,7 @@ class _EventFile:
     def __init__(self, folder: Path) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / f"{PREFIX}{_stamp(folder):010d}.{platform.node()}.{os.getpid()}"
+            self._path = folder / f"{EVENTS}{_stamp(folder):010d}.{platform.node()}.{os.getpid()}"
             self._file = self._path.open("xb")
         self._records = RecordWriter(self._file)
 
@@ -73,5 +73,5 @@ class _EventFile:
 
 def _stamp(folder: Path) -> int:
     """The second that a new file is named by: now, but after those that are there."""
-    stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in folder.glob(f"{PREFIX}*")]
+    stamps = [path.name.removeprefix(EVENTS).split(".")[0] for path in folder.glob(f"{EVENTS}*")]
     return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])

@@ -240,8 +240,7 @@ class Run:
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
         """The indices of the learned loss, and what the model is worth on some splits."""
-        now = {"phase": "train", "step": self.state.steps}
-        self._log({**now, **inspection.numbers(self.state)})
+        self._log({"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)})
         for split in splits:
             self._log(self._evaluate(split))
 

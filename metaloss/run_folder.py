@@ -21,6 +21,7 @@ import torch
 from metaloss import checkpoint, distributed, lock
 from metaloss.errors import RunFolderError, writing
 
+EVENTS = "events.out.tfevents."  #: how the names of TensorBoard's event files begin
 PACKAGES = ("metaloss", "torch", "torchvision", "timm", "gin-config", "numpy", "scikit-learn")
 
 

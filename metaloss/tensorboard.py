@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaloss.errors import writing
 from metaloss.loggers import Row
+from metaloss.run_folder import EVENTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from metaloss.events import Writer
 
-PREFIX = "events.out.tfevents."  #: of the names of event files
 
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
 GROUPS = {
@@ -153,7 +153,7 @@ class TensorBoard:
 
             folder = self._folder if phase == "train" else self._folder / phase
             start = self._starts[phase]
-            for path in folder.glob(f"{PREFIX}*"):
+            for path in folder.glob(f"{EVENTS}*"):
                 kept = self._kept.get(str(path.relative_to(self._folder)), 0) if start else 0
                 with writing(path):
                     if not kept:
@@ -166,7 +166,7 @@ class TensorBoard:
 
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of the event files of a run folder, by their paths in it."""
-    paths = [*folder.glob(f"{PREFIX}*"), *folder.glob(f"*/{PREFIX}*")]
+    paths = [*folder.glob(f"{EVENTS}*"), *folder.glob(f"*/{EVENTS}*")]
     return {str(path.relative_to(folder)): path.stat().st_size for path in paths}
 
 
