@@ -171,7 +171,7 @@ def test_the_report_draws_the_networks_activation_and_flat_losses(learned):
 def test_a_report_with_a_damaged_loss_says_so(learned, tmp_path):
     shutil.copytree(learned / "ml3_relu", tmp_path / "run")
     path = tmp_path / "run" / "loss" / "config.json"
-    path.write_text(json.dumps({"format": 99}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     found = report.document(report.contents(runs.read([tmp_path])))
     lines = [block.lines for s in found.sections if s.heading == "The loss network" for block in
              s.blocks if hasattr(block, "lines")]  # fmt: skip

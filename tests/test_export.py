@@ -340,7 +340,7 @@ def test_a_loss_that_cannot_be_saved_says_why(tmp_path):
     def mine(outputs, labels):
         return outputs, labels
 
-    message = "the link .*mine cannot be saved: whoever loads the loss would not have it · known: "
+    message = "the link 'mine' has no name to be saved by · known: probabilities, values, "
     with pytest.raises(InputError, match=message):
         LearnedLoss(metaloss.REPRESENTATIONS["taylor"](), mine).save_pretrained(tmp_path / "a")
     with pytest.raises(InputError, match="arguments and provenance: Object of type Tensor is not"):
@@ -391,8 +391,8 @@ def test_configs_that_are_newer_damaged_or_foreign(saved):
     assert saved(arguments=[1]) == "DIR/config.json is damaged: arguments = [1]"
     assert saved(step="x") == "DIR/config.json is damaged: step = 'x'"
     assert saved(link="value") == (
-        "DIR/config.json: no link 'value'; did you mean 'values'? · known: probabilities, values, "
-        "by_labels"
+        "DIR/config.json: no link is called 'value'; did you mean 'values'? · known: "
+        "probabilities, values, multi_label, by_labels, dense, weighted"
     )
     refused = "DIR/config.json: representations.taylor refuses its arguments: "
     assert saved(arguments={"order": 9}).startswith(f"{refused}representations.taylor.order: ")
