@@ -395,7 +395,7 @@ def test_configs_that_are_newer_damaged_or_foreign(saved):
         "probabilities, values, multi_label, by_labels, dense, weighted"
     )
     refused = "DIR/config.json: representations.taylor refuses its arguments: "
-    assert saved(arguments={"order": 9}).startswith(f"{refused}representations.taylor.order: ")
+    assert saved(arguments={"order": 1}).startswith(f"{refused}representations.taylor.order = 1: ")
     assert saved(arguments={"size": 1}).startswith(refused)
     assert saved(representation="pretrained", arguments={"path": "DIR"}) == (
         "DIR/config.json: 'pretrained' is no class of losses, but a recipe for them"
