@@ -109,7 +109,8 @@ def loss_curves(path: Path) -> LossCurves:
     """
     loss = load_loss(path)
     if loss.trajectory is None:
-        raise RunFolderError(f"{path} does not say how its learned loss changed")
+        file = RunFolder(path).loss / "trajectory.safetensors"
+        raise RunFolderError(f"{file} cannot be read: there is none")
     classes = None
     if loss.link is links.probabilities:
         classes = loss.provenance.get("classes")
