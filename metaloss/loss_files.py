@@ -197,7 +197,7 @@ def _place(folder: Path) -> Path:
 def _check(config: Mapping[str, Any], path: Path) -> None:
     """Whether the config is one that this version reads."""
     found = config.get("format")
-    if type(found) is not int or found < 1 or "representation" not in config:
+    if type(found) is not int or found < 1:
         raise RunFolderError(f"{path} is not that of a learned loss: it has no format of one")
     if found > FORMAT:
         raise RunFolderError(
