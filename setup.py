@@ -22,7 +22,9 @@ TESTS = [
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
-TOOLS = ["train", "list", "evaluate", "figures", "report", "compare"]  # as installed commands
+TOOLS = [  # as installed commands
+    *("train", "sweep", "list", "evaluate", "figures", "report", "compare", "transfer", "distill")
+]
 
 setup(
     name="metaloss",

@@ -106,3 +106,16 @@ def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
     )
     learned = float(run(installed / "python", "-c", code, folder=tmp_path))
     assert abs(learned - -0.5978370007556204) > 1e-6  # log 0.55, where it started
+
+
+def test_an_installed_plugin_is_swept(installed, tmp_path):
+    """The sweep's runs are processes of the installed metaloss too."""
+    shutil.copy(PACKAGE / "src" / "metaloss_tangent" / "tangent.gin", tmp_path)
+    (tmp_path / "sweep.gin").write_text(
+        "Sweep.tasks = ['tasks/digits_mlp.gin']\n"
+        "Sweep.methods = [['methods/adalfl.gin', 'tangent.gin']]\n"
+        "Sweep.seeds = 1\n"
+        "Sweep.bindings = ['Runner.steps = 2', 'meta_optimizers.offline_unrolled.steps = 2']\n"
+    )
+    out = run(installed / "metaloss-sweep", "run", "sweep.gin", folder=tmp_path)
+    assert "finished    digits_mlp/tangent-" in out
