@@ -414,7 +414,7 @@ def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(run, draw, tmp_path):
         ),
         (
             lambda run: (run / "loss" / "trajectory.safetensors").unlink(),
-            "{run} does not say how its learned loss changed",
+            "{run}/loss/trajectory.safetensors cannot be read: there is none",
         ),
         (
             lambda run: (run / "loss" / "config.json").write_text(
