@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,12 @@ def test_an_installed_plugin_is_swept(installed, tmp_path):
     )
     out = run(installed / "metaloss-sweep", "run", "sweep.gin", folder=tmp_path)
     assert "finished    digits_mlp/tangent-" in out
+
+
+def test_the_commands_are_there_in_an_editable_install_too():
+    """As README installs it: setuptools finds a folder outside of the package by its __init__.py."""
+    spec = importlib.util.find_spec("metaloss.tools")
+    assert spec is not None
+    for point in entry_points(group="console_scripts"):
+        if point.value.startswith("metaloss."):
+            assert callable(point.load()), point.name

@@ -279,7 +279,8 @@ def test_sigterm_reaches_the_run(tmp_path):
 
 def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     """By submitit's local executor: its warning is a real signal, and it starts the job again."""
-    submitit = pytest.importorskip("submitit")
+    import submitit
+
     from metaloss.launchers.process import Requeued
 
     code = (
