@@ -124,7 +124,7 @@ def test_an_installed_plugin_is_swept(installed, tmp_path):
 
 
 def test_the_commands_are_there_in_an_editable_install_too():
-    """As README installs it: setuptools finds a folder outside of the package by its __init__.py."""
+    """As README installs it: setuptools finds a folder beside the package by its __init__.py."""
     spec = importlib.util.find_spec("metaloss.tools")
     assert spec is not None
     for point in entry_points(group="console_scripts"):
