@@ -389,7 +389,7 @@ def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, n
         os.killpg(sweeper.pid, number)  # as a terminal does
     else:
         sweeper.send_signal(number)
-    _, stderr = sweeper.communicate(timeout=60)
+    _, stderr = sweeper.communicate(timeout=180)
     assert sweeper.returncode == 130
     assert stderr.splitlines()[-1].startswith("stopped: what had begun is saved")
     for folder in (path.parent for path in folders):
