@@ -327,6 +327,16 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
+def test_a_result_without_a_number_is_one(fake):
+    (cell,) = grid(1)
+    folder = RunFolder(fake.root / cell.name)
+    folder.path.mkdir(parents=True)
+    folder.result.write_text(json.dumps({"status": "diverged", "metric": "mse", "test": None}))
+    assert standing(cell, fake.root) == Standing(cell, "diverged", 0.0, 0.0)
+    folder.result.write_text("{")  # cut short: nothing is known of it
+    assert standing(cell, fake.root).state == "waiting"
+
+
 # --- time left ---
 
 

@@ -49,8 +49,8 @@ def standing(cell: Cell, root: Path) -> Standing:
     if holder is None:
         result = _result(folder)
         if result.get("status") in ("finished", "diverged"):
-            seconds, test = float(result["seconds"]), result.get("test")
-            found = f"{result['metric']} {test:.4g}" if result["status"] == "finished" else ""
+            seconds, test = float(result.get("seconds") or 0.0), result.get("test")
+            found = "" if test is None else f"{result.get('metric')} {test:.4g}"
             return Standing(cell, result["status"], seconds, seconds, found)
     seconds, expected, progress = _progress(cell, folder)
     if holder is not None:
