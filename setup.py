@@ -60,7 +60,6 @@ setup(
         "safetensors>=0.4",
         "tqdm>=4.66",
         "joblib>=1.5",
-        "cloudpickle>=3",
     ],
     extras_require={
         "parquet": PARQUET,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import ENGINES, RATES, REPRESENTATIONS, links, snapshot
+from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, links, snapshot
 from metaloss.batches import Batch
 from metaloss.engines import evolution, persistent_evolution
 from metaloss.errors import ConfigError, MissingGradientError, UnsupportedModelError
@@ -368,3 +368,26 @@ def test_on_trial_leaves_nothing_behind():
     assert torch.get_rng_state().equal(state)
     after = (problem.model.state_dict(), problem.optimizer.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import
+def test_the_difference_of_outputs_is_short_enough_in_single_precision():
+    """One as long as the cube root of the resolution makes most of this gradient an error."""
+    torch.set_default_dtype(torch.float32)
+
+    def phi_bar(engine):
+        torch.manual_seed(0)
+        settings = {"img_size": 8, "patch_size": 4}
+        model = BACKBONES["timm"]((3, 8, 8), 10, name="test_vit", arguments=settings)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
+        loss = REPRESENTATIONS["nn"]()
+        problem = Problem(model, optimizer, loss, F.cross_entropy, links.probabilities)
+        batches = [(torch.randn(32, 3, 8, 8), torch.randint(10, (32,))) for _ in range(2)]
+        found = ENGINES[engine]().hypergradient(
+            problem, MetaParameters(problem), batches[:1], lambda: batches[1]
+        )
+        return torch.cat([part.flatten() for part in found.phi])
+
+    exact, found = phi_bar("exact"), phi_bar("logit_difference")
+    assert exact.dtype == torch.float32
+    assert (found - exact).norm() < 0.05 * exact.norm()

@@ -83,9 +83,8 @@ class Slurm(Launcher):
             self._parameters["slurm_partition"] = partition
 
     def launch(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, int]]:
-        import cloudpickle
-
         try:
+            import cloudpickle  # submitit's own
             import submitit
             from submitit.core import utils
         except ImportError:
