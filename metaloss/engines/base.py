@@ -55,6 +55,10 @@ class Engine(ABC):
             UnsupportedModelError: the engine cannot differentiate this model.
         """
 
+    def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
+        """A base step that no meta-step follows -> M_φ before it, a scalar without graph."""
+        return problem.base_step(batch).learned_loss
+
     def state_dict(self) -> dict[str, Any]:
         """What the next call depends on: tensors and plain data."""
         return {}

@@ -85,7 +85,7 @@ class OnlineOneStep(MetaOptimizer):
         self._base_steps += 1
         self._meta.write_rate()  # it is ours alone: a scheduler's would not be what α stands for
         if not due:
-            return MetaStep(self._problem.base_step(draw_train()).learned_loss)
+            return MetaStep(self.engine.base_step(self._problem, draw_train()))
         return self._descent.descend(
             self.engine.hypergradient(self._problem, self._meta, [draw_train()], draw_objective)
         )

@@ -1,0 +1,213 @@
+"""The exact engine with its step compiled: for small models, whose steps are mostly calls."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from metaloss import distributed, seeding, snapshot
+from metaloss.batches import MicroBatches, StepBatch
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.exact import Exact
+from metaloss.errors import UnsupportedModelError
+from metaloss.gradient_transform import refuse_hooks
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Problem
+from metaloss.taken_step import TakenStep
+from metaloss.traced_step import Outputs, TracedStep, trace, values
+
+#: How many shapes of batches an engine compiles for; each takes seconds.
+MOST_SHAPES = 8
+
+
+@ENGINES.register("compiled")
+class Compiled(Engine):
+    """The gradient of `exact`, all of a step but the optimizer's own part in torch.compile.
+
+    For models so small that finding and calling kernels takes longer than their work. The first
+    step on batches of a shape compiles for seconds. Base steps without a meta-step are compiled
+    too. All are those of plain training up to rounding, where other engines' are bit for bit.
+
+    It is for one base step by SGD on a batch of two tensors, φ learned alone, in one process and
+    one precision, without a gradient transform; and for models and losses that draw no random
+    numbers and leave their buffers alone: no BatchNorm or dropout in train mode. What no module
+    owns, as class weights in a link, stays as it was in the first step. Anything else, or a machine
+    without a C++ compiler, it warns of once, and does as `exact`.
+
+    Args:
+        backend: of torch.compile.
+    """
+
+    exact = True
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+        self._eager = Exact()
+        self._of: tuple[Problem, MetaParameters] | None = None
+        self._steps: dict[Any, TracedStep | None] = {}  # by shapes; None: left to `exact`
+        self._plain: dict[Any, Callable[..., Outputs]] = {}  # by the training batch's shapes alone
+        self._warned = False
+
+    def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
+        plain = self._plain.get(_shapes(problem, batch))
+        if plain is None or self._of is None or self._of[0] is not problem:
+            return super().base_step(problem, batch)
+        learned_loss, *g = _run(plain, values(*self._of, batch))
+        _take_step(problem, g)
+        return learned_loss
+
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        objective = draw_objective()
+        step = self._compiled_step(problem, meta, train, objective)
+        if step is None:
+            return self._eager.hypergradient(problem, meta, train, lambda: objective)
+        given, places = values(problem, meta, train[0]), len(problem.theta)
+        learned_loss, *found = _run(step.opening, given)
+        taken = _take_step(problem, found[:places])
+        scale = taken.scale()
+        if scale is None:
+            raise UnsupportedModelError(
+                "parameter groups have different learning rates or momenta, and had not when "
+                "engine 'compiled' compiled the step: take engine='exact'"
+            )
+        given[:places] = taken.theta_before
+        again = [given[place] for place in step.again]
+        late = [*problem.theta, *objective, problem.theta[0].new_tensor(scale)]
+        task_loss, *phi = _run(step.closing, [*again, *found[places:], *late])
+        return Hypergradient(learned_loss, task_loss, phi, None)
+
+    def _compiled_step(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        objective: StepBatch,
+    ) -> TracedStep | None:
+        """The step for batches of these shapes; None where it is left to `exact`."""
+        if self._of is None or self._of[0] is not problem or self._of[1] is not meta:
+            self._of, self._steps, self._plain = (problem, meta), {}, {}
+        shapes = (len(train), _shapes(problem, train[0]), _shapes(problem, objective))
+        if shapes not in self._steps:
+            try:
+                _require_supported(problem, meta, train, objective)
+                if len(self._plain) == MOST_SHAPES:
+                    raise UnsupportedModelError(f"there are more than {MOST_SHAPES} shapes")
+                self._steps[shapes] = step = self._compile(problem, meta, train[0], objective)
+                self._plain[shapes[1]] = step.plain
+            except (UnsupportedModelError, NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
+                self._steps[shapes] = None
+                self._warn(error)
+        return self._steps[shapes]
+
+    def _compile(
+        self, problem: Problem, meta: MetaParameters, train: Any, objective: Any
+    ) -> TracedStep:
+        """The step, traced, compiled and run on trial.
+
+        Raises:
+            NotImplementedError, RuntimeError: it cannot be done.
+        """
+        traced = trace(problem, meta, train, objective)
+        plain, opening, closing = (
+            self._compiled(part) for part in (traced.plain, traced.opening, traced.closing)
+        )
+        given, places = values(problem, meta, train), 1 + len(problem.theta)
+        late = [*problem.theta, *objective, problem.theta[0].new_tensor(1.0)]
+        with warnings.catch_warnings():  # of torch.compile's own code
+            warnings.simplefilter("ignore")
+            _run(plain, given)
+            found = _run(opening, given)[places:]
+            _run(closing, [*(given[place] for place in traced.again), *found, *late])
+        return TracedStep(plain, opening, closing, traced.again)
+
+    def _compiled(self, graph: fx.GraphModule) -> Callable[..., Outputs]:
+        # Shapes are looked up here, so torch need not check them again at each call.
+        unguarded = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+        compiled: Callable[..., Outputs] = torch.compile(
+            graph.forward,
+            fullgraph=True,
+            dynamic=False,
+            backend=self.backend,
+            options=unguarded if self.backend == "inductor" else None,
+        )
+        return compiled
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(
+                f"engine 'compiled' does not compile this step, and takes engine 'exact': {reason}",
+                stacklevel=4,
+            )
+
+
+def _shapes(problem: Problem, batch: StepBatch) -> Any:
+    """What a compiled step depends on, beside the values of its tensors."""
+    kinds = tuple((part.shape, part.dtype) if torch.is_tensor(part) else None for part in batch)
+    return type(batch) is MicroBatches, problem.autocast, problem.model.training, kinds
+
+
+def _require_supported(
+    problem: Problem, meta: MetaParameters, train: Sequence[StepBatch], objective: StepBatch
+) -> None:
+    """Makes a base step on trial, and looks at what it does.
+
+    Raises:
+        UnsupportedModelError: the step is not what `Compiled` is for; says why.
+    """
+    batch = train[0]
+    several = len(train) > 1 or isinstance(batch, MicroBatches)
+    tensors = all(torch.is_tensor(part) for part in (*batch, *objective))
+    reasons = {
+        "it is several steps or micro-batches": several or isinstance(objective, MicroBatches),
+        "a batch is not two tensors": not several and not tensors,
+        "there is no loss to learn": not meta.phi,
+        "the learning rate is learned": meta.ratios is not None,
+        "the gradient is transformed": problem.gradient_transform is not None,
+        "the model runs under autocast": problem.autocast is not None,
+        "several processes share it": distributed.several(),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedModelError(reason)
+    before = _buffers(problem), seeding.global_state(problem.device)
+    with snapshot.on_trial(problem):
+        step = problem.base_step(batch, loss_graph=True)
+        problem.task_gradient(objective)
+        after = _buffers(problem), seeding.global_state(problem.device)
+    names = ("a buffer of the model or the loss moves", "the model or the loss draws at random")
+    for name, old, new in zip(names, before, after, strict=True):
+        if not all(one.equal(other) for one, other in zip(old, new, strict=True)):
+            raise UnsupportedModelError(name)
+    if any(part is not None for part in step.passes[0].direct):
+        raise UnsupportedModelError("the loss looks at θ itself")
+    if step.taken.scale() is None:
+        raise UnsupportedModelError("θ' does not depend on the gradient by one number, as in SGD")
+
+
+def _buffers(problem: Problem) -> list[Tensor]:
+    modules = [problem.model] if problem.loss is None else [problem.model, problem.loss]
+    return [buffer.clone() for module in modules for buffer in module.buffers()]
+
+
+def _take_step(problem: Problem, g: Sequence[Tensor | None]) -> TakenStep:
+    refuse_hooks(problem.theta)
+    return problem.take_step(g, "nothing")
+
+
+@torch.no_grad()
+def _run(part: Callable[..., Outputs], given: Sequence[Tensor]) -> list[Any]:
+    return list(part(*given))

@@ -1,0 +1,186 @@
+"""A whole meta-step as two graphs of tensor operations: before and after the optimizer's own step.
+
+The mathematics is that of `metaloss.engines.one_step`, run once on given batches and recorded below
+autograd: what is left is a list of kernel calls, without the machinery that found them, which a
+compiler can fuse. It holds for batches of the same shapes, at any θ, φ and buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd import forward_ad
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metaloss import links
+from metaloss.batches import Batch
+from metaloss.forward_mode import ForwardMode, KeepPrimals
+from metaloss.meta_parameters import MetaParameters
+from metaloss.problem import Problem
+from metaloss.vectors import Vector, gradient
+
+Outputs = Sequence[Tensor | None]
+
+
+@dataclass
+class TracedStep:
+    """The graphs of a step; `values` gives the first inputs of each, `late` follows in `closing`.
+
+    With θ' of one number c for which u = c·v (see `metaloss.update.Update.scale`).
+    """
+
+    plain: Callable[..., Outputs]  #: (*values) -> M_φ, *g
+    opening: Callable[..., Outputs]  #: (*values) -> M_φ, *g, *kept
+    closing: Callable[..., Outputs]  #: (*again, *kept, *θ', x_v, y_v, c) -> L_T, *∇_φ L_T
+    again: list[int]  #: places of `values` that `closing` takes too
+
+
+def values(problem: Problem, meta: MetaParameters, batch: Batch) -> list[Tensor]:
+    """All tensors that a base step on M_φ is a function of, θ first and (x, y) last."""
+    model = [*_beside(problem.model, problem.theta).values()]
+    loss = [] if problem.loss is None else [*_beside(problem.loss, meta.phi).values()]
+    return [*problem.theta, *model, *meta.phi, *loss, *batch]
+
+
+def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch) -> TracedStep:
+    """Records a meta-step; model, optimizer and loss stay as they are.
+
+    Raises:
+        NotImplementedError: an operator of the model has no forward derivative.
+        RuntimeError: the model or a loss does something else for other values of its tensors.
+    """
+    assert problem.loss is not None
+    learned_loss = problem.loss
+    constants = _beside(problem.model, problem.theta)
+    loss_constants = _beside(learned_loss, meta.phi)
+    ends = [len(problem.theta), len(constants), len(meta.phi), len(loss_constants)]
+
+    def outputs(theta: Sequence[Tensor], rest: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        named = {**dict(zip(constants, rest, strict=True))}
+        named |= dict(zip(problem.theta_names, theta, strict=True))
+        with problem.replaced(named, {}):
+            return problem.forward(inputs)
+
+    def step(*flat: Tensor) -> Outputs:
+        given = iter(flat)
+        theta, rest, phi, loss_rest = ([next(given).detach() for _ in range(n)] for n in ends)
+        x, y = next(given), next(given)
+        after = _leaves(next(given) for _ in theta)
+        valid_x, valid_y, scale = given
+        phi, base = _leaves(phi), _leaves(theta)
+        named = {**dict(zip(meta.named_phi, phi, strict=True))}
+        named |= dict(zip(loss_constants, loss_rest, strict=True))
+        primals = KeepPrimals()
+        with torch.enable_grad():
+            with primals:
+                f = outputs(base, rest, x)
+            free = f.detach().requires_grad_()
+            prediction, target, *weights = problem.link(free, y)
+            pairs = functional_call(learned_loss, named, (prediction, target))
+            learned = links.mean(pairs, *weights)
+            (slope,) = torch.autograd.grad(learned, free, create_graph=True, materialize_grads=True)
+            g = torch.autograd.grad(f, base, slope.detach(), allow_unused=True)
+            task = problem.task_loss(outputs(after, rest, valid_x), valid_y)
+            v = torch.autograd.grad(task, after, allow_unused=True)
+            with forward_ad.dual_level(), ForwardMode(primals):
+                t = forward_ad.unpack_dual(outputs(_duals(theta, v), rest, x)).tangent
+            phi_bar = gradient([slope], phi, [None if t is None else scale * t])
+        return learned.detach(), *g, task.detach(), *phi_bar
+
+    late = [*(p.detach() for p in problem.theta), *objective, problem.theta[0].new_tensor(1.0)]
+    early = [value.detach() for value in values(problem, meta, train)]
+    with torch.no_grad():
+        graph = make_fx(step)(*early, *late)
+        graph = make_fx(functionalize(graph, remove="mutations"))(*early, *late)
+    return _cut(graph, len(early), 1 + len(problem.theta))
+
+
+def _beside(module: torch.nn.Module, learned: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name, but for those that are given."""
+    held = {id(tensor) for tensor in learned}
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in named.items() if id(tensor) not in held}
+
+
+def _leaves(tensors: Any) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def _duals(theta: Sequence[Tensor], directions: Vector) -> list[Tensor]:
+    return [
+        before if direction is None else forward_ad.make_dual(before, direction)
+        for before, direction in zip(theta, directions, strict=True)
+    ]
+
+
+def _cut(graph: fx.GraphModule, early: int, first: int) -> TracedStep:
+    """A graph in two, at what its later inputs have a part in.
+
+    Args:
+        graph: without mutations.
+        early: how many of its inputs are there before the optimizer's step.
+        first: how many of its outputs are.
+    """
+    nodes = list(graph.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    (ends,) = next(node for node in nodes if node.op == "output").args
+    late = dict.fromkeys(inputs[early:])
+    for node in nodes:
+        if any(source in late for source in node.all_input_nodes) and node.op != "output":
+            late[node] = None
+    # What the later part takes of the earlier: views it makes again, as θ moves under them.
+    kept: dict[fx.Node, None] = {}
+    again: dict[fx.Node, None] = {}
+    open_ends = [n for node in late for n in node.all_input_nodes] + [
+        end for end in ends[first:] if isinstance(end, fx.Node)
+    ]
+    while open_ends:
+        node = open_ends.pop()
+        if node in late or node in kept or node in again:
+            continue
+        if node.op == "placeholder":
+            again[node] = None
+        elif node.op == "get_attr" or _is_view(node):
+            late[node] = None
+            open_ends += node.all_input_nodes
+        else:
+            kept[node] = None
+
+    def part(given: Sequence[fx.Node], found: Sequence[fx.Node | None]) -> fx.GraphModule:
+        made, copies = fx.Graph(), {}
+        for place, node in enumerate(given):
+            copies[node] = made.placeholder(f"input_{place}")
+        wanted = set()
+        open_ends = [node for node in found if node is not None]
+        while open_ends:
+            node = open_ends.pop()
+            if node not in wanted and node not in copies:
+                wanted.add(node)
+                open_ends += node.all_input_nodes
+        for node in nodes:
+            if node in wanted:
+                copies[node] = made.node_copy(node, lambda source: copies[source])
+        made.output(tuple(None if node is None else copies[node] for node in found))
+        return fx.GraphModule(graph, made)
+
+    before, after = inputs[:early], inputs[early:]
+    return TracedStep(
+        plain=part(before, ends[:first]),
+        opening=part(before, [*ends[:first], *kept]),
+        closing=part([*again, *kept, *after], ends[first:]),
+        again=[before.index(node) for node in again],
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's result shares the memory of an input."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write
+        for result in schema.returns
+    )
