@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -29,26 +28,44 @@ Outputs = Sequence[Tensor | None]
 
 @dataclass
 class TracedStep:
-    """The graphs of a step; `values` gives the first inputs of each, `late` follows in `closing`.
-
-    With θ' of one number c for which u = c·v (see `metaloss.update.Update.scale`).
-    """
+    """The parts of a step as functions of tensors, for SGD, where u = c·v with a number c."""
 
     plain: Callable[..., Outputs]  #: (*values) -> M_φ, *g
     opening: Callable[..., Outputs]  #: (*values) -> M_φ, *g, *kept
     closing: Callable[..., Outputs]  #: (*again, *kept, *θ', x_v, y_v, c) -> L_T, *∇_φ L_T
-    again: list[int]  #: places of `values` that `closing` takes too
+    again: list[int]  #: places of the `values` that `closing` takes too, at the θ of the opening
 
 
-def values(problem: Problem, meta: MetaParameters, batch: Batch) -> list[Tensor]:
-    """All tensors that a base step on M_φ is a function of, θ first and (x, y) last."""
-    model = [*_beside(problem.model, problem.theta).values()]
-    loss = [] if problem.loss is None else [*_beside(problem.loss, meta.phi).values()]
-    return [*problem.theta, *model, *meta.phi, *loss, *batch]
+class Values:
+    """All tensors that a base step on M_φ is a function of.
+
+    The modules are asked for their constants each time: they may put new tensors in their place.
+    """
+
+    def __init__(self, problem: Problem, meta: MetaParameters) -> None:
+        assert problem.loss is not None
+        self._learned = [*problem.theta, *meta.phi]
+        self.of_model = _constants(problem.model, problem.theta)
+        self.of_loss = _constants(problem.loss, meta.phi)
+        self._owners = [*self.of_model.values(), *self.of_loss.values()]
+
+    def __call__(self, batch: Batch) -> list[Tensor]:
+        """θ, φ, what else the model and the loss hold, x, y."""
+        return [*self._learned, *(getattr(owner, name) for owner, name in self._owners), *batch]
+
+
+def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[nn.Module, str]]:
+    """A module's parameters and buffers, but those that are learned: which part holds them, as."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    held = {id(tensor) for tensor in learned}
+    paths = [name.rpartition(".") for name, tensor in named if id(tensor) not in held]
+    return {
+        f"{path}{dot}{name}": (module.get_submodule(path), name) for path, dot, name in paths
+    }
 
 
 def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch) -> TracedStep:
-    """Records a meta-step; model, optimizer and loss stay as they are.
+    """Records a meta-step in graphs (torch.fx); model, optimizer and loss stay as they are.
 
     Raises:
         NotImplementedError: an operator of the model has no forward derivative.
@@ -56,58 +73,46 @@ def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch
     """
     assert problem.loss is not None
     learned_loss = problem.loss
-    constants = _beside(problem.model, problem.theta)
-    loss_constants = _beside(learned_loss, meta.phi)
-    ends = [len(problem.theta), len(constants), len(meta.phi), len(loss_constants)]
+    values = Values(problem, meta)
+    sizes = len(problem.theta), len(meta.phi), len(values.of_model), len(values.of_loss)
 
-    def outputs(theta: Sequence[Tensor], rest: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        named = {**dict(zip(constants, rest, strict=True))}
-        named |= dict(zip(problem.theta_names, theta, strict=True))
-        with problem.replaced(named, {}):
+    def outputs(theta: Sequence[Tensor], constants: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        named = dict(zip(problem.theta_names, theta, strict=True))
+        with problem.replaced(named | dict(zip(values.of_model, constants, strict=True)), {}):
             return problem.forward(inputs)
 
     def step(*flat: Tensor) -> Outputs:
         given = iter(flat)
-        theta, rest, phi, loss_rest = ([next(given).detach() for _ in range(n)] for n in ends)
+        theta, phi, of_model, of_loss = ([next(given) for _ in range(size)] for size in sizes)
         x, y = next(given), next(given)
-        after = _leaves(next(given) for _ in theta)
+        after = _leaves([next(given) for _ in theta])
         valid_x, valid_y, scale = given
-        phi, base = _leaves(phi), _leaves(theta)
-        named = {**dict(zip(meta.named_phi, phi, strict=True))}
-        named |= dict(zip(loss_constants, loss_rest, strict=True))
-        primals = KeepPrimals()
+        before, phi, primals = _leaves(theta), _leaves(phi), KeepPrimals()
+        named = dict(zip([*meta.named_phi, *values.of_loss], [*phi, *of_loss], strict=True))
         with torch.enable_grad():
             with primals:
-                f = outputs(base, rest, x)
+                f = outputs(before, of_model, x)
             free = f.detach().requires_grad_()
             prediction, target, *weights = problem.link(free, y)
             pairs = functional_call(learned_loss, named, (prediction, target))
-            learned = links.mean(pairs, *weights)
-            (slope,) = torch.autograd.grad(learned, free, create_graph=True, materialize_grads=True)
-            g = torch.autograd.grad(f, base, slope.detach(), allow_unused=True)
-            task = problem.task_loss(outputs(after, rest, valid_x), valid_y)
+            loss = links.mean(pairs, *weights)
+            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
+            g = torch.autograd.grad(f, before, slope.detach(), allow_unused=True)
+            task = problem.task_loss(outputs(after, of_model, valid_x), valid_y)
             v = torch.autograd.grad(task, after, allow_unused=True)
             with forward_ad.dual_level(), ForwardMode(primals):
-                t = forward_ad.unpack_dual(outputs(_duals(theta, v), rest, x)).tangent
+                t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
             phi_bar = gradient([slope], phi, [None if t is None else scale * t])
-        return learned.detach(), *g, task.detach(), *phi_bar
+        return loss.detach(), *g, task.detach(), *phi_bar
 
+    early = [value.detach() for value in values(train)]
     late = [*(p.detach() for p in problem.theta), *objective, problem.theta[0].new_tensor(1.0)]
-    early = [value.detach() for value in values(problem, meta, train)]
-    with torch.no_grad():
-        graph = make_fx(step)(*early, *late)
-        graph = make_fx(functionalize(graph, remove="mutations"))(*early, *late)
+    graph = make_fx(step)(*early, *late)
+    graph = make_fx(functionalize(graph, remove="mutations"))(*early, *late)
     return _cut(graph, len(early), 1 + len(problem.theta))
 
 
-def _beside(module: torch.nn.Module, learned: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A module's parameters and buffers by name, but for those that are given."""
-    held = {id(tensor) for tensor in learned}
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor for name, tensor in named.items() if id(tensor) not in held}
-
-
-def _leaves(tensors: Any) -> list[Tensor]:
+def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach().requires_grad_() for tensor in tensors]
 
 

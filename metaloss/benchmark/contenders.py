@@ -163,6 +163,8 @@ CONTENDERS: dict[str, Contender] = {
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
         for k in (4, 20)
     },
+    "compiled": Contender(partial(adalfl, engine="compiled")),
+    "compiled_every_4": Contender(partial(adalfl, engine="compiled", every=4), steps=4),
     "exact_plain_network": Contender(partial(adalfl, engine="exact"), plain_network=True),
     "meta_lr": Contender(meta_lr),
     **_PEERS,
@@ -173,6 +175,6 @@ CONTENDERS: dict[str, Contender] = {
     **{
         name: Contender(partial(adalfl, engine=name))
         for name in ENGINES
-        if name not in ("exact", "auto")
+        if name not in ("exact", "auto", "compiled")
     },
 }

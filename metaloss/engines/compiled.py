@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from metaloss import distributed, seeding, snapshot
+from metaloss import checks, distributed, seeding, snapshot
 from metaloss.batches import MicroBatches, StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
@@ -17,8 +17,7 @@ from metaloss.errors import UnsupportedModelError
 from metaloss.gradient_transform import refuse_hooks
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
-from metaloss.taken_step import TakenStep
-from metaloss.traced_step import Outputs, TracedStep, trace, values
+from metaloss.traced_step import Outputs, TracedStep, Values, trace
 
 #: How many shapes of batches an engine compiles for; each takes seconds.
 MOST_SHAPES = 8
@@ -26,7 +25,7 @@ MOST_SHAPES = 8
 
 @ENGINES.register("compiled")
 class Compiled(Engine):
-    """The gradient of `exact`, all of a step but the optimizer's own part in torch.compile.
+    """The gradient of `exact`, all of a step but the optimizer's own part in one compiled piece.
 
     For models so small that finding and calling kernels takes longer than their work. The first
     step on batches of a shape compiles for seconds. Base steps without a meta-step are compiled
@@ -39,13 +38,15 @@ class Compiled(Engine):
     without a C++ compiler, it warns of once, and does as `exact`.
 
     Args:
-        backend: of torch.compile.
+        compiler: "inductor"; or "none", which calls the recorded kernels one by one: without
+            compiling and bit for bit as `exact`, for the time that finding them takes.
     """
 
     exact = True
 
-    def __init__(self, backend: str = "inductor") -> None:
-        self.backend = backend
+    def __init__(self, compiler: Literal["inductor", "none"] = "inductor") -> None:
+        checks.choice(compiler, "compiled.compiler", ("inductor", "none"))
+        self.compiler = compiler
         self._eager = Exact()
         self._of: tuple[Problem, MetaParameters] | None = None
         self._steps: dict[Any, TracedStep | None] = {}  # by shapes; None: left to `exact`
@@ -56,8 +57,12 @@ class Compiled(Engine):
         plain = self._plain.get(_shapes(problem, batch))
         if plain is None or self._of is None or self._of[0] is not problem:
             return super().base_step(problem, batch)
-        learned_loss, *g = _run(plain, values(*self._of, batch))
-        _take_step(problem, g)
+        refuse_hooks(problem.theta)
+        with torch.no_grad():
+            learned_loss, *g = plain(*self._values(batch))
+        for parameter, gradient in zip(problem.theta, g, strict=True):
+            parameter.grad = gradient
+        problem.optimizer.step()
         return learned_loss
 
     def hypergradient(
@@ -71,19 +76,23 @@ class Compiled(Engine):
         step = self._compiled_step(problem, meta, train, objective)
         if step is None:
             return self._eager.hypergradient(problem, meta, train, lambda: objective)
-        given, places = values(problem, meta, train[0]), len(problem.theta)
-        learned_loss, *found = _run(step.opening, given)
-        taken = _take_step(problem, found[:places])
-        scale = taken.scale()
-        if scale is None:
-            raise UnsupportedModelError(
-                "parameter groups have different learning rates or momenta, and had not when "
-                "engine 'compiled' compiled the step: take engine='exact'"
+        refuse_hooks(problem.theta)
+        theta = problem.theta
+        with torch.no_grad():
+            given = self._values(train[0])
+            learned_loss, *found = step.opening(*given)
+            taken = problem.take_step(found[: len(theta)], "nothing")
+            scale = taken.scale()
+            if scale is None:
+                raise UnsupportedModelError(
+                    "parameter groups have different learning rates or momenta, and had not when "
+                    "engine 'compiled' compiled the step: take engine='exact'"
+                )
+            given[: len(theta)] = taken.theta_before
+            again, kept = [given[place] for place in step.again], found[len(theta) :]
+            task_loss, *phi = step.closing(
+                *again, *kept, *theta, *objective, theta[0].new_tensor(scale)
             )
-        given[:places] = taken.theta_before
-        again = [given[place] for place in step.again]
-        late = [*problem.theta, *objective, problem.theta[0].new_tensor(scale)]
-        task_loss, *phi = _run(step.closing, [*again, *found[places:], *late])
         return Hypergradient(learned_loss, task_loss, phi, None)
 
     def _compiled_step(
@@ -102,6 +111,7 @@ class Compiled(Engine):
                 _require_supported(problem, meta, train, objective)
                 if len(self._plain) == MOST_SHAPES:
                     raise UnsupportedModelError(f"there are more than {MOST_SHAPES} shapes")
+                self._values = Values(problem, meta)
                 self._steps[shapes] = step = self._compile(problem, meta, train[0], objective)
                 self._plain[shapes[1]] = step.plain
             except (UnsupportedModelError, NotImplementedError, RuntimeError) as error:
@@ -114,35 +124,28 @@ class Compiled(Engine):
     def _compile(
         self, problem: Problem, meta: MetaParameters, train: Any, objective: Any
     ) -> TracedStep:
-        """The step, traced, compiled and run on trial.
+        """The step, traced and compiled.
 
         Raises:
             NotImplementedError, RuntimeError: it cannot be done.
         """
         traced = trace(problem, meta, train, objective)
-        plain, opening, closing = (
-            self._compiled(part) for part in (traced.plain, traced.opening, traced.closing)
-        )
-        given, places = values(problem, meta, train), 1 + len(problem.theta)
-        late = [*problem.theta, *objective, problem.theta[0].new_tensor(1.0)]
-        with warnings.catch_warnings():  # of torch.compile's own code
-            warnings.simplefilter("ignore")
-            _run(plain, given)
-            found = _run(opening, given)[places:]
-            _run(closing, [*(given[place] for place in traced.again), *found, *late])
-        return TracedStep(plain, opening, closing, traced.again)
+        if self.compiler == "none":
+            return traced
+        import torch._inductor  # takes a second, and few runs need it
 
-    def _compiled(self, graph: fx.GraphModule) -> Callable[..., Outputs]:
-        # Shapes are looked up here, so torch need not check them again at each call.
-        unguarded = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-        compiled: Callable[..., Outputs] = torch.compile(
-            graph.forward,
-            fullgraph=True,
-            dynamic=False,
-            backend=self.backend,
-            options=unguarded if self.backend == "inductor" else None,
-        )
-        return compiled
+        given, theta = [value.detach() for value in self._values(train)], problem.theta
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own code
+            kept = traced.opening(*given)[1 + len(theta) :]
+            late = [*(p.detach() for p in theta), *objective, theta[0].new_tensor(1.0)]
+            again = [given[place] for place in traced.again]
+            return TracedStep(
+                torch._inductor.compile(traced.plain, given),
+                torch._inductor.compile(traced.opening, given),
+                torch._inductor.compile(traced.closing, [*again, *kept, *late]),
+                traced.again,
+            )
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -202,12 +205,3 @@ def _buffers(problem: Problem) -> list[Tensor]:
     modules = [problem.model] if problem.loss is None else [problem.model, problem.loss]
     return [buffer.clone() for module in modules for buffer in module.buffers()]
 
-
-def _take_step(problem: Problem, g: Sequence[Tensor | None]) -> TakenStep:
-    refuse_hooks(problem.theta)
-    return problem.take_step(g, "nothing")
-
-
-@torch.no_grad()
-def _run(part: Callable[..., Outputs], given: Sequence[Tensor]) -> list[Any]:
-    return list(part(*given))
