@@ -18,8 +18,8 @@ class Activation(ABC):
         """σ(z)."""
 
     @abstractmethod
-    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """σ'(z) and σ''(z)."""
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """σ(z), σ'(z) and σ''(z); the last is the caller's to change."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,17 @@ class SmoothLeakyReLU(Activation):
         # From βz = 40 on torch's softplus is z: by then they are equal in float64 too.
         return torch.lerp(F.softplus(z, self.beta, threshold=40), z, self.gamma)
 
-    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        s = (self.beta * z).sigmoid_()
-        first = s * (1 - self.gamma) + self.gamma
-        second = s.addcmul_(s, s, value=-1).mul_((1 - self.gamma) * self.beta)
-        return first, second
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # One exponential for all: log(1 + exp(βz)) = max(βz, 0) + log(1 + u), u = exp(-β|z|), and
+        # r = 1/(1 + u) is the sigmoid of β|z|. Below exp(-40) u is nothing beside 1 in float64 too,
+        # and numbers that far down are slow.
+        smooth = 1 - self.gamma
+        u = z.abs().mul_(-self.beta).clamp_(min=-40).exp_()
+        r = (1 + u).reciprocal_()
+        value = F.leaky_relu(z, self.gamma).add_(u.log1p_(), alpha=smooth / self.beta)
+        first = (r - 0.5).copysign_(z).mul_(smooth).add_((1 + self.gamma) / 2)
+        second = r.addcmul_(r, r, value=-1).mul_(smooth * self.beta)
+        return value, first, second
 
 
 class Tanh(Activation):
@@ -46,10 +52,10 @@ class Tanh(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z.tanh()
 
-    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a = z.tanh()
         first = 1 - a * a
-        return first, -2 * a * first
+        return a, first, -2 * a * first
 
 
 class ReLU(Activation):
@@ -58,8 +64,8 @@ class ReLU(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z.relu()
 
-    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return (z > 0).to(z.dtype), torch.zeros_like(z)
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z.relu(), (z > 0).to(z.dtype), torch.zeros_like(z)
 
 
 class Identity(Activation):
@@ -68,8 +74,8 @@ class Identity(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z
 
-    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(z), torch.zeros_like(z)
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z, torch.ones_like(z), torch.zeros_like(z)
 
 
 def by_name(name: str, gamma: float, beta: float) -> Activation:

@@ -86,9 +86,9 @@ class Derivatives:
         *hidden, last = weights
         a, passed = torch.stack((f, y)), []
         for weight in hidden:
-            z = weight @ a
-            passed.append((weight, a, *sigma.derivatives(z)))
-            a = sigma.value(z)
+            value, first, second = sigma.jet(weight @ a)
+            passed.append((weight, a, first, second))
+            a = value
         self.value = last[0] @ a  #: z, [N]
 
         epsilon = last.T.expand_as(a)

@@ -50,7 +50,7 @@ class TakenStep:
         place = {parameter: i for i, parameter in enumerate(theta)}
         self._groups: list[tuple[Hyperparameters, list[int]]] = [
             (
-                {key: _setting(value) for key, value in group.items() if key != "params"},
+                _settings(group),
                 [place[p] for p in group["params"] if p in place and _has_gradient(p)],
             )
             for group in optimizer.param_groups
@@ -232,11 +232,20 @@ def _has_tensors(state: State) -> bool:
     return any(torch.is_tensor(value) for value in state.values())
 
 
-def _setting(value: Any) -> Any:
-    """A group's setting as a number: torch.optim takes tensors too, and schedulers fill them."""
-    if torch.is_tensor(value) and value.numel() == 1:
-        return value.item()
-    return tuple(map(_setting, value)) if isinstance(value, tuple) else value
+def _settings(group: dict[str, Any]) -> Hyperparameters:
+    """A group's settings as numbers: torch.optim takes tensors too, and schedulers fill them."""
+    settings = {**group}
+    del settings["params"]
+    for key, value in settings.items():
+        if isinstance(value, (Tensor, tuple)):
+            settings[key] = _number(value)
+    return settings
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_number, value))
+    return value.item() if torch.is_tensor(value) and value.numel() == 1 else value
 
 
 def _leaf(value: Tensor | None) -> Tensor:

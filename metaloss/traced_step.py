@@ -24,15 +24,16 @@ from metaloss.problem import Problem
 from metaloss.vectors import Vector, gradient
 
 Outputs = Sequence[Tensor | None]
+Part = Callable[..., Outputs]
 
 
 @dataclass
 class TracedStep:
     """The parts of a step as functions of tensors, for SGD, where u = c·v with a number c."""
 
-    plain: Callable[..., Outputs]  #: (*values) -> M_φ, *g
-    opening: Callable[..., Outputs]  #: (*values) -> M_φ, *g, *kept
-    closing: Callable[..., Outputs]  #: (*again, *kept, *θ', x_v, y_v, c) -> L_T, *∇_φ L_T
+    plain: Part  #: (*values) -> M_φ, *g
+    opening: Part  #: (*values) -> M_φ, *g, *kept
+    closing: Part  #: (*again, *kept, *θ', x_v, y_v, c) -> L_T, *∇_φ L_T
     again: list[int]  #: places of the `values` that `closing` takes too, at the θ of the opening
 
 
@@ -106,7 +107,8 @@ def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch
         return loss.detach(), *g, task.detach(), *phi_bar
 
     early = [value.detach() for value in values(train)]
-    late = [*(p.detach() for p in problem.theta), *objective, problem.theta[0].new_tensor(1.0)]
+    late = [part.detach() for part in (*problem.theta, *objective)]  # new names for all
+    late.append(problem.theta[0].new_tensor(1.0))
     graph = make_fx(step)(*early, *late)
     graph = make_fx(functionalize(graph, remove="mutations"))(*early, *late)
     return _cut(graph, len(early), 1 + len(problem.theta))

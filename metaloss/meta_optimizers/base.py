@@ -114,8 +114,9 @@ class MetaDescent:
                 "prediction"
             )
         device = found.task_loss.device
-        norm = torch.stack([part.to(device) for part in torch._foreach_norm(given)]).norm()
-        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        norms = torch.stack([part.to(device) for part in torch._foreach_norm(given)])
+        norm = torch.linalg.vector_norm(norms)
+        finite = torch.isfinite(norm + found.task_loss)
         if not self._usable:  # later, nothing here waits for the device
             self._usable = bool(finite)
             both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
