@@ -35,12 +35,14 @@ class SmoothLeakyReLU(Activation):
 
     def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # One exponential for all: log(1 + exp(βz)) = max(βz, 0) + log(1 + u), u = exp(-β|z|), and
-        # r = 1/(1 + u) is the sigmoid of β|z|. Below exp(-40) u is nothing beside 1 in float64 too,
-        # and numbers that far down are slow.
+        # r = 1/(1 + u) is the sigmoid of β|z|. From 1 + u the logarithm is good to what a number
+        # near 1 can hold, and cheaper than log1p. Below exp(-40) u is nothing beside 1 in float64
+        # too, and numbers that far down are slow.
         smooth = 1 - self.gamma
         u = z.abs().mul_(-self.beta).clamp_(min=-40).exp_()
-        r = (1 + u).reciprocal_()
-        value = F.leaky_relu(z, self.gamma).add_(u.log1p_(), alpha=smooth / self.beta)
+        w = 1 + u
+        r = w.reciprocal()
+        value = F.leaky_relu(z, self.gamma).add_(w.log_(), alpha=smooth / self.beta)
         first = (r - 0.5).copysign_(z).mul_(smooth).add_((1 + self.gamma) / 2)
         second = r.addcmul_(r, r, value=-1).mul_(smooth * self.beta)
         return value, first, second
