@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,8 +24,7 @@ from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.vectors import Vector, gradient
 
-Outputs = Sequence[Tensor | None]
-Part = Callable[..., Outputs]
+Part = Callable[..., Any]  #: of tensors; gives a sequence of tensors, None for what is zero
 
 
 @dataclass
@@ -50,19 +50,17 @@ class Values:
         self.of_loss = _constants(problem.loss, meta.phi)
         self._owners = [*self.of_model.values(), *self.of_loss.values()]
 
-    def __call__(self, batch: Batch) -> list[Tensor]:
-        """θ, φ, what else the model and the loss hold, x, y."""
+    def __call__(self, batch: Any) -> list[Tensor]:
+        """θ, φ, what else the model and the loss hold, and a batch (x, y)."""
         return [*self._learned, *(getattr(owner, name) for owner, name in self._owners), *batch]
 
 
 def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[nn.Module, str]]:
-    """A module's parameters and buffers, but those that are learned: which part holds them, as."""
+    """A module's parameters and buffers that are not learned: their owners, and the names there."""
     named = [*module.named_parameters(), *module.named_buffers()]
     held = {id(tensor) for tensor in learned}
     paths = [name.rpartition(".") for name, tensor in named if id(tensor) not in held]
-    return {
-        f"{path}{dot}{name}": (module.get_submodule(path), name) for path, dot, name in paths
-    }
+    return {f"{path}{dot}{name}": (module.get_submodule(path), name) for path, dot, name in paths}
 
 
 def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch) -> TracedStep:
@@ -82,7 +80,7 @@ def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch
         with problem.replaced(named | dict(zip(values.of_model, constants, strict=True)), {}):
             return problem.forward(inputs)
 
-    def step(*flat: Tensor) -> Outputs:
+    def step(*flat: Tensor) -> list[Tensor | None]:
         given = iter(flat)
         theta, phi, of_model, of_loss = ([next(given) for _ in range(size)] for size in sizes)
         x, y = next(given), next(given)
@@ -104,7 +102,7 @@ def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch
             with forward_ad.dual_level(), ForwardMode(primals):
                 t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
             phi_bar = gradient([slope], phi, [None if t is None else scale * t])
-        return loss.detach(), *g, task.detach(), *phi_bar
+        return [loss.detach(), *g, task.detach(), *phi_bar]
 
     early = [value.detach() for value in values(train)]
     late = [part.detach() for part in (*problem.theta, *objective)]  # new names for all
@@ -136,50 +134,43 @@ def _cut(graph: fx.GraphModule, early: int, first: int) -> TracedStep:
     nodes = list(graph.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     (ends,) = next(node for node in nodes if node.op == "output").args
-    late = dict.fromkeys(inputs[early:])
+    late = set(inputs[early:])
     for node in nodes:
-        if any(source in late for source in node.all_input_nodes) and node.op != "output":
-            late[node] = None
-    # What the later part takes of the earlier: views it makes again, as θ moves under them.
+        if node.op != "output" and any(source in late for source in node.all_input_nodes):
+            late.add(node)
+    soon = set(nodes) - late
+    # What the later part takes of the earlier one. Views it makes again, as θ moves under them.
     kept: dict[fx.Node, None] = {}
     again: dict[fx.Node, None] = {}
-    open_ends = [n for node in late for n in node.all_input_nodes] + [
-        end for end in ends[first:] if isinstance(end, fx.Node)
-    ]
-    while open_ends:
-        node = open_ends.pop()
-        if node in late or node in kept or node in again:
-            continue
-        if node.op == "placeholder":
+    sources = [source for node in late for source in node.all_input_nodes]
+    sources += [end for end in ends[first:] if end is not None]
+    while sources:
+        node = sources.pop()
+        if node.op == "placeholder" and node in soon:
             again[node] = None
-        elif node.op == "get_attr" or _is_view(node):
-            late[node] = None
-            open_ends += node.all_input_nodes
-        else:
+        elif node in soon and (node.op == "get_attr" or _is_view(node)):
+            late.add(node)
+            sources += node.all_input_nodes
+        elif node not in late:
             kept[node] = None
 
-    def part(given: Sequence[fx.Node], found: Sequence[fx.Node | None]) -> fx.GraphModule:
-        made, copies = fx.Graph(), {}
-        for place, node in enumerate(given):
-            copies[node] = made.placeholder(f"input_{place}")
-        wanted = set()
-        open_ends = [node for node in found if node is not None]
-        while open_ends:
-            node = open_ends.pop()
-            if node not in wanted and node not in copies:
-                wanted.add(node)
-                open_ends += node.all_input_nodes
+    def part(
+        given: Sequence[fx.Node], among: set[fx.Node], found: Sequence[fx.Node | None]
+    ) -> fx.GraphModule:
+        made = fx.Graph()
+        copies = {node: made.placeholder(f"input_{place}") for place, node in enumerate(given)}
         for node in nodes:
-            if node in wanted:
+            if node in among and node.op in ("call_function", "get_attr"):
                 copies[node] = made.node_copy(node, lambda source: copies[source])
         made.output(tuple(None if node is None else copies[node] for node in found))
+        made.eliminate_dead_code()
         return fx.GraphModule(graph, made)
 
     before, after = inputs[:early], inputs[early:]
     return TracedStep(
-        plain=part(before, ends[:first]),
-        opening=part(before, [*ends[:first], *kept]),
-        closing=part([*again, *kept, *after], ends[first:]),
+        plain=part(before, soon, ends[:first]),
+        opening=part(before, soon, [*ends[:first], *kept]),
+        closing=part([*again, *kept, *after], late, ends[first:]),
         again=[before.index(node) for node in again],
     )
 

@@ -26,6 +26,7 @@ from metaloss.run import Run
 STEPS = 5
 #: Where the defaults are costly.
 ENGINE_SETTINGS = {
+    "compiled": {"compiler": "none"},
     "evolution": {"pairs": 2},
     "persistent_evolution": {"pairs": 2},
     "conjugate_gradient": {"iterations": 3},

@@ -163,6 +163,7 @@ def test_meta_optimizer(name, arguments):
     testing.check_meta_optimizer(lambda: META_OPTIMIZERS[name](**arguments))
 
 
+@pytest.mark.filterwarnings("ignore:engine 'compiled' does not compile this step")
 @pytest.mark.parametrize(("name", "arguments"), cases(ENGINES, ENGINE_CASES))
 def test_engine(name, arguments):
     arguments = dict(arguments)

@@ -35,7 +35,7 @@ class Row:
     contender: str
     milliseconds: float | None = None  #: of a step; the median over the turns
     ratio: float | None = None  #: to the baseline's step; the median over the turns
-    peak_bytes: int | None = None  #: of a turn, above the weights and optimizer states before it
+    peak_bytes: int | None = None  #: of a turn, above what was there before it; None: not known
     turns: int = 0
     note: str = ""  #: why there are no numbers
 
@@ -105,7 +105,8 @@ def measure(
         entrant.step(pair.draw(device), pair.draw(device))  # warm-up: optimizers make their states
         with memory.measuring(device) as measured:
             entrant.turn(pair.draw(device), pair.draw(device))
-        entrant.row.peak_bytes = measured.peak_bytes
+        if entrant.contender.counted:
+            entrant.row.peak_bytes = measured.peak_bytes
 
     share = seconds / len(entrants)
     baseline = entrants[0]

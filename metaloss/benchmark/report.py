@@ -22,9 +22,9 @@ def lines(rows: Sequence[Row]) -> str:
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
-    if row.milliseconds is None or row.ratio is None or row.peak_bytes is None:
+    if row.milliseconds is None or row.ratio is None:
         return row.note, "", "", ""
-    peak = f"{row.peak_bytes / 2**20:.1f}"
+    peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}"
     return f"{row.milliseconds:.2f}", f"{row.ratio:.2f}", peak, str(row.turns)
 
 

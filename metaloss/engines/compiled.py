@@ -25,7 +25,7 @@ MOST_SHAPES = 8
 
 @ENGINES.register("compiled")
 class Compiled(Engine):
-    """The gradient of `exact`, all of a step but the optimizer's own part in one compiled piece.
+    """The gradient of `exact`, compiled: all that a step does before and after the optimizer's.
 
     For models so small that finding and calling kernels takes longer than their work. The first
     step on batches of a shape compiles for seconds. Base steps without a meta-step are compiled
@@ -48,14 +48,14 @@ class Compiled(Engine):
         checks.choice(compiler, "compiled.compiler", ("inductor", "none"))
         self.compiler = compiler
         self._eager = Exact()
-        self._of: tuple[Problem, MetaParameters] | None = None
+        self._of: tuple[Any, Any] = (None, None)  # the problem and the meta-parameters
         self._steps: dict[Any, TracedStep | None] = {}  # by shapes; None: left to `exact`
         self._plain: dict[Any, Part] = {}  # by the training batch's shapes alone
         self._warned = False
 
     def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
         plain = self._plain.get(_shapes(problem, batch))
-        if plain is None or self._of is None or self._of[0] is not problem:
+        if plain is None or self._of[0] is not problem:
             return super().base_step(problem, batch)
         refuse_hooks(problem.theta)
         with torch.no_grad():
@@ -102,14 +102,14 @@ class Compiled(Engine):
         objective: StepBatch,
     ) -> TracedStep | None:
         """The step for batches of these shapes; None where it is left to `exact`."""
-        if self._of is None or self._of[0] is not problem or self._of[1] is not meta:
+        if self._of[0] is not problem or self._of[1] is not meta:
             self._of, self._steps, self._plain = (problem, meta), {}, {}
         shapes = (len(train), _shapes(problem, train[0]), _shapes(problem, objective))
         if shapes not in self._steps:
             try:
+                if sum(step is not None for step in self._steps.values()) == MOST_SHAPES:
+                    raise UnsupportedModelError(f"batches have more than {MOST_SHAPES} shapes")
                 _require_supported(problem, meta, train, objective)
-                if len(self._plain) == MOST_SHAPES:
-                    raise UnsupportedModelError(f"there are more than {MOST_SHAPES} shapes")
                 self._values = Values(problem, meta)
                 self._steps[shapes] = step = self._compile(problem, meta, train[0], objective)
                 self._plain[shapes[1]] = step.plain
@@ -135,16 +135,17 @@ class Compiled(Engine):
         # found already, and it costs a tenth of a millisecond at each call.
         import torch._inductor  # takes a second, and few runs need it
 
+        compile: Any = torch._inductor.compile
         theta = [p.detach() for p in problem.theta]
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own code
             given = [value.detach() for value in self._values(train)]
-            plain = torch._inductor.compile(traced.plain, given)
-            opening = torch._inductor.compile(traced.opening, given)
+            plain = compile(traced.plain, given)
+            opening = compile(traced.opening, given)
             kept = opening(*given)[1 + len(theta) :]
             again = [given[place] for place in traced.again]
             late = [*again, *kept, *theta, *objective, theta[0].new_tensor(1.0)]
-            closing = torch._inductor.compile(traced.closing, late)
+            closing = compile(traced.closing, late)
         return TracedStep(plain, opening, closing, traced.again)
 
     def _warn(self, error: Exception) -> None:
@@ -206,4 +207,3 @@ def _require_supported(
 def _buffers(problem: Problem) -> list[Tensor]:
     modules = [problem.model] if problem.loss is None else [problem.model, problem.loss]
     return [buffer.clone() for module in modules for buffer in module.buffers()]
-

@@ -1,0 +1,211 @@
+"""The engine that compiles the step: the steps of the exact one, and what it leaves to that."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, AdaLFL, ClipNorm, MicroBatches
+from metaloss.batches import Batch
+from metaloss.engines import compiled
+from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def mlp(*middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), *middle, nn.ReLU(), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    """One weight twice, a parameter that is not trained and a buffer that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.first.bias.requires_grad_(False)
+        self.last = nn.Linear(6, 3)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).tanh() * self.scale).tanh())
+
+
+MODELS = {
+    "mlp": mlp,
+    "tied": Tied,
+    "lenet5": lambda: BACKBONES["lenet5"]((1, 16, 16), 3),
+    "batch norm in evaluation": lambda: mlp(nn.BatchNorm1d(8), nn.Dropout(0.5)).eval(),
+}
+LOSSES = {
+    "nn": lambda: REPRESENTATIONS["nn"](hidden=(5, 4)),
+    "softplus": lambda: REPRESENTATIONS["nn"]((5,), "softplus", "smooth_leaky_relu"),
+    "taylor": lambda: REPRESENTATIONS["taylor"](),
+    "step_conditioned": lambda: REPRESENTATIONS["step_conditioned"](settings={"hidden": (4,)}),
+}
+
+
+def batches(count: int, *shape: int, size: int = 7) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(size, *(shape or (6,)), generator=generator),
+            torch.randint(3, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def train(model, loss, engine, given, every=1, momentum=0.9, objective=True, **settings) -> Tensor:
+    """θ, φ and the losses of some steps on copies of the model and the loss."""
+    model, loss = copy.deepcopy(model), copy.deepcopy(loss)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.add_(0.1)  # where a polynomial starts, it may be flat
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.1, momentum, weight_decay=1e-3, nesterov=momentum > 0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    online = OnlineOneStep(1e-2, every, engine=engine, **settings.pop("online", {}))
+    learner = AdaLFL(model, optimizer, loss, adaptation=online, steps=10, **settings)
+    found = []
+    for train_batch, valid_batch in zip(given[::2], given[1::2], strict=True):
+        result = learner.step(train_batch, valid_batch if objective else None)
+        found += [result.learned_loss] if result.task_loss is None else [
+            result.learned_loss, result.task_loss, result.gradient_norm
+        ]  # fmt: skip
+        scheduler.step()
+    parameters = [*model.parameters(), *model.buffers(), *loss.parameters()]
+    return torch.cat([p.detach().double().flatten() for p in parameters] + [torch.stack(found)])
+
+
+def both(engine, model, loss, given, **settings) -> list[Tensor]:
+    """By this engine and by the exact one, from the same random state."""
+    found = []
+    for one in (engine, "exact"):
+        torch.manual_seed(2)
+        found.append(train(model, loss, one, given, **settings))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "every"),
+    [*((model, "nn", 1) for model in MODELS), *(("mlp", loss, 2) for loss in LOSSES)],
+)
+def test_recorded_steps_are_the_exact_engine_s_bit_for_bit(model, loss, every):
+    torch.manual_seed(0)
+    shape = (1, 16, 16) if model == "lenet5" else (6,)
+    engine = ENGINES["compiled"]("none")
+    ours, exact = both(engine, MODELS[model](), LOSSES[loss](), batches(8, *shape), every=every)
+    assert ours.equal(exact)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.0},
+        {"objective": False},
+        {"online": {"learn": ("layers.1.*",)}},
+        {"online": {"start": 1, "stop": 3}},
+        {"task_loss": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1)},
+    ],
+    ids=["no momentum", "the same batch", "some of φ", "start and stop", "another task loss"],
+)
+def test_recorded_steps_of_other_settings(settings):
+    torch.manual_seed(0)
+    ours, exact = both(ENGINES["compiled"]("none"), mlp(), LOSSES["nn"](), batches(8), **settings)
+    assert ours.equal(exact)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_compiled_steps_are_the_exact_engine_s_up_to_rounding(dtype, error):
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(0)
+    given = batches(6)
+    ours, exact = both(ENGINES["compiled"](), mlp(), LOSSES["nn"](), given, every=2)
+    assert (ours - exact).norm() <= error * exact.norm()
+
+
+def test_a_step_of_another_shape_is_recorded_anew(monkeypatch):
+    torch.manual_seed(0)
+    given = batches(4) + batches(2, size=5) + batches(2)
+    engine = ENGINES["compiled"]("none")
+    ours, exact = both(engine, mlp(), LOSSES["nn"](), given)
+    assert ours.equal(exact)
+    monkeypatch.setattr(compiled, "MOST_SHAPES", 1)
+    with pytest.warns(UserWarning, match="batches have more than 1 shapes") as caught:
+        ours, exact = both(ENGINES["compiled"]("none"), mlp(), LOSSES["nn"](), given + given)
+    assert ours.equal(exact)
+    assert len(caught) == 1
+
+
+def forking(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Does something else where the loss is large."""
+    loss = F.cross_entropy(outputs, labels)
+    return loss if loss < 1.0 else loss.sqrt()
+
+
+@pytest.mark.parametrize(
+    ("reason", "middle", "settings"),
+    [
+        ("a buffer of the model or the loss moves", lambda: nn.BatchNorm1d(8), {}),
+        ("the model or the loss draws at random", lambda: nn.Dropout(0.5), {}),
+        ("the gradient is transformed", nn.Tanh, {"gradient_transform": ClipNorm(0.1)}),
+        ("the learning rate is learned", nn.Tanh, {"online": {"rate": RATES["raw"]()}}),
+        ("", nn.Tanh, {"task_loss": forking}),
+    ],
+)
+def test_what_is_left_to_the_exact_engine(reason, middle, settings):
+    """Said once, and then made as that makes it."""
+    torch.manual_seed(0)
+    message = f"engine 'compiled' does not compile this step, and takes engine 'exact': {reason}"
+    engine = ENGINES["compiled"]("none")
+    with pytest.warns(UserWarning, match=message) as caught:
+        ours, exact = both(engine, mlp(middle()), LOSSES["nn"](), batches(6), **settings)
+    assert ours.equal(exact)
+    assert len(caught) == 1
+
+
+def test_micro_batches_and_other_optimizers_are_left_to_it(monkeypatch):
+    torch.manual_seed(0)
+    given = [MicroBatches(batches(2)), *batches(1)]
+    with pytest.warns(UserWarning, match="several steps or micro-batches"):
+        ours, exact = both(ENGINES["compiled"]("none"), mlp(), LOSSES["nn"](), given)
+    assert ours.equal(exact)
+    monkeypatch.setattr(torch.optim, "SGD", lambda p, lr, *_, **__: torch.optim.RMSprop(p, lr))
+    with pytest.warns(UserWarning, match="θ' does not depend on the gradient by one number"):
+        ours, exact = both(ENGINES["compiled"]("none"), mlp(), LOSSES["nn"](), batches(4))
+    assert ours.equal(exact)
+
+
+def test_a_machine_without_a_compiler(monkeypatch):
+    import torch._inductor
+
+    def compile(*given):
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch._inductor, "compile", compile)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="takes engine 'exact': No working C.. compiler found$"):
+        ours, exact = both(ENGINES["compiled"](), mlp(), LOSSES["nn"](), batches(4))
+    assert ours.equal(exact)
+
+
+def test_it_says_what_it_does_not_know():
+    with pytest.raises(Exception, match="compiled.compiler"):
+        ENGINES["compiled"]("gcc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ENGINES.name_of(ENGINES["compiled"]()) == "compiled"
