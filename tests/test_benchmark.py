@@ -29,7 +29,7 @@ SMALL = {
 }
 #: Those whose meta-gradient is that of the step itself.
 SAME = [
-    "exact", "exact_plain_network", "unrolled", "sweep",
+    "exact", "compiled", "exact_plain_network", "unrolled", "sweep",
     "torch", "torch_plain_network", "higher", "higher_plain_network", "torchopt",
     "torchopt_plain_network",
 ]  # fmt: skip
@@ -65,13 +65,19 @@ def flat(module: nn.Module) -> torch.Tensor:
 
 
 @pytest.fixture
+def as_recorded(monkeypatch):
+    """The compiled engine's graphs as they are: compiling is tested in test_compiled.py."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs: graph)
+
+
+@pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("float64", "as_recorded")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("pair", ["lenet5", "regression"])
 @pytest.mark.parametrize("name", SAME)
@@ -224,6 +230,7 @@ def test_a_turn_of_every_k_is_k_steps(monkeypatch):
     assert [row.milliseconds for row in rows] == [1e3, 1e3]
 
 
+@pytest.mark.usefixtures("as_recorded")
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in SAME])
 def test_every_other_contender_steps(name):
     pair = SMALL["regression"]
