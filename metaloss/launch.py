@@ -39,6 +39,7 @@ def train(
     strict: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
+    cuda_graphs: bool = False,
 ) -> int:
     """One run, as `tools/train.py` is asked for it; the arguments are its flags.
 
@@ -77,7 +78,7 @@ def train(
         ended = folder.check(parsed.text, seed, resume=resume)
         if ended is not None:
             return _say_ended(folder, ended)
-    run = Run(plan, seed, place, find_data_dir(data_dir))
+    run = Run(plan, seed, place, find_data_dir(data_dir), cuda_graphs)
     distributed.require_equal((parsed.text, seed), "is asked for another run")
     if dry_run:
         _print_dry_run(run, parsed.text)

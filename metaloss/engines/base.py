@@ -40,6 +40,8 @@ class Engine(ABC):
 
     #: Whether the gradient is that of the steps themselves, up to rounding.
     exact = False
+    #: Whether a meta-step of one base step is tensor operations alone, which a CUDA graph can hold.
+    recordable = False
 
     @abstractmethod
     def hypergradient(

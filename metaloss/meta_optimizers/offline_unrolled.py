@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
@@ -78,6 +78,13 @@ class OfflineUnrolled(MetaOptimizer):
         return self._descent.descend(
             self.engine.hypergradient(self._problem, self._meta, batches, draw_objective)
         )
+
+    def branch(self) -> Hashable | None:
+        one = self.inner_steps == 1
+        return self._descent.branch() if one and self.engine.recordable else None
+
+    def replayed(self) -> None:
+        self._descent.replayed()
 
     def state_dict(self) -> dict[str, Any]:
         return {"descent": self._descent.state_dict(), "engine": self.engine.state_dict()}

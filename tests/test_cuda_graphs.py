@@ -1,0 +1,242 @@
+"""Steps as CUDA graphs: equal to the bit on a GPU, and everywhere what decides of replaying."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import metaloss
+from metaloss import cuda_graphs
+from metaloss.errors import InputError
+from metaloss.meta_optimizers.meta_lr import MetaLR
+from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+
+GPU = torch.cuda.is_available()
+on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+def images_model(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Dropout(dropout), nn.Linear(36, 10),
+    )  # fmt: skip
+
+
+def batches_of_images(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(16, 1, 8, 8, generator=generator),
+            torch.randint(10, (16,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def learner_of(model, recorded, adaptation=None, optimizer=None, **more):
+    torch.manual_seed(1)
+    loss = metaloss.REPRESENTATIONS["nn"](hidden=(8, 8)).to(next(model.parameters()).device)
+    optimizer = optimizer or torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    return metaloss.AdaLFL(
+        model, optimizer, loss, meta_lr=None, adaptation=adaptation, cuda_graphs=recorded, **more
+    )
+
+
+ADAPTATIONS = {
+    "none": lambda: None,
+    "each step": lambda: OnlineOneStep(1e-3),
+    "every third": lambda: OnlineOneStep(1e-3, every=3, start=2),
+    "frozen at 7": lambda: OnlineOneStep(1e-3, stop=7),
+    "learned rate": lambda: MetaLR(1e-3),
+}
+
+
+class Graph:
+    """Stands in for a CUDA graph: runs the step again, on the same tensors, uncounted."""
+
+    made = 0
+    replays = 0
+
+    def __init__(self, meta_optimizer):
+        self._counted = [] if meta_optimizer is None else [(meta_optimizer, "_base_steps")]
+        if meta_optimizer is not None and hasattr(meta_optimizer, "_descent"):
+            self._counted.append((meta_optimizer._descent._descent, "_steps"))
+
+    def __call__(self, step):
+        Graph.made += 1
+        before = self._counters()
+        first = [step()]
+        result = copy.copy(first[0])
+
+        def replay():
+            Graph.replays += 1
+            if not first:
+                counted = self._counters()
+                self._set(before)
+                for name, value in vars(step()).items():
+                    if value is not None:
+                        getattr(result, name).copy_(value)
+                self._set(counted)
+            first.clear()
+
+        return replay, result
+
+    def _counters(self):
+        return [getattr(owner, name) for owner, name in self._counted]
+
+    def _set(self, values):
+        for (owner, name), value in zip(self._counted, values, strict=True):
+            setattr(owner, name, value)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """CUDA graphs on the CPU, by `Graph`; gives what prepares them for a learner."""
+    Graph.made = Graph.replays = 0
+    monkeypatch.setattr(cuda_graphs, "refuse_unrecordable", lambda problem: None)
+
+    def prepare(learner):
+        monkeypatch.setattr(cuda_graphs, "graph", Graph(learner.adaptation))
+
+    return prepare
+
+
+def assert_equal_lives(plain, recorded):
+    for a, b in zip(
+        *(m.problem.model.state_dict().values() for m in (plain, recorded)), strict=True
+    ):
+        assert torch.equal(a, b)
+    for a, b in zip(plain.problem.phi, recorded.problem.phi, strict=True):
+        assert torch.equal(a, b)
+
+
+def steps(learner, train, valid):
+    results = [learner.step(*pair) for pair in zip(train, valid, strict=True)]
+    return [
+        {name: None if value is None else value.item() for name, value in vars(result).items()}
+        for result in results
+    ]
+
+
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+def test_what_is_replayed_are_the_steps_that_would_be_made(adaptation, pretended):
+    """Bit for bit, over batches of two sizes, a changed learning rate and a loaded state."""
+    plain, recorded = (
+        learner_of(images_model(), is_recorded, ADAPTATIONS[adaptation]())
+        for is_recorded in (False, True)
+    )
+    pretended(recorded)
+    train, valid = batches_of_images(12, seed=0), batches_of_images(12, seed=1)
+    train[9] = tuple(part[:5] for part in train[9])
+    assert steps(plain, train, valid) == steps(recorded, train, valid)
+    for learner in (plain, recorded):
+        learner.problem.optimizer.param_groups[0]["lr"] = 0.005
+        learner.load_state_dict(copy.deepcopy(learner.state_dict()))
+    train, valid = batches_of_images(8, seed=2), batches_of_images(8, seed=3)
+    assert steps(plain, train, valid) == steps(recorded, train, valid)
+    assert_equal_lives(plain, recorded)
+    if adaptation == "learned rate":
+        assert Graph.made == 0  # Python writes the rate into the optimizer
+    else:
+        assert Graph.made in (2, 3, 4) and Graph.replays > 8
+
+
+def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
+    plain, recorded = (
+        learner_of(images_model(), is_recorded, OnlineOneStep(1e-4))
+        for is_recorded in (False, True)
+    )
+    for learner in (plain, recorded):
+        pretended(recorded)
+        batches = iter(batches_of_images(24, seed=4))
+        torch.manual_seed(3)
+        learner.initialize(batches.__next__, batches.__next__, steps=12, meta_lr=1e-2)
+        assert not learner.problem.optimizer.state
+        steps(learner, batches_of_images(6, seed=5), batches_of_images(6, seed=6))
+    assert_equal_lives(plain, recorded)
+    assert Graph.replays == 10 + 4
+
+
+def test_a_step_result_is_not_written_again(pretended):
+    recorded = learner_of(images_model(), True, OnlineOneStep(1e-3))
+    pretended(recorded)
+    batches = batches_of_images(6, seed=0)
+    results = [recorded.step(batch, batch) for batch in batches]
+    assert len({result.learned_loss.item() for result in results}) == 6
+
+
+def test_a_model_that_draws_random_numbers_is_refused(pretended):
+    learner = learner_of(images_model(dropout=0.5), True, OnlineOneStep(1e-3))
+    (batch,) = batches_of_images(1, seed=0)
+    learner.step(batch, batch)  # before its first gradient there is nothing to record
+    with pytest.raises(InputError) as error:
+        learner.step(batch, batch)
+    assert str(error.value) == (
+        "cuda_graphs: the model draws random numbers in its passes (dropout, say), and a recorded "
+        "step cannot draw the same masks in its forward-mode pass: leave it out"
+    )
+
+
+def test_what_cannot_be_recorded_is_refused():
+    with pytest.raises(InputError, match="cuda_graphs: the model is on the cpu, and not on cuda"):
+        learner_of(images_model(), True)
+    model = images_model()
+    for refusal, more in {
+        "Adam keeps counts that Python computes with in each step; SGD does not": {
+            "optimizer": torch.optim.Adam(model.parameters())
+        },
+        "a step with a gradient_transform cannot be recorded": {
+            "gradient_transform": metaloss.ClipNorm(1.0)
+        },
+    }.items():
+        problem = learner_of(model, False, **more).problem
+        problem.device = torch.device("cuda")
+        with pytest.raises(InputError) as error:
+            cuda_graphs.refuse_unrecordable(problem)
+        assert str(error.value) == f"cuda_graphs: {refusal}"
+
+
+@on_gpu
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+def test_on_a_gpu_recorded_steps_equal_plain_ones_bit_for_bit(adaptation):
+    """30 steps in float32 after 10 of initialisation, by deterministic kernels."""
+    lives = []
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for is_recorded in (False, True):
+            model = images_model().cuda()
+            learner = learner_of(model, is_recorded, ADAPTATIONS[adaptation]())
+            init, train, valid = (
+                [(x.cuda(), y.cuda()) for x, y in batches_of_images(count, seed=seed)]
+                for count, seed in ((20, 0), (30, 1), (30, 2))
+            )
+            torch.manual_seed(3)
+            if adaptation != "none":
+                learner.initialize(init, train, steps=10)
+            lives.append((learner, steps(learner, train, valid)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (plain, numbers), (recorded, same) = lives
+    assert numbers == same
+    assert_equal_lives(plain, recorded)
+
+
+@on_gpu
+def test_on_a_gpu_a_replayed_step_does_not_wait():
+    model = images_model().cuda()
+    learner = learner_of(model, True, OnlineOneStep(1e-3))
+    batches = [(x.cuda(), y.cuda()) for x, y in batches_of_images(8, seed=0)]
+    for batch in batches[:4]:
+        learner.step(batch, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[4:]:
+            learner.step(batch, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
