@@ -78,7 +78,7 @@ class RecordedSteps:
         """`meta_optimizer.step`, or without one a base step on the learned loss.
 
         Raises:
-            InputError: the model draws random numbers in its passes.
+            InputError: the model draws random numbers in a way that no graph can.
             UnsupportedModelError: CUDA cannot record what the step does.
         """
         take = self._base_step if meta_optimizer is None else meta_optimizer.step
@@ -131,14 +131,23 @@ class RecordedSteps:
         )
 
     def _watched(self, take: Steps, batches: Batches) -> MetaStep:
-        """The step as it is, if no pass of it draws random numbers."""
-        device = self._problem.device
-        before = seeding.global_state(device)
-        result = _on(take, batches)
-        if not all(map(torch.equal, before, seeding.global_state(device))):
+        """The step as it is, if a recording draws random numbers as it does.
+
+        In a graph torch's generator on the GPU goes on with each replay, but never back.
+        """
+        before = torch.get_rng_state()
+        with seeding.watching_replays() as drawn:
+            result = _on(take, batches)
+        if any(drawn):
             raise InputError(
-                "cuda_graphs: the model draws random numbers in its passes (dropout, say), and a "
-                "recorded step cannot draw the same masks in its forward-mode pass: leave it out"
+                "cuda_graphs: the forward-mode pass draws the base pass's random numbers again (as "
+                "of dropout in attention, or of a dropout changed in place), which no graph can: "
+                "leave it out"
+            )
+        if not torch.equal(before, torch.get_rng_state()):
+            raise InputError(
+                "cuda_graphs: the model draws random numbers on the CPU, and a graph would keep "
+                "the first ones: leave it out"
             )
         return result
 

@@ -50,6 +50,21 @@ def set_global_state(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
+#: Lists of those who want to know of each replay whether anything was drawn in it.
+_WATCHERS: list[list[bool]] = []
+
+
+@contextmanager
+def watching_replays() -> Iterator[list[bool]]:
+    """Gives a list, to which each `replaying` within adds whether anything was drawn in it."""
+    drawn: list[bool] = []
+    _WATCHERS.append(drawn)
+    try:
+        yield drawn
+    finally:
+        _WATCHERS.remove(drawn)
+
+
 @contextmanager
 def replaying(states: list[Tensor], device: torch.device) -> Iterator[None]:
     """Within it, the global generators draw again what they drew after `states` was taken."""
@@ -58,4 +73,8 @@ def replaying(states: list[Tensor], device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        if _WATCHERS:
+            drawn = not all(map(torch.equal, states, global_state(device)))
+            for watcher in _WATCHERS:
+                watcher.append(drawn)
         set_global_state(outside, device)
