@@ -40,6 +40,9 @@ class Engine(ABC):
 
     #: Whether the gradient is that of the steps themselves, up to rounding.
     exact = False
+    #: Whether nothing in it mixes the numbers of a vector over θ or φ, so that the problems of a
+    #: stack stay apart.
+    elementwise = False
 
     @abstractmethod
     def hypergradient(

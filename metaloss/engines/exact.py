@@ -29,6 +29,7 @@ class Exact(RolloutEngine):
     """
 
     exact = True
+    elementwise = True
 
     def roll_out(
         self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]

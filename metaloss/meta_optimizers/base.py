@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from metaloss.descents.base import Descent, Group
-from metaloss.engines.base import Draw, Hypergradient
-from metaloss.errors import MissingGradientError
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.errors import InputError, MissingGradientError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.registry import Registry
@@ -20,12 +20,23 @@ from metaloss.registry import Registry
 
 @dataclass
 class MetaStep:
-    """What one call of a meta-optimizer did; scalars without graph, still on the device."""
+    """What one call of a meta-optimizer did; scalars without graph, still on the device.
+
+    Of a stack of problems each is of shape [S].
+    """
 
     learned_loss: Tensor  #: M_φ on the training batch, before the (last) base step
     task_loss: Tensor | None = None  #: L_T at the new θ; None if no meta-step was due
     gradient_norm: Tensor | None = None  #: of the meta-gradient; None if no meta-step was due
     skipped: Tensor | None = None  #: bool [], whether the meta-gradient was not finite and unused
+
+    def members(self) -> list[MetaStep]:
+        """Of a stack's step, what it did for each of its problems; views."""
+        given = {name: v.unbind() for name, v in vars(self).items() if v is not None}
+        return [
+            MetaStep(**{name: parts[i] for name, parts in given.items()})
+            for i in range(len(self.learned_loss))
+        ]
 
 
 class MetaOptimizer(ABC):
@@ -52,6 +63,24 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
+
+    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
+        """What makes the steps of several at once, on the stack of their problems.
+
+        Args:
+            members: of this one's build, attached to their problems; their descents are made use
+                of, so that each one's meta-parameters move, and are skipped, by themselves.
+            stacked: the stack of these problems, whose losses are of shape [S].
+
+        Raises:
+            InputError: this kind takes one problem at a time.
+        """
+        raise InputError(
+            f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
+        )
+
+    def keep_up(self, lead: MetaOptimizer) -> None:
+        """Counts a step that `leading`'s result has made for this one too."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +170,48 @@ class MetaDescent:
         self._usable = state["usable"]
         self._meta.x.fill_(state["x"])
         self._meta.write_rate()
+
+
+class StackedDescent:
+    """The descents of stacked problems: what is not elementwise stays each one's own.
+
+    Args:
+        members: each over views of its part of the stacked meta-parameters.
+    """
+
+    def __init__(self, members: Sequence[MetaDescent]) -> None:
+        self._members = members
+
+    def descend(self, found: Hypergradient) -> MetaStep:
+        """One step of each, see `MetaDescent.descend`."""
+        steps = [
+            member.descend(
+                Hypergradient(
+                    found.learned_loss[i],
+                    found.task_loss[i],
+                    [None if gradient is None else gradient[i] for gradient in found.phi],
+                    None,
+                )
+            )
+            for i, member in enumerate(self._members)
+        ]
+        norms = torch.stack([step.gradient_norm for step in steps])
+        skipped = torch.stack([step.skipped for step in steps])
+        return MetaStep(found.learned_loss, found.task_loss, norms, skipped)
+
+
+def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:
+    """Raises InputError if a stack's seeds would not stay apart."""
+    if meta.ratios is not None:
+        raise InputError(
+            "a learned learning rate is one number of the optimizer, which a stack has once: train "
+            "these seeds one at a time"
+        )
+    if not engine.elementwise:
+        raise InputError(
+            f"engine '{ENGINES.name_of(engine)}' mixes the numbers of a vector, which would be of "
+            "all seeds together: train them one at a time"
+        )
 
 
 META_OPTIMIZERS = Registry("meta_optimizers", MetaOptimizer)
