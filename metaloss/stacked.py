@@ -44,6 +44,7 @@ class Stacked(nn.Module):
                     f"({(differing or [*theirs.keys() - ours.keys()])[0]}): a stack is of equal ones"
                 )
         self.module = copy.deepcopy(members[0])
+        self._whole = getattr(self.module, "takes_stacks", False)
         self._over = over_members(self._pass, f"the {what}")
         stacks: dict[Tensor, Tensor] = {}  # by the first member's, which may have several names
         for name, tensor in first.items():
@@ -54,6 +55,8 @@ class Stacked(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The members' results on their parts of the arguments, all tensors [S, ...]."""
+        if self._whole:
+            return self.module(*args, **kwargs)
         return self._over(dict(_tensors(self.module)), args, kwargs)
 
     def _pass(self, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:

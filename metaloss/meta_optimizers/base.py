@@ -16,6 +16,7 @@ from metaloss.errors import InputError, MissingGradientError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.registry import Registry
+from metaloss.vectors import Vector
 
 
 @dataclass
@@ -135,6 +136,19 @@ class MetaDescent:
         gradients = [*found.phi]
         if self._meta.ratios is not None:
             gradients.append(self._meta.through_rate(found.alpha))
+        given = self.given(gradients)
+        device = found.task_loss.device
+        norm = torch.stack([part.to(device) for part in torch._foreach_norm(given)]).norm()
+        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        self.move(found, gradients, finite)
+        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+
+    def given(self, gradients: Vector) -> list[Tensor]:
+        """The gradients that there are.
+
+        Raises:
+            MissingGradientError: there is none.
+        """
         given = [gradient for gradient in gradients if gradient is not None]
         if not given:
             raise MissingGradientError(
@@ -142,9 +156,14 @@ class MetaDescent:
                 "depend on them, as with an output bias alone or a loss that is constant in the "
                 "prediction"
             )
-        device = found.task_loss.device
-        norm = torch.stack([part.to(device) for part in torch._foreach_norm(given)]).norm()
-        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        return given
+
+    def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
+        """One step along gradients of the meta-parameters, if they and the task loss are finite.
+
+        Raises:
+            MissingGradientError: see `descend`.
+        """
         if not self._usable:  # later, nothing here waits for the device
             self._usable = bool(finite)
             both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
@@ -156,7 +175,6 @@ class MetaDescent:
                 )
         self._descent.descend(gradients, finite)
         self._meta.write_rate()
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -184,20 +202,15 @@ class StackedDescent:
 
     def descend(self, found: Hypergradient) -> MetaStep:
         """One step of each, see `MetaDescent.descend`."""
-        steps = [
-            member.descend(
-                Hypergradient(
-                    found.learned_loss[i],
-                    found.task_loss[i],
-                    [None if gradient is None else gradient[i] for gradient in found.phi],
-                    None,
-                )
-            )
-            for i, member in enumerate(self._members)
-        ]
-        norms = torch.stack([step.gradient_norm for step in steps])
-        skipped = torch.stack([step.skipped for step in steps])
-        return MetaStep(found.learned_loss, found.task_loss, norms, skipped)
+        given = self._members[0].given(found.phi)
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in given])
+        norm = torch.linalg.vector_norm(norms, dim=0)  # [S]
+        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        for i, member in enumerate(self._members):
+            gradients = [None if gradient is None else gradient[i] for gradient in found.phi]
+            own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
+            member.move(own, gradients, finite[i])
+        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
 
 
 def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:
