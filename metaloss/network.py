@@ -137,8 +137,9 @@ class _InPrediction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sigma: Activation, f: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
-        ctx.sigma, ctx.derivatives = sigma, Derivatives(
-            sigma, _pairs(f, weights), _pairs(y, weights), weights
+        ctx.sigma, ctx.derivatives = (
+            sigma,
+            Derivatives(sigma, _pairs(f, weights), _pairs(y, weights), weights),
         )
         ctx.save_for_backward(f, y, *weights)
         return ctx.derivatives.value.view_as(f)

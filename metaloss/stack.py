@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from metaloss import distributed
@@ -13,15 +13,15 @@ from metaloss.learner import AdaLFL, redraw_by_modules, repeat
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.problem import Problem
-from metaloss.stacked import Stacked, over_members, stack_optimizers
+from metaloss.stacked import Stacked, over_members, stack_optimizers, stack_states
 
 
 class Stack(AdaLFL):
     """Learners of one build, such as one for each seed, that make their steps together.
 
     A small model's step on a GPU is launches of kernels, hardly any arithmetic; a stack launches
-    them once for all, by torch.func.vmap. Each learner's steps are its own: it has its θ, φ, batches
-    and random start, and one whose numbers are not finite leaves the others alone::
+    them once for all, by torch.func.vmap. Each learner's steps are its own: it has its θ, φ and
+    batches, and one whose numbers are not finite leaves the others alone::
 
         stack = metaloss.Stack([metaloss.AdaLFL(...) for seed in range(10)])
         for inputs, labels, valid_inputs, valid_labels in loader:  # each [10, batch, ...]
@@ -62,10 +62,26 @@ class Stack(AdaLFL):
             outputs=first.outputs and over_members(first.outputs, "what `outputs` does"),
             steps=learners[0]._steps,
         )
-        self._base_steps = learners[0]._base_steps
         adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
         if adaptations:
             self.adaptation = self.together(adaptations)
+        self.join()
+
+    def join(self) -> None:
+        """Goes on from where the learners stand, after a state was loaded into them.
+
+        Raises:
+            InputError: they stand at different steps.
+        """
+        self._base_steps = self.learners[0]._base_steps
+        if any(learner._base_steps != self._base_steps for learner in self.learners):
+            steps = ", ".join(str(learner._base_steps) for learner in self.learners)
+            raise InputError(f"the learners of a stack stand at different steps: {steps}")
+        stack_states(
+            self.problem.optimizer, [learner.problem.optimizer for learner in self.learners]
+        )
+        if isinstance(self.adaptation, StackedMetaOptimizer):
+            self.adaptation.join()
 
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One step of all, see `AdaLFL.step`; batches and the result are stacks [S, ...].
@@ -122,7 +138,7 @@ class Stack(AdaLFL):
             InputError: their kind takes one seed at a time.
         """
         problems = [learner.problem for learner in self.learners]
-        return Lockstep(members, problems, self.problem)
+        return StackedMetaOptimizer(members, problems, self.problem)
 
     def learned_loss(self) -> LearnedLoss:
         """Refused: each learner has its own.
@@ -140,9 +156,7 @@ class Stack(AdaLFL):
         """Continues from what `state_dict` gave."""
         for learner, own in zip(self.learners, state["learners"], strict=True):
             learner.load_state_dict(own)
-        self._base_steps = self.learners[0]._base_steps
-        if isinstance(self.adaptation, Lockstep):
-            self.adaptation.join()
+        self.join()
 
     def _tell_progress(self) -> None:
         for learner in self.learners:
@@ -150,7 +164,7 @@ class Stack(AdaLFL):
             learner._tell_progress()
 
 
-class Lockstep(MetaOptimizer):
+class StackedMetaOptimizer(MetaOptimizer):
     """Meta-optimizers of one build, a step of all of them at once.
 
     Args:
@@ -204,7 +218,6 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
     if distributed.several():
         raise InputError("a stack is of one process: start one for each of its devices")
     alike = {
-        "have made other numbers of steps": lambda learner: learner._base_steps,
         "are of trainings of other lengths": lambda learner: learner._steps,
         "have another task loss": lambda learner: learner.problem.task_loss,
         "have another link": lambda learner: learner.problem.link,
@@ -226,5 +239,7 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
             raise InputError(
                 "a stack takes no gradient_transform: a norm would be that of all seeds together"
             )
-        if problem.loss is not None and {*problem.loss.parameters()} & {*problem.model.parameters()}:
+        if problem.loss is not None and {*problem.loss.parameters()} & {
+            *problem.model.parameters()
+        }:
             raise InputError("the learned loss holds the model, and a stack keeps the two apart")

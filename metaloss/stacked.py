@@ -40,8 +40,8 @@ class Stacked(nn.Module):
             if (ours := _kinds(first)) != (theirs := _kinds(other)):
                 differing = [name for name in ours if theirs.get(name) != ours[name]]
                 raise InputError(
-                    f"{what} {number} is built otherwise than {what} 0 "
-                    f"({(differing or [*theirs.keys() - ours.keys()])[0]}): a stack is of equal ones"
+                    f"{what} {number} is built otherwise than {what} 0 ("
+                    f"{(differing or [*theirs.keys() - ours.keys()])[0]}): a stack is of equal ones"
                 )
         self.module = copy.deepcopy(members[0])
         self._whole = getattr(self.module, "takes_stacks", False)
@@ -75,14 +75,17 @@ class Stacked(nn.Module):
 def stack_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], models: Sequence[nn.Module], stacked: Stacked
 ) -> torch.optim.Optimizer:
-    """One optimizer over the parameters of stacked models, which goes on from their optimizers.
+    """One optimizer over the parameters of stacked models, without a state yet.
 
-    Those have their parts of its state whenever their `state_dict` is asked for.
+    From now on the optimizers have their parts of its state whenever their `state_dict` is asked
+    for.
 
     Raises:
-        InputError: they are of other classes, groups or settings, or have made other steps.
+        InputError: they are of other classes, groups or settings.
     """
-    names = [{p: name for name, p in model.named_parameters()} for model in models]
+    names: list[dict[Tensor, str]] = [
+        {p: name for name, p in model.named_parameters()} for model in models
+    ]
     settings = [
         (type(optimizer), [_settings(group, own) for group in optimizer.param_groups])
         for optimizer, own in zip(optimizers, names, strict=True)
@@ -97,32 +100,39 @@ def stack_optimizers(
         for group in optimizers[0].param_groups
     ]
     made.state = defaultdict(dict)
-    counters = update_of(made).counters
-    held = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
-    for parameter, *own in zip(
-        (p for group in made.param_groups for p in group["params"]), *held, strict=True
-    ):
-        states = [optimizer.state.get(p, {}) for optimizer, p in zip(optimizers, own, strict=True)]
-        if any(states):
-            made.state[parameter] = _stack_states(states, counters)
     for index, optimizer in enumerate(optimizers):
         optimizer.register_state_dict_pre_hook(partial(_hand_out, made, index))
     return made
 
 
-def _hand_out(
-    stacked: torch.optim.Optimizer, index: int, member: torch.optim.Optimizer
-) -> None:
+def stack_states(made: torch.optim.Optimizer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Gives the optimizer of all the states that each one has now.
+
+    Raises:
+        InputError: they have made other numbers of steps.
+    """
+    counters = update_of(made).counters
+    made.state.clear()
+    for parameter, *own in zip(_held(made), *map(_held, optimizers), strict=True):
+        states = [optimizer.state.get(p, {}) for optimizer, p in zip(optimizers, own, strict=True)]
+        if any(states):
+            made.state[parameter] = _stack_state(states, counters)
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _hand_out(stacked: torch.optim.Optimizer, index: int, member: torch.optim.Optimizer) -> None:
     """Gives a member's optimizer its part of the state of all."""
     counters = update_of(stacked).counters
     member.state.clear()
-    for ours, theirs in zip(stacked.param_groups, member.param_groups, strict=True):
-        for parameter, own in zip(ours["params"], theirs["params"], strict=True):
-            if state := stacked.state.get(parameter):
-                member.state[own] = {
-                    key: _part(value, None if key in counters else index)
-                    for key, value in state.items()
-                }
+    for parameter, own in zip(_held(stacked), _held(member), strict=True):
+        if state := stacked.state.get(parameter):
+            member.state[own] = {
+                key: _part(value, None if key in counters else index)
+                for key, value in state.items()
+            }
 
 
 def _part(value: Any, index: int | None) -> Any:
@@ -132,7 +142,7 @@ def _part(value: Any, index: int | None) -> Any:
     return value.clone() if index is None else value[index]
 
 
-def _stack_states(states: Sequence[State], counters: tuple[str, ...]) -> State:
+def _stack_state(states: Sequence[State], counters: tuple[str, ...]) -> State:
     """The state of one parameter of all members."""
     first = states[0]
     counted = [{key: float(state[key]) for key in counters if key in state} for state in states]

@@ -61,7 +61,10 @@ class UnrolledRollout(Rollout):
             ):
                 for loss in problem.shares(batch):
                     parts = torch.autograd.grad(
-                        loss, self._theta, torch.ones_like(loss), create_graph=True,
+                        loss,
+                        self._theta,
+                        torch.ones_like(loss),
+                        create_graph=True,
                         allow_unused=True,
                     )
                     grads = add(grads, parts)

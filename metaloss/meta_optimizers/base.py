@@ -80,7 +80,7 @@ class MetaOptimizer(ABC):
             f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
         )
 
-    def keep_up(self, lead: MetaOptimizer) -> None:
+    def keep_up(self, lead: MetaOptimizer) -> None:  # noqa: B027 - most kinds count no steps
         """Counts a step that `leading`'s result has made for this one too."""
 
     @abstractmethod
@@ -190,8 +190,9 @@ class MetaDescent:
         self._meta.write_rate()
 
 
-class StackedDescent:
-    """The descents of stacked problems: what is not elementwise stays each one's own.
+class StackedDescent(MetaDescent):
+    """The descents of stacked problems: what is not elementwise stays each one's own, and so do
+    their states.
 
     Args:
         members: each over views of its part of the stacked meta-parameters.

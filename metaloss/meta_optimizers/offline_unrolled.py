@@ -91,7 +91,9 @@ class OfflineUnrolled(MetaOptimizer):
         refuse_mixing(self._meta, self.engine)
         lead = copy.copy(self)
         lead.attach(stacked)
-        lead._descent = StackedDescent([member._descent for member in members])
+        lead._descent = StackedDescent(
+            [member._descent for member in members if isinstance(member, OfflineUnrolled)]
+        )
         return lead
 
     def state_dict(self) -> dict[str, Any]:

@@ -108,7 +108,9 @@ class OnlineOneStep(MetaOptimizer):
         refuse_mixing(self._meta, self.engine)
         lead = copy.copy(self)
         lead.attach(stacked)
-        lead._descent = StackedDescent([member._descent for member in members])
+        lead._descent = StackedDescent(
+            [member._descent for member in members if isinstance(member, OnlineOneStep)]
+        )
         lead.keep_up(self)
         return lead
 
