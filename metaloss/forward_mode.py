@@ -49,7 +49,10 @@ MAX_POOLING = {
 
 
 class KeepPrimals(TorchFunctionMode):
-    """Within it, what is expensive to compute again is kept, in the order of the calls."""
+    """Within it, what is expensive to compute again is kept, in the order of the calls.
+
+    Nothing is kept inside torch.func's transforms, whose tensors do not outlive them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +61,8 @@ class KeepPrimals(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return func(*args, **(kwargs or {}))
         if func in MAX_POOLING:
             output, indices = func(*args, **{**(kwargs or {}), "return_indices": True})
             self._keep(output, indices)
@@ -102,14 +107,18 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        inside = torch._C._are_functorch_transforms_active()  # where no dual can be looked into
         drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
         kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
+        kept = kept and not inside
         primals = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
             # it must be here; forward mode by itself does not ask for the grad mode.
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **(kwargs or {}))
+        if inside:
+            return RULES.get(func, func)(*args, **(kwargs or {}))
         if func in BILINEAR:
             return bilinear(func, primals, *args, **(kwargs or {}))
         if func is F.batch_norm:
@@ -250,15 +259,13 @@ def embedding(
     **kwargs: Any,
 ) -> Tensor:
     """F.embedding, whose padding row has no gradient, and so no tangent either."""
-    output, tangent = forward_ad.unpack_dual(
-        F.embedding(input, weight, padding_idx, *args, **kwargs)
-    )
-    if tangent is None:
-        return output
-    if padding_idx is not None:
-        padding = input == padding_idx % weight.shape[0]
-        tangent = tangent.masked_fill(padding.unsqueeze(-1), 0.0)
-    return forward_ad.make_dual(output, tangent)
+    look_up = partial(F.embedding, input, weight, padding_idx, *args, **kwargs)
+    if padding_idx is None:
+        return look_up()
+    with forward_ad._set_fwd_grad_enabled(False):
+        constant = look_up()
+    padding = input == padding_idx % weight.shape[0]
+    return torch.where(padding.unsqueeze(-1), constant, look_up())
 
 
 def lstm(*args: Any) -> Any:

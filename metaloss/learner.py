@@ -163,7 +163,7 @@ class AdaLFL:
             InputError: no `redraw` was given and a parameter belongs to a module without one.
         """
         model = self.problem.model
-        redraw = redraw or _resetting(self.problem)
+        redraw = redraw or redraw_by_modules(self.problem)
 
         def redraw_alike() -> None:
             redraw()
@@ -171,7 +171,7 @@ class AdaLFL:
 
         initialization = OfflineUnrolled(steps, inner_steps, meta_lr)
         initialization.attach(self.problem)
-        draw_train, draw_valid = (self._drawing(_repeat(batches)) for batches in (train, valid))
+        draw_train, draw_valid = (self._drawing(repeat(batches)) for batches in (train, valid))
         phase = self.initializing(initialization, draw_train, draw_valid, redraw_alike)
         for _ in phase:
             pass
@@ -251,7 +251,7 @@ class AdaLFL:
             self.problem.loss.observe(self._base_steps, self._steps)
 
 
-def _repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
+def repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
     """A function that gives the next batch, starting over when a loader is exhausted."""
     if callable(batches):
         return batches
@@ -268,7 +268,7 @@ def _repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
     return endless().__next__
 
 
-def _resetting(problem: Problem) -> Callable[[], None]:
+def redraw_by_modules(problem: Problem) -> Callable[[], None]:
     """A function that draws every trained parameter anew by its module's `reset_parameters`.
 
     Parameters that are not trained stay: a frozen backbone may have come a long way.

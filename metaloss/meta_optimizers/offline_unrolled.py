@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,14 @@ from metaloss import checks
 from metaloss.descents.adam import Adam
 from metaloss.descents.base import Descent
 from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import (
+    META_OPTIMIZERS,
+    MetaDescent,
+    MetaOptimizer,
+    MetaStep,
+    StackedDescent,
+    refuse_mixing,
+)
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.rates.base import Rate
@@ -85,6 +93,15 @@ class OfflineUnrolled(MetaOptimizer):
 
     def replayed(self) -> None:
         self._descent.replayed()
+
+    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
+        refuse_mixing(self._meta, self.engine)
+        lead = copy.copy(self)
+        lead.attach(stacked)
+        lead._descent = StackedDescent(
+            [member._descent for member in members if isinstance(member, OfflineUnrolled)]
+        )
+        return lead
 
     def state_dict(self) -> dict[str, Any]:
         return {"descent": self._descent.state_dict(), "engine": self.engine.state_dict()}
