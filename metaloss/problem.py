@@ -248,7 +248,7 @@ class Problem:
             UnsupportedModelError: a gradient is sparse.
         """
         for parameter, grad in zip(self.theta, grads, strict=True):
-            parameter.grad = grad
+            parameter.grad = vectors.laid_out(grad, parameter)
         return TakenStep(self.optimizer, self.theta, keep)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:

@@ -83,6 +83,7 @@ class Stack(AdaLFL):
         )
         if isinstance(self.adaptation, StackedMetaOptimizer):
             self.adaptation.join()
+        self._forget_recordings()
 
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One step of all, see `AdaLFL.step`; batches and the result are stacks [S, ...].
@@ -161,7 +162,6 @@ class Stack(AdaLFL):
 
     def _tell_progress(self) -> None:
         for learner in self.learners:
-            learner._base_steps = self._base_steps
             learner._tell_progress()
 
 
@@ -240,6 +240,11 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         for number, learner in enumerate(learners):
             if of(learner) != of(learners[0]):
                 raise InputError(f"learners 0 and {number} {complaint}: a stack is of equal ones")
+    adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
+    if len({id(adaptation) for adaptation in adaptations}) < len(adaptations):
+        raise InputError(
+            "learners of a stack have each an adaptation of its own, and these share one"
+        )
     for learner in learners:
         problem = learner.problem
         if learner.adapter is not None:

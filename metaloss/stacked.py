@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss.errors import InputError, UnsupportedModelError
@@ -31,6 +32,7 @@ class Stacked(nn.Module):
 
     Raises:
         InputError: their parameters or buffers are of other names, shapes, types or devices.
+        UnsupportedModelError: they have an embedding with a padding row.
     """
 
     def __init__(self, members: Sequence[nn.Module], what: str) -> None:
@@ -42,6 +44,12 @@ class Stacked(nn.Module):
                 raise InputError(
                     f"{what} {number} is built otherwise than {what} 0 ("
                     f"{(differing or [*theirs.keys() - ours.keys()])[0]}): a stack is of equal ones"
+                )
+        for module in members[0].modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                raise UnsupportedModelError(
+                    f"the {what} has {module}, and torch.func.vmap lets the padding rows of all "
+                    "members but one move: train these seeds one at a time"
                 )
         self.module = copy.deepcopy(members[0])
         self._whole = getattr(self.module, "takes_stacks", False)
@@ -61,7 +69,10 @@ class Stacked(nn.Module):
 
     def _pass(self, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         before = dict(tensors)
-        with _reparametrize_module(self.module, tensors, stack_weights=True):
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # vmap has no rule for the fused kernels
+            _reparametrize_module(self.module, tensors, stack_weights=True),
+        ):
             result = self.module(*args, **kwargs)
         for name, tensor in tensors.items():
             if tensor is not before[name]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.descents.base import DESCENTS, Descent, Group
 from metaloss.errors import ConfigError
+from metaloss.vectors import laid_out
 
 
 @DESCENTS.register("adam")
@@ -84,7 +85,8 @@ class Adam(Descent):
             settings["capturable"] = finite.is_cuda and torch.cuda.is_current_stream_capturing()
             for parameter in group:
                 gradient = next(given)
-                parameter.grad = None if gradient is None else gradient.to(parameter)
+                gradient = None if gradient is None else gradient.to(parameter)
+                parameter.grad = laid_out(gradient, parameter)
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self._clip_norm)
         # The fused kernel skips the step where found_inf is 1, without a word to the CPU.

@@ -154,7 +154,7 @@ class MetaDescent:
         return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
 
     def given(self, gradients: Vector) -> list[Tensor]:
-        """The gradients that there are.
+        """The gradients that there are, of the shapes of the meta-parameters.
 
         Raises:
             MissingGradientError: there is none.
@@ -211,7 +211,9 @@ class MetaDescent:
 
 
 class StackedDescent(MetaDescent):
-    """The descents of stacked problems, each with its own state and all that is not elementwise.
+    """The descents of stacked problems, so that what is not elementwise stays each one's own.
+
+    They save themselves: this one has no state.
 
     Args:
         members: each over views of its part of the stacked meta-parameters.
@@ -223,7 +225,7 @@ class StackedDescent(MetaDescent):
     def descend(self, found: Hypergradient) -> MetaStep:
         """One step of each, see `MetaDescent.descend`."""
         given = self._members[0].given(found.phi)
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in given])
+        norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in given])
         norm = torch.linalg.vector_norm(norms, dim=0)  # [S]
         finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
         for i, member in enumerate(self._members):
