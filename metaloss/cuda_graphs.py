@@ -7,7 +7,7 @@ what Python decides in it must come out alike. Both make the key under which it 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from metaloss.problem import Problem
 from metaloss.update import State, update_of
 
 KEPT = 4  #: recordings; a training has two kinds of step at most, and settings seldom change
+SEEN = 8  #: kinds of step that are remembered until they come again
 
 Batches: TypeAlias = tuple[StepBatch, StepBatch | None]  #: of training, and of the task loss
 Steps: TypeAlias = Callable[[Draw, Draw], MetaStep]
@@ -64,12 +65,12 @@ class RecordedSteps:
     def __init__(self, problem: Problem) -> None:
         refuse_unrecordable(problem)
         self._problem = problem
-        self._seen: Hashable = None
+        self._seen: deque[Hashable] = deque(maxlen=SEEN)
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
 
     def forget(self) -> None:
         """Drops the recordings: the meta-optimizer's tensors have been replaced."""
-        self._seen = None
+        self._seen.clear()
         self._recordings.clear()
 
     def step(
@@ -97,13 +98,13 @@ class RecordedSteps:
                 place.copy_(tensor)
             if meta_optimizer is not None:
                 meta_optimizer.replayed()
-        elif key == self._seen:
+        elif key in self._seen:
             recording = self._make(take, leaves, shape)
             self._recordings[key] = recording
             if len(self._recordings) > KEPT:
                 self._recordings.popitem(last=False)
         else:
-            self._seen = key
+            self._seen.append(key)
             return self._watched(take, batches)
         recording.replay()
         for parameter, state in recording.state.items():

@@ -41,8 +41,8 @@ def batches_of_images(count, seed):
     ]
 
 
-def learner_of(model, recorded, adaptation=None, optimizer=None, **more):
-    torch.manual_seed(1)
+def learner_of(model, recorded, adaptation=None, optimizer=None, seed=1, **more):
+    torch.manual_seed(seed)
     loss = metaloss.REPRESENTATIONS["nn"](hidden=(8, 8)).to(next(model.parameters()).device)
     optimizer = optimizer or torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -68,9 +68,12 @@ class Graph:
     replays = 0
 
     def __init__(self, meta_optimizer):
-        self._counted = [] if meta_optimizer is None else [(meta_optimizer, "_base_steps")]
-        if meta_optimizer is not None and hasattr(meta_optimizer, "_descent"):
-            self._counted.append((meta_optimizer._descent._descent, "_steps"))
+        lead = getattr(meta_optimizer, "_lead", meta_optimizer)
+        members = getattr(meta_optimizer, "_members", [meta_optimizer])
+        self._counted = []
+        if isinstance(lead, OnlineOneStep):
+            self._counted = [(each, "_base_steps") for each in [lead, *members]]
+            self._counted += [(member._descent._descent, "_steps") for member in members]
 
     def __call__(self, step):
         Graph.made += 1
@@ -165,6 +168,45 @@ def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
         steps(learner, batches_of_images(6, seed=5), batches_of_images(6, seed=6))
     assert_equal_lives(plain, recorded)
     assert Graph.replays == 10 + 4
+
+
+def stack_of(recorded, device="cpu", dtype=torch.float32):
+    """Three learners, whose models and losses differ."""
+    learners = []
+    for seed in range(3):
+        model = images_model().to(device, dtype)
+        torch.manual_seed(seed)
+        model[-1].reset_parameters()
+        learners.append(learner_of(model, recorded, OnlineOneStep(1e-3, every=2), seed=seed))
+        learners[-1].problem.loss.to(dtype)
+    return metaloss.Stack(learners)
+
+
+def stacked_batches(count, seed, device="cpu", dtype=torch.float32):
+    each = [batches_of_images(count, seed=100 * seed + s) for s in range(3)]
+    return [
+        (
+            torch.stack([x for x, _ in parts]).to(device, dtype),
+            torch.stack([y for _, y in parts]).to(device),
+        )
+        for parts in zip(*each, strict=True)
+    ]
+
+
+def test_the_steps_of_a_stack_are_replayed(pretended):
+    plain, recorded = stack_of(False), stack_of(True)
+    pretended(recorded)
+    for batch, valid in zip(stacked_batches(12, 0), stacked_batches(12, 1), strict=True):
+        ours, theirs = recorded.step(batch, valid), plain.step(batch, valid)
+        assert ours.learned_loss.equal(theirs.learned_loss)
+    for one, other in zip(plain.learners, recorded.learners, strict=True):
+        assert_equal_lives(one, other)
+        assert one.state_dict()["base_steps"] == other.state_dict()["base_steps"] == 12
+        steps_made = [learner.adaptation.state_dict() for learner in (one, other)]
+        assert steps_made[0]["base_steps"] == steps_made[1]["base_steps"]
+        assert steps_made[0]["descent"]["descent"]["steps"] == 6
+        assert steps_made[1]["descent"]["descent"]["steps"] == 6
+    assert Graph.made == 2 and Graph.replays == 9
 
 
 def test_a_step_result_is_not_written_again(pretended):
@@ -292,3 +334,28 @@ def test_on_a_gpu_the_engines_agree_with_double_backward(engine):
     for ours, reference in zip(found[engine].phi, found["unrolled"].phi, strict=True):
         tolerance = 1e-4 if engine == "logit_difference" else 1e-9
         torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+@on_gpu
+def test_on_a_gpu_a_recorded_stack_makes_the_steps_of_each_learner_alone():
+    """In float64; after an initialisation, and with a momentum that builds up."""
+    cuda = {"device": "cuda", "dtype": torch.float64}
+    alone, stack = stack_of(False, **cuda).learners, stack_of(True, **cuda)
+    alone = [
+        learner_of(copy.deepcopy(each.problem.model), False, OnlineOneStep(1e-3, every=2), seed=i)
+        for i, each in enumerate(alone)
+    ]
+    train, valid = stacked_batches(20, 0, **cuda), stacked_batches(20, 1, **cuda)
+    for learner in alone:
+        learner.problem.loss.double()
+    for batch, check in zip(train, valid, strict=True):
+        result = stack.step(batch, check)
+        for i, learner in enumerate(alone):
+            one = learner.step(*((x[i], y[i]) for x, y in (batch, check)))
+            torch.testing.assert_close(result.learned_loss[i], one.learned_loss)
+    for one, other in zip(alone, stack.learners, strict=True):
+        for ours, theirs in zip(
+            [*one.problem.theta, *one.problem.phi], [*other.problem.theta, *other.problem.phi],
+            strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
