@@ -15,6 +15,7 @@ from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
 from metaloss.rates import RATES
 from metaloss.representations import REPRESENTATIONS
+from metaloss.stack import Stack
 from metaloss.tasks import TASKS
 from metaloss.trained import load_model
 
@@ -35,6 +36,7 @@ __all__ = [
     "ClipValue",
     "LearnedLoss",
     "MicroBatches",
+    "Stack",
     "load_loss",
     "load_model",
 ]

@@ -69,7 +69,8 @@ def remove_partial(folder: Path) -> None:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a state of tensors and plain data; the one that was there is kept as `previous(path)`.
 
-    At every moment one of the two is whole.
+    At every moment one of the two is whole. Of a tensor that is a part of a larger one that part
+    alone is written.
 
     Raises:
         RunFolderError: see `write_atomically`; both are untouched.
@@ -79,7 +80,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with temporary.open("wb") as file:
             summed = _Summed(file)
             try:
-                torch.save(state, summed)  # type: ignore[arg-type]
+                torch.save(_alone(state), summed)  # type: ignore[arg-type]
             except RuntimeError as error:  # torch's word for it when the file cannot be written
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
@@ -146,6 +147,17 @@ def damage(path: Path, reason: str) -> str:
         f"{path} is no whole checkpoint ({reason}): the run is left as it was; remove the file to "
         "start the run over"
     )
+
+
+def _alone(value: Any) -> Any:
+    """A state whose tensors are views of nothing larger: torch would write all of that."""
+    if isinstance(value, dict):
+        return {key: _alone(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_alone(part) for part in value]
+    if torch.is_tensor(value) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def _load(path: Path) -> dict[str, Any]:

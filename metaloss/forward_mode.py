@@ -49,7 +49,10 @@ MAX_POOLING = {
 
 
 class KeepPrimals(TorchFunctionMode):
-    """Within it, what is expensive to compute again is kept, in the order of the calls."""
+    """Within it, what is expensive to compute again is kept, in the order of the calls.
+
+    Nothing is kept inside torch.func's transforms, whose tensors do not outlive them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,12 +61,17 @@ class KeepPrimals(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return func(*args, **(kwargs or {}))
         if func in MAX_POOLING:
             output, indices = func(*args, **{**(kwargs or {}), "return_indices": True})
             self._keep(output, indices)
         elif func is F.batch_norm:
             output, *statistics = batch_norm_and_statistics(*args, **(kwargs or {}))
             self._keep(*statistics)
+        elif func is F.dropout and is_one_kernel(*args, **(kwargs or {})):
+            output, mask = dropout_and_mask(*args, **(kwargs or {}))
+            self._keep(mask)
         else:
             output = func(*args, **(kwargs or {}))
             if func in BILINEAR:
@@ -77,7 +85,7 @@ class KeepPrimals(TorchFunctionMode):
         """What was kept of the next call, and is no longer; None if it was changed since.
 
         The output, for a convolution or linear layer; the output and where in its plane each
-        maximum was, for max pooling; the statistics, for BatchNorm.
+        maximum was, for max pooling; the statistics, for BatchNorm; the mask, for dropout.
         """
         if not self._kept:
             return None
@@ -99,17 +107,24 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm
+        inside = torch._C._are_functorch_transforms_active()  # where no dual can be looked into
+        drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
+        kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
+        kept = kept and not inside
         primals = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
             # it must be here; forward mode by itself does not ask for the grad mode.
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **(kwargs or {}))
+        if inside:
+            return RULES.get(func, func)(*args, **(kwargs or {}))
         if func in BILINEAR:
             return bilinear(func, primals, *args, **(kwargs or {}))
         if func is F.batch_norm:
             return batch_norm(primals, *args, **(kwargs or {}))
+        if drops and primals is not None:
+            return dropout(primals, *args, **(kwargs or {}))
         if func in MAX_POOLING and primals is not None:
             return max_pooling(MAX_POOLING[func], primals, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
@@ -206,6 +221,36 @@ def batch_norm(
     return forward_ad.make_dual(normalised(gain, shift), tangent)
 
 
+def is_one_kernel(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> bool:
+    """Whether F.dropout is `torch.native_dropout`, which gives its mask, to the bit."""
+    return input.is_cuda and training and 0 < p < 1 and input.numel() > 0
+
+
+def dropout_and_mask(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Tensor, ...]:
+    """F.dropout, and which elements it kept; never in place."""
+    return torch.native_dropout(input, p, training)
+
+
+def dropout(
+    mask: tuple[Tensor, ...],
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor:
+    """F.dropout by a mask that was drawn: nothing is drawn again, as no CUDA graph could."""
+    x, x_dot = forward_ad.unpack_dual(input)
+    by = (*mask, 1 / (1 - p))
+    output = torch.ops.aten.native_dropout_backward(x, *by)  # it is linear, and its own transpose
+    if x_dot is None:
+        return output
+    return forward_ad.make_dual(output, torch.ops.aten.native_dropout_backward(x_dot, *by))
+
+
 def embedding(
     input: Tensor,
     weight: Tensor,
@@ -214,15 +259,13 @@ def embedding(
     **kwargs: Any,
 ) -> Tensor:
     """F.embedding, whose padding row has no gradient, and so no tangent either."""
-    output, tangent = forward_ad.unpack_dual(
-        F.embedding(input, weight, padding_idx, *args, **kwargs)
-    )
-    if tangent is None:
-        return output
-    if padding_idx is not None:
-        padding = input == padding_idx % weight.shape[0]
-        tangent = tangent.masked_fill(padding.unsqueeze(-1), 0.0)
-    return forward_ad.make_dual(output, tangent)
+    look_up = partial(F.embedding, input, weight, padding_idx, *args, **kwargs)
+    if padding_idx is None:
+        return look_up()
+    with forward_ad._set_fwd_grad_enabled(False):
+        constant = look_up()
+    padding = input == padding_idx % weight.shape[0]
+    return torch.where(padding.unsqueeze(-1), constant, look_up())
 
 
 def lstm(*args: Any) -> Any:

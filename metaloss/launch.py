@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from metaloss import config, distributed, plugins, predictions, processes, seeding
 from metaloss.backbones import BACKBONES
 from metaloss.errors import ConfigError, InputError
+from metaloss.lockstep import Lockstep
 from metaloss.loggers import finite_or_none
 from metaloss.run import Run
-from metaloss.run_folder import RunFolder, describe, write_json
+from metaloss.run_folder import RunFolder, describe, seeds_in, write_json
 from metaloss.runner import Runner
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import find_data_dir
@@ -30,7 +31,7 @@ EXIT_CODES = {"finished": 0, "diverged": 3}
 def train(
     gin_file: Sequence[str] = (),
     gin_param: Sequence[str] = (),
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     device: str = "auto",
     data_dir: str | None = None,
     output_dir: str | None = None,
@@ -39,11 +40,15 @@ def train(
     strict: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
+    cuda_graphs: bool = False,
 ) -> int:
-    """One run, as `tools/train.py` is asked for it; the arguments are its flags.
+    """One run, or those of several seeds at once, as `tools/train.py` is asked for them.
 
-    Without gin files and bindings, `resume` goes on with the run in `output_dir` by what that says
-    of itself; `seed` is then the run's own, and 0 otherwise.
+    The arguments are its flags. Without gin files and bindings, `resume` goes on with what is in
+    `output_dir` by what that says of itself; `seed` is then the run's own, and 0 otherwise.
+
+    Args:
+        seed: several make their steps in lockstep, each in a folder of its own: `output_dir`/seedN.
 
     Returns:
         The exit code.
@@ -57,45 +62,62 @@ def train(
         torch.set_num_threads(threads)
     place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
+    seeds = [seed] if isinstance(seed, int) else list(seed or ())
     if resume and output_dir is not None and not gin_file and not gin_param:
-        there = RunFolder(Path(output_dir))
-        if not there.config.is_file():
-            raise InputError(f"{output_dir} holds no run to go on with: give --gin_file")
-        gin_file = [str(there.config)]
-        seed = there.seed() if seed is None else seed
+        gin_file, seeds = _found_there(Path(output_dir), seeds)
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
         if strict:
             raise ConfigError(message)
         print(f"warning: {message}", file=sys.stderr)
-    seed = 0 if seed is None else seed
-    with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan: Runner = parsed.build()
-    folder = RunFolder(Path(output_dir) if output_dir else _default_folder(plan, seed))
-    if not dry_run:
-        ended = folder.check(parsed.text, seed, resume=resume)
-        if ended is not None:
-            return _say_ended(folder, ended)
-    run = Run(plan, seed, place, find_data_dir(data_dir))
-    distributed.require_equal((parsed.text, seed), "is asked for another run")
+    seeds = seeds or [0]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seed {max(seeds, key=seeds.count)} is given twice")
+    plans: list[Runner] = []
+    for each in seeds:
+        with seeding.drawing_from(seeding.stream(each, "phi")):
+            plans.append(parsed.build())
+    folders = _folders(output_dir, plans[0], seeds)
+    asked = list(zip(folders, seeds, plans, strict=True))
+    ended = [
+        None if dry_run else folder.check(parsed.text, each, resume=resume)
+        for folder, each, _ in asked
+    ]
+    codes = [_say_ended(folder, end) for folder, end in zip(folders, ended, strict=True) if end]
+    left = [one for one, end in zip(asked, ended, strict=True) if end is None]
+    if not left:
+        return max(codes)
+    folders = [folder for folder, _, _ in left]
+    runs = [Run(plan, each, place, find_data_dir(data_dir), cuda_graphs) for _, each, plan in left]
+    lockstep = Lockstep(runs)
+    distributed.require_equal((parsed.text, seeds), "is asked for another run")
     if dry_run:
-        _print_dry_run(run, parsed.text)
+        _print_dry_run(lockstep, runs[0], parsed.text)
         return 0
     first = distributed.rank() == 0
-    with folder.held() if first else nullcontext():
-        # Another may have come first; only the first process looks, as it alone writes.
-        ended = folder.check(parsed.text, seed, resume=resume) if first else None
-        ended = distributed.gather(ended)[0]
-        if ended is not None:
-            return _say_ended(folder, ended)
-        if first:
-            folder.begin(parsed.text, {**_names(plan), **describe(seed, place)})
-        with _stopping_on_signals(run) as received:
-            result = run.execute(folder, parsed.text)
+    with ExitStack() as held:
+        for run, folder in zip(runs, folders, strict=True):
+            if first:
+                held.enter_context(folder.held())
+            # Another may have come first; only the first process looks, as it alone writes.
+            end = folder.check(parsed.text, run.seed, resume=resume) if first else None
+            end = distributed.gather(end)[0]
+            if end is not None and len(runs) > 1:
+                raise InputError(f"{folder.path}: this run has ended just now; --resume the others")
+            if end is not None:
+                return _say_ended(folder, end)
+            if first:
+                together = {"seeds_at_once": [each.seed for each in runs]} if runs[1:] else {}
+                meta = {**_names(run.plan), **describe(run.seed, place), **together}
+                folder.begin(parsed.text, meta)
+        with _stopping_on_signals(runs) as received:
+            results = lockstep.execute(folders, parsed.text)
             distributed.gather(None)  # a process that leaves earlier may take the others with it
-    print(f"{folder.path}: {_summary(result)}")
-    return EXIT_CODES.get(result["status"], 128 + (received[0] if received else signal.SIGTERM))
+    for folder, result in zip(folders, results, strict=True):
+        print(f"{folder.path}: {_summary(result)}")
+    stopped = 128 + (received[0] if received else signal.SIGTERM)
+    return max([*codes, *(EXIT_CODES.get(result["status"], stopped) for result in results)])
 
 
 def evaluate(
@@ -207,9 +229,29 @@ def _names(plan: Runner) -> dict[str, str]:
     return {"task": task, "backbone": backbone, "method": plan.method}
 
 
-def _default_folder(plan: Runner, seed: int) -> Path:
-    names = _names(plan)
-    return Path("runs", "{task}_{backbone}".format(**names), plan.method, f"seed{seed}")
+def _folders(output_dir: str | None, plan: Runner, seeds: Sequence[int]) -> list[RunFolder]:
+    """Each seed's run folder; that of one seed alone is the one that was given, if one was."""
+    if output_dir is not None and len(seeds) == 1:
+        return [RunFolder(Path(output_dir))]
+    root = Path("runs", "{task}_{backbone}".format(**_names(plan)), plan.method)
+    root = root if output_dir is None else Path(output_dir)
+    return [RunFolder(root / f"seed{seed}") for seed in seeds]
+
+
+def _found_there(folder: Path, seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The configuration and the seeds of the run in a folder, or of those in its seedN folders.
+
+    Raises:
+        InputError: there is none.
+    """
+    there = RunFolder(folder)
+    if there.config.is_file():
+        return [str(there.config)], list(seeds) or [there.seed()]
+    found = seeds_in(folder)
+    if not found:
+        raise InputError(f"{folder} holds no run to go on with: give --gin_file")
+    seeds = list(seeds) or found
+    return [str(RunFolder(folder / f"seed{found[0]}").config)], seeds
 
 
 def _say_ended(folder: RunFolder, ended: dict[str, Any]) -> int:
@@ -226,26 +268,27 @@ def _summary(result: dict[str, object]) -> str:
     )
 
 
-def _print_dry_run(run: Run, text: str) -> None:
-    """Makes one step of each phase on a run that leaves no files, and says what it is made of."""
+def _print_dry_run(lockstep: Lockstep, run: Run, text: str) -> None:
+    """Makes one step of each phase on runs that leave no files, and says what each is made of."""
     theta = sum(p.numel() for p in run.state.learner.problem.theta)
     phi = sum(p.numel() for p in run.state.learner.problem.phi)
-    run.rehearse()
+    lockstep.rehearse()
     print(text)
     print(f"# {theta:,} base parameters, {phi:,} loss parameters; one step of each phase works")
     print("# " + ", ".join(f"{name} {len(x):,}" for name, (x, _) in run.state.data.splits.items()))
 
 
 @contextmanager
-def _stopping_on_signals(run: Run) -> Iterator[list[int]]:
-    """Within it, SIGTERM and SIGINT let the run finish its step, save itself and stop.
+def _stopping_on_signals(runs: Sequence[Run]) -> Iterator[list[int]]:
+    """Within it, SIGTERM and SIGINT let the runs finish their step, save themselves and stop.
 
     A second signal acts as it does without us. Gives the list of signals that came.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        run.stop = True
+        for run in runs:
+            run.stop = True
         received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 

@@ -23,9 +23,9 @@ def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of a batch's rows; Σ w ℓ / Σ w with weights, as torch.nn.functional.cross_entropy.
 
     Args:
-        losses, weights: [rows].
+        losses, weights: [rows]; of a stack [S, rows].
     """
-    return losses.mean() if weights is None else (weights * losses).sum() / weights.sum()
+    return losses.mean(-1) if weights is None else (weights * losses).sum(-1) / weights.sum(-1)
 
 
 def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             "links.probabilities takes [batch, classes] and [batch]; pixels and tokens have "
             "link=metaloss.links.Dense()"
         )
-    one_hot = torch.zeros_like(outputs).scatter_(-1, labels.unsqueeze(-1), 1.0)
+    one_hot = torch.zeros_like(outputs).scatter(-1, labels.unsqueeze(-1), 1.0)
     return outputs.softmax(-1), one_hot
 
 

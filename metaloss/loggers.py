@@ -89,10 +89,12 @@ class Progress:
     """Tells a person how far the run is: a bar in a terminal, else a line now and then.
 
     Args:
+        label: of the run, where there are several.
         every: seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, every: float = 10.0) -> None:
+    def __init__(self, label: str = "", every: float = 10.0) -> None:
+        self._label = label
         self._every = every
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
@@ -101,12 +103,13 @@ class Progress:
     def start(self, phase: str, done: int, total: int) -> None:
         """A phase begins, or goes on from `done` steps."""
         self.close()
-        self._phase, self._total, self._first, self._done = phase, total, done, done
+        self._phase = f"{self._label} {phase}".lstrip()
+        self._total, self._first, self._done = total, done, done
         self._began = self._told = time.monotonic()
         if self._terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(desc=phase, initial=done, total=total, dynamic_ncols=True)
+            self._bar = tqdm(desc=self._phase, initial=done, total=total, dynamic_ncols=True)
 
     def show(self, row: Row) -> None:
         """A row of the phase's metrics is there."""

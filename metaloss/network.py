@@ -3,6 +3,9 @@
 The network gives one number for each pair of prediction and target. Learning it online asks for its
 gradient in the prediction, and for the gradient of that one in the prediction and in the weights:
 both are closed forms here. Every other derivative is autograd's.
+
+The networks of a stack go through the same lines: their weights are [S, H_l, H_{l-1}], and what is
+[batch, C] or [N] here has S in front.
 """
 
 from __future__ import annotations
@@ -25,8 +28,20 @@ def evaluate(sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor])
     a = torch.stack((f, y), dim=-1)  # [batch, C, 2]
     *hidden, last = weights
     for weight in hidden:
-        a = sigma.value(F.linear(a, weight))
-    return F.linear(a, last).squeeze(-1)
+        a = sigma.value(_linear(a, weight))
+    return _linear(a, last).squeeze(-1)
+
+
+def _linear(a: Tensor, weight: Tensor) -> Tensor:
+    """F.linear, by the weights of each network of a stack."""
+    if weight.dim() == 2:
+        return F.linear(a, weight)
+    return (a.flatten(1, -2) @ weight.mT).unflatten(1, a.shape[1:-1])
+
+
+def _pairs(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """[N] of [batch, C]."""
+    return values.ravel() if weights[0].dim() == 2 else values.flatten(1)
 
 
 def apply(sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -84,36 +99,37 @@ class Derivatives:
 
     def __init__(self, sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> None:
         *hidden, last = weights
-        a, passed = torch.stack((f, y)), []
+        a, passed = torch.stack((f, y), dim=-2), []
         for weight in hidden:
             value, first, second = sigma.jet(weight @ a)
             passed.append((weight, a, first, second))
             a = value
-        self.value = last[0] @ a  #: z, [N]
+        self.value = last[0] @ a if last.dim() == 2 else (last @ a).squeeze(-2)  #: z, [N]
 
-        epsilon = last.T.expand_as(a)
+        epsilon = last.mT.expand_as(a)
         self._layers: list[_Layer] = []
         for weight, a, first, second in reversed(passed):
             delta = first * epsilon
             self._layers.insert(0, _Layer(weight, a, first, delta, second.mul_(epsilon)))
-            epsilon = weight.T @ delta
-        self.slope = epsilon[0]  #: ∂z/∂f, [N]
+            epsilon = weight.mT @ delta
+        self.slope = epsilon.select(-2, 0)  #: ∂z/∂f, [N]
 
     def pullback(self, t: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The gradients of ⟨∂z/∂f, t⟩ in f, [N], and in the weights."""
-        a_dot = torch.stack((t, torch.zeros_like(t)))
+        a_dot = torch.stack((t, torch.zeros_like(t)), dim=-2)
         dots = []
         for layer in self._layers:
             z_dot = layer.weight @ a_dot
             dots.append((a_dot, z_dot))
             a_dot = layer.slope * z_dot
-        in_weights = [a_dot.sum(1)[None]]
+        add_product = torch.addmm if a_dot.dim() == 2 else torch.baddbmm
+        in_weights = [a_dot.sum(-1).unsqueeze(-2)]
         epsilon_dot = t.new_zeros(()).expand_as(a_dot)
         for layer, (a_dot, z_dot) in zip(reversed(self._layers), reversed(dots), strict=True):
             delta_dot = z_dot.mul_(layer.bend).addcmul_(layer.slope, epsilon_dot)
-            in_weights.insert(0, torch.addmm(delta_dot @ layer.a.T, layer.delta, a_dot.T))
-            epsilon_dot = layer.weight.T @ delta_dot
-        return epsilon_dot[0], in_weights
+            in_weights.insert(0, add_product(delta_dot @ layer.a.mT, layer.delta, a_dot.mT))
+            epsilon_dot = layer.weight.mT @ delta_dot
+        return epsilon_dot.select(-2, 0), in_weights
 
 
 class _InPrediction(torch.autograd.Function):
@@ -121,7 +137,10 @@ class _InPrediction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sigma: Activation, f: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
-        ctx.sigma, ctx.derivatives = sigma, Derivatives(sigma, f.ravel(), y.ravel(), weights)
+        ctx.sigma, ctx.derivatives = (
+            sigma,
+            Derivatives(sigma, _pairs(f, weights), _pairs(y, weights), weights),
+        )
         ctx.save_for_backward(f, y, *weights)
         return ctx.derivatives.value.view_as(f)
 
@@ -153,7 +172,7 @@ class _Slope(torch.autograd.Function):
                     evaluate(ctx.sigma, f, y, weights), f, g, create_graph=True
                 )
                 return None, None, None, *_gradients(slope, (g, f, *weights), t)
-            in_f, in_weights = ctx.derivatives.pullback((g * t).ravel())
+            in_f, in_weights = ctx.derivatives.pullback(_pairs(g * t, weights))
         in_g = t * slope if g.requires_grad else None
         return None, None, None, in_g, in_f.view_as(f), *in_weights
 

@@ -126,7 +126,7 @@ class Problem:
             labels: as the link takes them.
 
         Returns:
-            A scalar.
+            A scalar; of a stack of problems one for each, [S].
 
         Raises:
             InputError: the learned loss is not made for such pairs.
@@ -217,6 +217,7 @@ class Problem:
             slope, *direct = torch.autograd.grad(
                 loss,
                 [free, *self.theta] if looks_at_theta else [free],
+                torch.ones_like(loss),
                 create_graph=loss_graph,
                 allow_unused=True,
             )
@@ -236,30 +237,26 @@ class Problem:
         """∂M_φ/∂f of a pass once more, with a graph to φ, at its outputs; both [batch, C]."""
         free = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            loss = _share(self.learned_loss(free, part.batch[1]), part.share)
+            loss = _share(self.learned_loss(free, part.batch[1]), part.share).sum()
             (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
         return slope
 
     def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
-        """Lets the optimizer step along g.
-
-        Args:
-            grads: of the shapes of `theta`; None where the model did not use a parameter.
-            keep: how much of the optimizer's state before the step to keep.
+        """Lets the optimizer step along g: of the shapes of `theta`, None for unused parameters.
 
         Raises:
             UnsupportedModelError: a gradient is sparse.
         """
         for parameter, grad in zip(self.theta, grads, strict=True):
-            parameter.grad = grad
+            parameter.grad = vectors.laid_out(grad, parameter)
         return TakenStep(self.optimizer, self.theta, keep)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
 
         Returns:
-            A scalar, and tensors of the shapes of `theta`, None where L_T does not use a parameter;
-            none has a graph.
+            A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
+            not use a parameter; none has a graph.
         """
         parts = batches.parts(batch)
         losses: list[Tensor] = []
@@ -267,7 +264,8 @@ class Problem:
         with self.replaced({}, self.copy_buffers()):
             for inputs, labels in parts:
                 loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
-                v = vectors.add(v, torch.autograd.grad(loss, self.theta, allow_unused=True))
+                ones = torch.ones_like(loss)
+                v = vectors.add(v, torch.autograd.grad(loss, self.theta, ones, allow_unused=True))
                 losses.append(loss.detach())
         found, (loss,) = distributed.mean_beside(
             v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)

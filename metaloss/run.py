@@ -1,19 +1,21 @@
-"""Run: a Runner carried out, in reading order: initialise, train, evaluate, finish."""
+"""Run: a Runner carried out, in reading order: initialise, train, evaluate, finish.
+
+Its steps are made outside, alone or those of several seeds at once: see `metaloss.lockstep`.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Generator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from metaloss import distributed, inspection, memory, saving
 from metaloss.backbones import BACKBONES
-from metaloss.engines.base import Draw
 from metaloss.evaluation import evaluate
 from metaloss.export import LearnedLoss
 from metaloss.loggers import MetricsFile, Progress, Row, finite_or_none
@@ -23,6 +25,10 @@ from metaloss.runner import Runner
 from metaloss.state import State
 from metaloss.tasks import TASKS
 from metaloss.tensorboard import TensorBoard
+
+Returned = TypeVar("Returned")
+#: Gives True for each step that it asks for, and is sent what the step did.
+Follower = Generator[bool, MetaStep, Returned]
 
 
 class Diverged(Exception):
@@ -41,57 +47,81 @@ class Run:
         seed: decides θ_0, the validation split, all batches and dropout masks.
         device: where data and model live.
         data_dir: see `Task.load`.
+        cuda_graphs: see `AdaLFL`; the run is the same one without.
 
     Attributes:
         state: everything that decides how the run goes on.
         stop: set it to True (from a signal handler, say) to have the run save itself and stop.
+        label: what a person is told of which run, where there are several.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
     """
 
-    def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
+    def __init__(
+        self,
+        plan: Runner,
+        seed: int,
+        device: torch.device,
+        data_dir: Path,
+        cuda_graphs: bool = False,
+    ) -> None:
         self.plan = plan
         self.seed = seed
         self.device = device
-        self.state = State(plan, seed, device, data_dir)
+        self.state = State(plan, seed, device, data_dir, cuda_graphs)
         self.stop = False
+        self.label = ""
 
-    def execute(self, folder: RunFolder, config: str) -> dict[str, Any]:
-        """Carries the run out, going on from the folder's checkpoint if there is one.
+    def restore(self, folder: RunFolder, config: str, at: saving.Position | None = None) -> None:
+        """Goes on from the folder's checkpoint, if there is one.
 
-        Of several processes the first alone evaluates and writes; the others make the same steps.
-
-        Returns:
-            The content of result.json.
+        Args:
+            at: where a checkpoint stands, to take that one.
 
         Raises:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        written, events = saving.restore(self.state, folder, config)
         self.folder, self.config = folder, config
-        self.began, self.earlier = time.monotonic(), self.state.seconds
+        self._written = saving.restore(self.state, folder, config, at)
         done = {"initialization": self.state.init_steps, "train": self.state.steps}
         distributed.require_equal(done, "goes on from another step")
-        self.progress = Progress()
+        self._starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
+
+    def follow(self) -> Follower[dict[str, Any]]:
+        """All that there is to a run beside its steps; gives False once, before it finishes.
+
+        Of several processes the first alone evaluates and writes; the others make the same steps.
+
+        Returns:
+            The content of result.json.
+        """
+        self.began, self.earlier = time.monotonic(), self.state.seconds
+        self.progress = Progress(self.label)
         if distributed.rank() > 0:
-            return self._result(self._carry_out(), {})
-        starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
+            status = yield from self._phases()
+            yield False
+            return self._result(status, {})
+        written, events = self._written
         with (
-            closing(MetricsFile(folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(folder.path, starts, events)) as self.board,
+            closing(MetricsFile(self.folder.metrics, written)) as self.metrics,
+            closing(TensorBoard(self.folder.path, self._starts, events)) as self.board,
             closing(self.progress),
         ):
             if self.state.steps == 0:
-                self.board.begin(config, self.state.data.objective.metric)
-            return self._finish(self._carry_out())
+                self.board.begin(self.config, self.state.data.objective.metric)
+            status = yield from self._phases()
+            waiting = time.monotonic()
+            yield False
+            self.began += time.monotonic() - waiting  # while others drew their figures
+            return self._finish(status)
 
-    def _carry_out(self) -> str:
+    def _phases(self) -> Follower[str]:
         """Both phases; how they ended."""
         try:
-            self._initialize()
-            self._train()
+            yield from self._initialize()
+            yield from self._train()
             self._save_checkpoint()
         except Diverged:
             return "diverged"
@@ -99,38 +129,21 @@ class Run:
             return "stopped"
         return "finished"
 
-    def rehearse(self) -> None:
-        """One step of each phase, without files, to see that they work."""
-        state, initialization = self.state, self.plan.initialization
-        if initialization is not None:
-            initialization.step(
-                partial(state.draw, "train", "init_train"),
-                partial(state.draw_objective, initialization, "init_objective"),
-            )
-        state.learner.step(*self._draws())
-
-    def _initialize(self) -> None:
+    def _initialize(self) -> Follower[None]:
         """The initialisation phase, if there is one and what is left of it."""
         state, initialization = self.state, self.state.initializing
         if initialization is None:
             return
         self.progress.start("initialization", state.init_steps, initialization.steps)
-        phase = state.learner.initializing(
-            initialization,
-            partial(state.draw, "train", "init_train"),
-            partial(state.draw_objective, initialization, "init_objective"),
-            state.redraw_model,
-            start=state.init_steps,
-        )
-        for result in phase:
+        while state.init_steps < initialization.steps:
+            result = yield True
             state.init_steps += 1
             last = state.init_steps == initialization.steps
             self._after_step("initialization", state.init_steps, last, result)
 
-    def _train(self) -> None:
+    def _train(self) -> Follower[None]:
         """The training, or what is left of it."""
         state, plan = self.state, self.plan
-        draws = self._draws()
         sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
         drawn = self._equidistant(plan.figures)
         self.progress.start("training", state.steps, plan.steps)
@@ -141,7 +154,7 @@ class Run:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
             self._report()
         while state.steps < plan.steps:
-            result = state.learner.step(*draws)
+            result = yield True
             state.steps += 1
             last = state.steps == plan.steps
             if state.steps in sampled:
@@ -152,13 +165,6 @@ class Run:
             if last or state.steps % plan.evaluate_every == 0:
                 self._report("train", "valid")
             self._after_step("train", state.steps, last, result)
-
-    def _draws(self) -> tuple[Draw, Draw | None]:
-        """Give the next training batch, and the next batch for the adaptation's task loss."""
-        state, adaptation = self.state, self.plan.adaptation
-        return partial(state.draw, "train", "train"), (
-            None if adaptation is None else partial(state.draw_objective, adaptation, "objective")
-        )
 
     def _finish(self, status: str) -> dict[str, Any]:
         """Evaluates on the test split and writes what the run leaves behind, result.json last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -141,6 +142,12 @@ class RunFolder:
         if not self.config.is_file():
             write_json(self.meta, meta)
             checkpoint.write_atomically(self.config, lambda path: path.write_text(config, "utf-8"))
+
+
+def seeds_in(folder: Path) -> list[int]:
+    """The seeds of the runs in the seedN folders of a folder, ascending."""
+    names = [path.parent.name.removeprefix("seed") for path in folder.glob("seed*/config.gin")]
+    return sorted(int(name) for name in names if re.fullmatch(r"-?\d+", name))
 
 
 def describe(seed: int, device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from metaloss import checkpoint, distributed, tensorboard
 from metaloss.errors import RunFolderError
 from metaloss.run_folder import RunFolder
 from metaloss.state import State
+
+Position = tuple[int, int]  #: meta-steps of the initialisation, base steps of the training
 
 
 def save(folder: RunFolder, config: str, metrics_bytes: int, state: dict[str, Any]) -> None:
@@ -28,8 +31,28 @@ def save(folder: RunFolder, config: str, metrics_bytes: int, state: dict[str, An
     checkpoint.save(folder.checkpoint, content)
 
 
-def restore(state: State, folder: RunFolder, config: str) -> tuple[int, dict[str, int]]:
+def positions(folder: RunFolder) -> list[Position]:
+    """Where the run's whole checkpoints stand, the latest first; at its start if there is none.
+
+    Raises:
+        RunFolderError: no checkpoint is whole.
+    """
+    path = folder.checkpoint
+    if not checkpoint.exists(path):
+        return [(0, 0)]
+    found = [_position(checkpoint.load_last(path)[0])]
+    with contextlib.suppress(RunFolderError):  # there may be none before the latest
+        found.append(_position(checkpoint.load(checkpoint.previous(path))))
+    return found
+
+
+def restore(
+    state: State, folder: RunFolder, config: str, at: Position | None = None
+) -> tuple[int, dict[str, int]]:
     """Gives a state what the last whole checkpoint holds, if there is one.
+
+    Args:
+        at: one of `positions`, to go on from there.
 
     Returns:
         The bytes of the metrics, and those of the event files, that the checkpoint counts.
@@ -42,6 +65,8 @@ def restore(state: State, folder: RunFolder, config: str) -> tuple[int, dict[str
     if not checkpoint.exists(path):
         return 0, {}
     saved, damage = checkpoint.load_last(path)
+    if at is not None and _position(saved) != at:
+        saved, damage = checkpoint.load(checkpoint.previous(path)), None
     if saved.get("config") != config:
         raise RunFolderError(f"{path} is of another configuration: nothing was changed")
     try:
@@ -52,6 +77,12 @@ def restore(state: State, folder: RunFolder, config: str) -> tuple[int, dict[str
         reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
         raise RunFolderError(checkpoint.damage(path, reason)) from error
     if damage is not None and distributed.rank() == 0:
-        at = f"meta-step {state.init_steps}, step {state.steps}"
-        print(f"warning: {damage}: going on from the one before, {at}", file=sys.stderr)
+        stands = f"meta-step {state.init_steps}, step {state.steps}"
+        print(f"warning: {damage}: going on from the one before, {stands}", file=sys.stderr)
     return counted, events
+
+
+def _position(saved: dict[str, Any]) -> Position:
+    """Where a checkpoint stands; before everything if it is of another version."""
+    state = saved.get("state", {})
+    return state.get("init_steps", -1), state.get("steps", -1)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metaloss import distributed, seeding
 from metaloss.batches import Batch
+from metaloss.engines.base import Draw
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.precision import cosine, set_float32
 from metaloss.runner import Runner
 from metaloss.trajectory import Trajectory, flat
 
+#: Whose streams batches are drawn from: the training's, or the initialisation's.
+Phase = Literal["", "init_"]
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
 #: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
@@ -30,13 +34,21 @@ class State:
         seed: decides θ_0, the validation split, all batches and dropout masks.
         device: where data and model live.
         data_dir: see `Task.load`.
+        cuda_graphs: see `AdaLFL`; the run is the same one without.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
         InputError: a batch has fewer examples than there are processes.
     """
 
-    def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
+    def __init__(
+        self,
+        plan: Runner,
+        seed: int,
+        device: torch.device,
+        data_dir: Path,
+        cuda_graphs: bool = False,
+    ) -> None:
         self._plan = plan
         self._device = device
         self._seed = seed
@@ -57,6 +69,7 @@ class State:
             adaptation=plan.adaptation,
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
             steps=plan.steps,
+            cuda_graphs=cuda_graphs,
         )
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]
@@ -88,6 +101,14 @@ class State:
     def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
         """The next batch that a meta-optimizer takes the task loss on."""
         return self._draw(meta_optimizer.objective, self._objective_size(meta_optimizer), stream)
+
+    def draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
+        """Give the next training batch, and the next one that the task loss is taken on, if any."""
+        meta_optimizer = self._plan.initialization if phase else self._plan.adaptation
+        train = partial(self.draw, "train", f"{phase}train")
+        if meta_optimizer is None:
+            return train, None
+        return train, partial(self.draw_objective, meta_optimizer, f"{phase}objective")
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""

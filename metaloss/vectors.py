@@ -33,6 +33,13 @@ def copy(v: Vector) -> list[Tensor | None]:
     return [None if x is None else x.clone() for x in v]
 
 
+def laid_out(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A gradient in its parameter's memory layout, as torch's fused steps take it for granted."""
+    if grad is None or grad.is_sparse or grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
+
+
 def inner(v: Vector, w: Vector) -> Tensor | None:
     """⟨v, w⟩ in float64, shape []; None if nothing is left of it."""
     terms = [

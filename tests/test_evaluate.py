@@ -12,6 +12,7 @@ import torch
 import metaloss
 from metaloss import TASKS, checkpoint, config, evaluation
 from metaloss.errors import DataError
+from metaloss.lockstep import Lockstep
 from metaloss.run import Run
 from metaloss.run_folder import RunFolder
 from tests.conftest import tool
@@ -134,7 +135,7 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     run.stop = True
     with folder.held():
         folder.begin(text, {"seed": 3})
-    assert run.execute(folder, text)["status"] == "stopped"
+    assert Lockstep([run]).execute([folder], text)[0]["status"] == "stopped"
     code, out, _ = evaluate("stopped")
     expected = evaluation.evaluate(run.state.model, run.state.data, "test")
     assert code == 0

@@ -28,6 +28,7 @@ MODULES = [
     "metaloss.problem",
     "metaloss.registry",
     "metaloss.runner",
+    "metaloss.stack",
     "metaloss.testing",
     "metaloss.trained",
     *(f"metaloss.{kind}.base" for kind in REGISTRIES),

@@ -114,7 +114,7 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
         theta = torch.cat([p.detach().flatten() for p in state.model.parameters()])
         inputs, labels = state.data.splits["train"]
         starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
-        initialize(self)
+        return initialize(self)
 
     monkeypatch.setattr(Run, "_train", remember)
     for method in INITIALIZATION:

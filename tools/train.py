@@ -22,15 +22,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--gin_file", action="append", default=[], metavar="FILE", help="may repeat; later wins")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'", help="may repeat")
-    add("--seed", type=int, help="default: 0, or that of the run that --resume goes on with")
+    add(
+        "--seed",
+        type=int,
+        action="append",
+        metavar="N",
+        help="default: 0, or the run's that --resume goes on with; may repeat: all at once",
+    )
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
-    add("--output_dir", metavar="DIR", help="default: runs/TASK_BACKBONE/METHOD/seedN")
+    add(
+        "--output_dir",
+        metavar="DIR",
+        help="default: runs/TASK_BACKBONE/METHOD/seedN; of several seeds: DIR/seedN",
+    )
     add("--resume", action="store_true", help="go on with the run in --output_dir, if there is one")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     add("--strict", action="store_true", help="bindings that nobody reads are an error")
     add("--dry_run", action="store_true", help="build, make one step, print the config; no files")
     add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
+    add("--cuda_graphs", action="store_true", help="on a GPU: record steps once and replay them")
     add(
         "--patience",
         type=float,

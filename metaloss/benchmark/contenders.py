@@ -48,10 +48,22 @@ def baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
 
 
 def adalfl(
-    model: nn.Module, loss: nn.Module, task_loss: TaskLoss, *, engine: str, every: int = 1
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    engine: str,
+    every: int = 1,
+    recorded: bool = False,
 ) -> Step:
     """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
-    return _learner(model, loss, task_loss, OnlineOneStep(META_LR, every, engine=engine))
+    online = OnlineOneStep(META_LR, every, engine=engine)
+    return _learner(model, loss, task_loss, online, recorded)
+
+
+def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Plain training on the task loss, as a CUDA graph."""
+    return _learner(model, None, task_loss, None, recorded=True)
 
 
 def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
@@ -60,9 +72,21 @@ def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
 
 
 def _learner(
-    model: nn.Module, loss: nn.Module | None, task_loss: TaskLoss, adaptation: MetaOptimizer
+    model: nn.Module,
+    loss: nn.Module | None,
+    task_loss: TaskLoss,
+    adaptation: MetaOptimizer | None,
+    recorded: bool = False,
 ) -> Step:
-    learner = AdaLFL(model, base_optimizer(model), loss, task_loss, adaptation=adaptation)
+    learner = AdaLFL(
+        model,
+        base_optimizer(model),
+        loss,
+        task_loss,
+        meta_lr=None,
+        adaptation=adaptation,
+        cuda_graphs=recorded,
+    )
 
     def step(train: Batch, valid: Batch) -> None:
         learner.step(train, valid)
@@ -147,6 +171,7 @@ class Contender:
     plain_network: bool = False  #: whether M_φ is a `PlainNetwork`
     package: str | None = None  #: that must be installed for it
     counted: bool = True  #: whether its memory can be: compiled code takes its own, unseen on a CPU
+    recorded: bool = False  #: whether its steps are CUDA graphs, which takes a GPU
 
 
 _PEERS = {
@@ -168,6 +193,8 @@ CONTENDERS: dict[str, Contender] = {
     "compiled_every_4": Contender(
         partial(adalfl, engine="compiled", every=4), steps=4, counted=False
     ),
+    "baseline_recorded": Contender(recorded_baseline, recorded=True),
+    "exact_recorded": Contender(partial(adalfl, engine="exact", recorded=True), recorded=True),
     "exact_plain_network": Contender(partial(adalfl, engine="exact"), plain_network=True),
     "meta_lr": Contender(meta_lr),
     **_PEERS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from metaloss import checks
 from metaloss.descents.base import DESCENTS, Descent, Group
 from metaloss.errors import ConfigError
+from metaloss.vectors import laid_out
 
 
 @DESCENTS.register("adam")
@@ -81,9 +82,11 @@ class Adam(Descent):
             self._groups, self._adam.param_groups, self._rates, strict=True
         ):
             settings["lr"] = rate * factor
+            settings["capturable"] = finite.is_cuda and torch.cuda.is_current_stream_capturing()
             for parameter in group:
                 gradient = next(given)
-                parameter.grad = None if gradient is None else gradient.to(parameter)
+                gradient = None if gradient is None else gradient.to(parameter)
+                parameter.grad = laid_out(gradient, parameter)
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self._clip_norm)
         # The fused kernel skips the step where found_inf is 1, without a word to the CPU.
@@ -92,6 +95,12 @@ class Adam(Descent):
         if self._radius is not None:
             for group, starts in zip(self._groups, self._starts, strict=True):
                 _project(group, starts, self._radius)
+
+    def branch(self) -> Hashable | None:
+        return self._factor()
+
+    def replayed(self) -> None:
+        self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"adam": self._adam.state_dict(), "steps": self._steps, "starts": self._starts}

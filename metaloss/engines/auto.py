@@ -16,6 +16,7 @@ from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError, UnsupportedModelError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
+from metaloss.stacked import Stacked
 
 
 @ENGINES.register("auto")
@@ -27,6 +28,7 @@ class Auto(Engine):
     """
 
     exact = True
+    elementwise = True  # on a stack it takes only such engines
 
     def __init__(self) -> None:
         self.chosen: Engine | None = None
@@ -41,6 +43,7 @@ class Auto(Engine):
         if self.chosen is None:
             self.chosen, reasons = choose(problem, meta, train)
             self.exact = self.chosen.exact
+            self.recordable = self.chosen.recordable
             if reasons:
                 warnings.warn(
                     f"the meta-gradient is taken by engine '{ENGINES.name_of(self.chosen)}': "
@@ -59,7 +62,10 @@ def choose(
         UnsupportedModelError: none works; says why of each.
     """
     errors: dict[str, Exception] = {}
+    stacked = isinstance(problem.model, Stacked)
     for engine in (Exact(), Unrolled(), LogitDifference()):
+        if stacked and not engine.elementwise:
+            continue
         try:
             with snapshot.on_trial(problem):
                 engine.hypergradient(problem, meta, train, lambda: train[-1])

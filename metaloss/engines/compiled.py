@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metaloss import checks, distributed, seeding, snapshot
+from metaloss import checks, distributed, seeding, snapshot, vectors
 from metaloss.batches import MicroBatches, StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
@@ -61,7 +61,7 @@ class Compiled(Engine):
         with torch.no_grad():
             learned_loss, *g = plain(*self._values(batch))
         for parameter, gradient in zip(problem.theta, g, strict=True):
-            parameter.grad = gradient
+            parameter.grad = vectors.laid_out(gradient, parameter)
         problem.optimizer.step()
         return learned_loss
 

@@ -29,6 +29,8 @@ class Exact(RolloutEngine):
     """
 
     exact = True
+    recordable = True
+    elementwise = True
 
     def roll_out(
         self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]

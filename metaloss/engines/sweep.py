@@ -26,6 +26,7 @@ class Sweep(RolloutEngine):
     """
 
     exact = True
+    elementwise = True
 
     def roll_out(
         self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
@@ -72,7 +73,9 @@ class SweepRollout(Rollout):
                 problem.replaced(named, part.buffers),
             ):
                 loss = problem.learned_loss(problem.forward(inputs), labels) / part.share
-                grads = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
+                grads = torch.autograd.grad(
+                    loss, theta, torch.ones_like(loss), create_graph=True, allow_unused=True
+                )
                 if grad_bar is None:
                     theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
                         along or grads, v, state_bar, self._meta.ratios

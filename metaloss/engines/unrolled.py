@@ -29,6 +29,7 @@ class Unrolled(RolloutEngine):
     """
 
     exact = True
+    elementwise = True
 
     def roll_out(
         self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
@@ -60,7 +61,11 @@ class UnrolledRollout(Rollout):
             ):
                 for loss in problem.shares(batch):
                     parts = torch.autograd.grad(
-                        loss, self._theta, create_graph=True, allow_unused=True
+                        loss,
+                        self._theta,
+                        torch.ones_like(loss),
+                        create_graph=True,
+                        allow_unused=True,
                     )
                     grads = add(grads, parts)
                     losses.append(loss.detach())

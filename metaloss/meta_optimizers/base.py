@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +11,33 @@ import torch
 from torch import Tensor
 
 from metaloss.descents.base import Descent, Group
-from metaloss.engines.base import Draw, Hypergradient
-from metaloss.errors import MissingGradientError
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.errors import InputError, MissingGradientError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.registry import Registry
+from metaloss.vectors import Vector
 
 
 @dataclass
 class MetaStep:
-    """What one call of a meta-optimizer did; scalars without graph, still on the device."""
+    """What one call of a meta-optimizer did; scalars without graph, still on the device.
+
+    Of a stack of problems each is of shape [S].
+    """
 
     learned_loss: Tensor  #: M_φ on the training batch, before the (last) base step
     task_loss: Tensor | None = None  #: L_T at the new θ; None if no meta-step was due
     gradient_norm: Tensor | None = None  #: of the meta-gradient; None if no meta-step was due
     skipped: Tensor | None = None  #: bool [], whether the meta-gradient was not finite and unused
+
+    def members(self) -> list[MetaStep]:
+        """Of a stack's step, what it did for each of its problems; views."""
+        given = {name: v.unbind() for name, v in vars(self).items() if v is not None}
+        return [
+            MetaStep(**{name: parts[i] for name, parts in given.items()})
+            for i in range(len(self.learned_loss))
+        ]
 
 
 class MetaOptimizer(ABC):
@@ -52,6 +64,34 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
+
+    def branch(self) -> Hashable | None:
+        """What Python decides by in the next `step`; None if no CUDA graph can hold it.
+
+        "base" is a base step alone, which draws no objective.
+        """
+        return None
+
+    def replayed(self) -> None:  # noqa: B027
+        """A CUDA graph has made a step: counts it."""
+
+    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
+        """What makes the steps of several at once, on the stack of their problems.
+
+        Args:
+            members: of this one's build, attached to their problems; their descents are made use
+                of, so that each one's meta-parameters move, and are skipped, by themselves.
+            stacked: the stack of these problems, whose losses are of shape [S].
+
+        Raises:
+            InputError: this kind takes one problem at a time.
+        """
+        raise InputError(
+            f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
+        )
+
+    def keep_up(self, lead: MetaOptimizer) -> None:  # noqa: B027 - most kinds count no steps
+        """Counts a step that `leading`'s result has made for this one too."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +146,20 @@ class MetaDescent:
         gradients = [*found.phi]
         if self._meta.ratios is not None:
             gradients.append(self._meta.through_rate(found.alpha))
+        given = self.given(gradients)
+        device = found.task_loss.device
+        norms = torch.stack([part.to(device) for part in torch._foreach_norm(given)])
+        norm = torch.linalg.vector_norm(norms)
+        finite = torch.isfinite(norm + found.task_loss)
+        self.move(found, gradients, finite)
+        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+
+    def given(self, gradients: Vector) -> list[Tensor]:
+        """The gradients that there are, of the shapes of the meta-parameters.
+
+        Raises:
+            MissingGradientError: there is none.
+        """
         given = [gradient for gradient in gradients if gradient is not None]
         if not given:
             raise MissingGradientError(
@@ -113,10 +167,14 @@ class MetaDescent:
                 "depend on them, as with an output bias alone or a loss that is constant in the "
                 "prediction"
             )
-        device = found.task_loss.device
-        norms = torch.stack([part.to(device) for part in torch._foreach_norm(given)])
-        norm = torch.linalg.vector_norm(norms)
-        finite = torch.isfinite(norm + found.task_loss)
+        return given
+
+    def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
+        """One step along gradients of the meta-parameters, if they and the task loss are finite.
+
+        Raises:
+            MissingGradientError: see `descend`.
+        """
         if not self._usable:  # later, nothing here waits for the device
             self._usable = bool(finite)
             both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
@@ -128,7 +186,16 @@ class MetaDescent:
                 )
         self._descent.descend(gradients, finite)
         self._meta.write_rate()
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+
+    def branch(self) -> Hashable | None:
+        """Of the descent; None before the first usable gradient, and where a rate is learned."""
+        if not self._usable or self._meta.ratios is not None:
+            return None
+        return self._descent.branch()
+
+    def replayed(self) -> None:
+        """A CUDA graph has made a step: counts it."""
+        self._descent.replayed()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -142,6 +209,53 @@ class MetaDescent:
         self._usable = state["usable"]
         self._meta.x.fill_(state["x"])
         self._meta.write_rate()
+
+
+class StackedDescent(MetaDescent):
+    """The descents of stacked problems, so that what is not elementwise stays each one's own.
+
+    They save themselves: this one has no state.
+
+    Args:
+        members: each over views of its part of the stacked meta-parameters.
+    """
+
+    def __init__(self, members: Sequence[MetaDescent]) -> None:
+        self._members = members
+
+    def descend(self, found: Hypergradient) -> MetaStep:
+        """One step of each, see `MetaDescent.descend`."""
+        given = self._members[0].given(found.phi)
+        norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in given])
+        norm = torch.linalg.vector_norm(norms, dim=0)  # [S]
+        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        for i, member in enumerate(self._members):
+            gradients = [None if gradient is None else gradient[i] for gradient in found.phi]
+            own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
+            member.move(own, gradients, finite[i])
+        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+
+    def branch(self) -> Hashable | None:
+        branches = tuple(member.branch() for member in self._members)
+        return None if None in branches else branches
+
+    def replayed(self) -> None:
+        for member in self._members:
+            member.replayed()
+
+
+def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:
+    """Raises InputError if a stack's seeds would not stay apart."""
+    if meta.ratios is not None:
+        raise InputError(
+            "a learned learning rate is one number of the optimizer, which a stack has once: train "
+            "these seeds one at a time"
+        )
+    if not engine.elementwise:
+        raise InputError(
+            f"engine '{ENGINES.name_of(engine)}' mixes the numbers of a vector, which would be of "
+            "all seeds together: train them one at a time"
+        )
 
 
 META_OPTIMIZERS = Registry("meta_optimizers", MetaOptimizer)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
 from metaloss.descents.adam import Adam
 from metaloss.descents.base import Descent
 from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import (
+    META_OPTIMIZERS,
+    MetaDescent,
+    MetaOptimizer,
+    MetaStep,
+    StackedDescent,
+    refuse_mixing,
+)
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.rates.base import Rate
@@ -78,6 +86,22 @@ class OfflineUnrolled(MetaOptimizer):
         return self._descent.descend(
             self.engine.hypergradient(self._problem, self._meta, batches, draw_objective)
         )
+
+    def branch(self) -> Hashable | None:
+        one = self.inner_steps == 1
+        return self._descent.branch() if one and self.engine.recordable else None
+
+    def replayed(self) -> None:
+        self._descent.replayed()
+
+    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
+        refuse_mixing(self._meta, self.engine)
+        lead = copy.copy(self)
+        lead.attach(stacked)
+        lead._descent = StackedDescent(
+            [member._descent for member in members if isinstance(member, OfflineUnrolled)]
+        )
+        return lead
 
     def state_dict(self) -> dict[str, Any]:
         return {"descent": self._descent.state_dict(), "engine": self.engine.state_dict()}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
 from metaloss.descents.adam import Adam
 from metaloss.descents.base import Descent
 from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaDescent, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import (
+    META_OPTIMIZERS,
+    MetaDescent,
+    MetaOptimizer,
+    MetaStep,
+    StackedDescent,
+    refuse_mixing,
+)
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
 from metaloss.rates.base import Rate
@@ -95,6 +103,32 @@ class OnlineOneStep(MetaOptimizer):
         made = self._base_steps
         frozen = self.stop is not None and made >= self.stop
         return made >= self.start and not frozen and (made - self.start) % self.every == 0
+
+    def branch(self) -> Hashable | None:
+        if self._meta.ratios is not None:
+            return None  # Python writes the learned rate
+        if not self._due():
+            return "base"
+        return self._descent.branch() if self.engine.recordable else None
+
+    def replayed(self) -> None:
+        if self._due():
+            self._descent.replayed()
+        self._base_steps += 1
+
+    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
+        refuse_mixing(self._meta, self.engine)
+        lead = copy.copy(self)
+        lead.attach(stacked)
+        lead._descent = StackedDescent(
+            [member._descent for member in members if isinstance(member, OnlineOneStep)]
+        )
+        lead.keep_up(self)
+        return lead
+
+    def keep_up(self, lead: MetaOptimizer) -> None:
+        assert isinstance(lead, OnlineOneStep)
+        self._base_steps = lead._base_steps
 
     def state_dict(self) -> dict[str, Any]:
         return {

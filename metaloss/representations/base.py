@@ -27,6 +27,9 @@ class Representation(nn.Module, ABC):
     """
 
     classification_only = False
+    #: Whether `forward` takes parameters [S, ...] with pairs [S, batch, C] too: a whole stack of
+    #: losses, which is otherwise left to torch.func.vmap.
+    takes_stacks = False
 
     @abstractmethod
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

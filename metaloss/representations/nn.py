@@ -38,6 +38,8 @@ class NN(Representation):
         ConfigError: a width below 1, or an unknown activation.
     """
 
+    takes_stacks = True
+
     def __init__(
         self,
         hidden: Sequence[int] = (40, 40),

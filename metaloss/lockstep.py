@@ -1,0 +1,163 @@
+"""Lockstep: the steps of one run, or of several seeds' runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss import saving
+from metaloss.batches import Batch
+from metaloss.engines.base import Draw
+from metaloss.errors import InputError
+from metaloss.learner import AdaLFL
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.run import Follower, Run
+from metaloss.run_folder import RunFolder
+from metaloss.stack import Stack
+from metaloss.state import Phase
+
+
+class Lockstep:
+    """Runs of one configuration that make their steps together; of one alone, its own.
+
+    Each has its own data, random streams, folder and end: one that diverges ends, and the others go
+    on.
+
+    Args:
+        runs: of as many seeds.
+
+    Raises:
+        InputError: a component of theirs takes one seed at a time.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._states = [run.state for run in runs]
+        self._stack: Stack | None = None
+        if len(runs) > 1:
+            self._stack = Stack([state.learner for state in self._states])
+            self._learner()  # refuses now what it would refuse after the folders are written
+            for run in runs:
+                run.label = f"seed {run.seed}"
+
+    def execute(self, folders: Sequence[RunFolder], config: str) -> list[dict[str, Any]]:
+        """Carries the runs out, going on from their folders' checkpoints if there are any.
+
+        Returns:
+            The content of each one's result.json.
+
+        Raises:
+            RunFolderError: a checkpoint is damaged or another configuration's; nothing is changed.
+            InputError: the checkpoints stand at different steps.
+        """
+        at = self._common(folders)
+        for run, folder in zip(self._runs, folders, strict=True):
+            run.restore(folder, config, at)
+        if self._stack is not None:
+            self._stack.join()
+        steps, results = self._steps(), [dict[str, Any]() for _ in self._runs]
+        with ExitStack() as stack:
+            following = {i: run.follow() for i, run in enumerate(self._runs)}
+            for follower in following.values():
+                stack.callback(follower.close)
+            asking = {i: next(follower) for i, follower in following.items()}
+            while following:
+                for i in [i for i, asks in asking.items() if not asks]:
+                    results[i] = _result(following.pop(i))
+                    del asking[i]
+                if following:
+                    made = next(steps)
+                    each = [made] if self._stack is None else made.members()
+                    asking = {i: follower.send(each[i]) for i, follower in following.items()}
+        return results
+
+    def rehearse(self) -> None:
+        """One step of each phase, without files, to see that they work."""
+        learner, initialization = self._learner()
+        if initialization is not None:
+            train, objective = self._draws("init_")
+            assert objective is not None
+            initialization.step(train, objective)
+        learner.step(*self._draws(""))
+
+    def _learner(self) -> tuple[AdaLFL, MetaOptimizer | None]:
+        """What makes the steps, and the initialisation's meta-optimizer while it is at work."""
+        initializing = [at_work for state in self._states if (at_work := state.initializing)]
+        if self._stack is None:
+            return self._states[0].learner, next(iter(initializing), None)
+        return self._stack, self._stack.together(initializing) if initializing else None
+
+    def _steps(self) -> Iterator[MetaStep]:
+        """The steps of both phases, for as long as they are asked for."""
+        learner, initialization = self._learner()
+        if initialization is not None:
+            train, objective = self._draws("init_")
+            assert objective is not None
+            start = self._states[0].init_steps
+            yield from learner.initializing(initialization, train, objective, self._redraw, start)
+        while True:
+            yield learner.step(*self._draws(""))
+
+    def _draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
+        """Give the next batches of all, see `State.draws`."""
+        trains, objectives = zip(*(state.draws(phase) for state in self._states), strict=True)
+        return _together(trains), None if objectives[0] is None else _together(objectives)
+
+    def _redraw(self) -> None:
+        for state in self._states:
+            state.redraw_model()
+
+    def _common(self, folders: Sequence[RunFolder]) -> saving.Position | None:
+        """The latest position at which all runs have a checkpoint; None for one run's latest.
+
+        They are saved one after another, so a process that is killed may leave some one ahead.
+        """
+        if self._stack is None:
+            return None
+        found = [saving.positions(folder) for folder in folders]
+        common = set(found[0]).intersection(*found[1:])
+        if not common:
+            standing = ", ".join(
+                f"seed {run.seed} at meta-step {at[0][0]}, step {at[0][1]}"
+                for run, at in zip(self._runs, found, strict=True)
+            )
+            raise InputError(
+                f"only runs that stand at the same step go on together ({standing}): --resume each "
+                "alone, by its --seed and its own --output_dir"
+            )
+        return max(common)
+
+
+def _result(follower: Follower[dict[str, Any]]) -> dict[str, Any]:
+    """Lets a run finish."""
+    try:
+        next(follower)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("a run asks for no step after its last one")
+
+
+def _together(draws: Sequence[Draw]) -> Draw:
+    """Gives the batches of all as one, [S, batch, ...]; that of one alone as it is."""
+    if len(draws) == 1:
+        return draws[0]
+
+    def draw() -> Batch:
+        inputs, labels = zip(*(each() for each in draws), strict=True)
+        return _stack(inputs), _stack(labels)
+
+    return draw
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    sizes = {tuple(part.shape) for part in parts}
+    if len(sizes) > 1:
+        raise InputError(
+            f"these seeds have batches of other shapes ({', '.join(map(str, sorted(sizes)))}), as "
+            "their splits are of other sizes: train them one at a time"
+        )
+    return torch.stack(list(parts))

@@ -1,0 +1,259 @@
+"""Stack: the learners of several seeds, one step of all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from metaloss import distributed
+from metaloss.engines.base import Draw
+from metaloss.errors import InputError
+from metaloss.export import LearnedLoss
+from metaloss.learner import AdaLFL, redraw_by_modules, repeat
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
+from metaloss.problem import Problem
+from metaloss.stacked import Stacked, over_members, stack_optimizers, stack_states
+
+
+class Stack(AdaLFL):
+    """Learners of one build, such as one for each seed, that make their steps together.
+
+    A small model's step on a GPU is launches of kernels, hardly any arithmetic; a stack launches
+    them once for all, by torch.func.vmap. Each learner's steps are its own: it has its θ, φ and
+    batches, and one whose numbers are not finite leaves the others alone::
+
+        stack = metaloss.Stack([metaloss.AdaLFL(...) for seed in range(10)])
+        for inputs, labels, valid_inputs, valid_labels in loader:  # each [10, batch, ...]
+            stack.step((inputs, labels), (valid_inputs, valid_labels))
+
+    The learners go on to be what they were: their models, losses and states are theirs to evaluate
+    and to save at any time; their parameters are views of the stack's. Only the stack makes steps,
+    and a scheduler is that of `stack.problem.optimizer`.
+
+    Batches and results are stacks too: (inputs [S, batch, ...], labels [S, batch, ...]), and a
+    MetaStep of tensors [S]. Dropout masks are drawn for all at once, so those of one seed are other
+    draws than it has alone.
+
+    Args:
+        learners: they stand at the same step.
+
+    Raises:
+        InputError: they are not built alike, stand at different steps, or have a part that cannot
+            be stacked: an engine that mixes the numbers of a vector, a learned learning rate, a
+            gradient transform, an adapter, a learned loss that holds the model, several processes.
+    """
+
+    def __init__(self, learners: Sequence[AdaLFL]) -> None:
+        _refuse_others(learners)
+        self.learners = tuple(learners)
+        problems = [learner.problem for learner in learners]
+        first, models = problems[0], [problem.model for problem in problems]
+        losses = [problem.loss for problem in problems if problem.loss is not None]
+        model = Stacked(models, "model")
+        super().__init__(
+            model,
+            stack_optimizers([problem.optimizer for problem in problems], models, model),
+            Stacked(losses, "loss") if losses else None,
+            over_members(first.task_loss, "the task loss"),
+            link=over_members(first.link, "the link"),
+            meta_lr=None,
+            autocast=first.autocast,
+            outputs=first.outputs and over_members(first.outputs, "what `outputs` does"),
+            steps=learners[0]._steps,
+            cuda_graphs=learners[0]._recorded is not None,
+        )
+        adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
+        if adaptations:
+            self.adaptation = self.together(adaptations)
+        self.join()
+
+    def join(self) -> None:
+        """Goes on from where the learners stand, after a state was loaded into them.
+
+        Raises:
+            InputError: they stand at different steps.
+        """
+        self._base_steps = self.learners[0]._base_steps
+        if any(learner._base_steps != self._base_steps for learner in self.learners):
+            steps = ", ".join(str(learner._base_steps) for learner in self.learners)
+            raise InputError(f"the learners of a stack stand at different steps: {steps}")
+        stack_states(
+            self.problem.optimizer, [learner.problem.optimizer for learner in self.learners]
+        )
+        if isinstance(self.adaptation, StackedMetaOptimizer):
+            self.adaptation.join()
+        self._forget_recordings()
+
+    def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
+        """One step of all, see `AdaLFL.step`; batches and the result are stacks [S, ...].
+
+        Raises:
+            UnsupportedModelError: torch.func.vmap cannot follow the model, the link or a loss.
+        """
+        result = super().step(train_batch, valid_batch)
+        for learner in self.learners:
+            learner._base_steps = self._base_steps
+        return result
+
+    def initialize(
+        self,
+        train: Iterable[Any] | Draw,
+        valid: Iterable[Any] | Draw,
+        steps: int = 2500,
+        inner_steps: int = 1,
+        meta_lr: float = 1e-3,
+        redraw: Callable[[], None] | None = None,
+    ) -> None:
+        """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
+
+        Args:
+            train, valid, steps, inner_steps, meta_lr: as there.
+            redraw: draws the parameters of all learners anew, in place.
+
+        Raises:
+            InputError: no `redraw` was given and a parameter belongs to a module without
+                `reset_parameters`.
+        """
+        members = [OfflineUnrolled(steps, inner_steps, meta_lr) for _ in self.learners]
+        redraws = [] if redraw else [redraw_by_modules(each.problem) for each in self.learners]
+        for member, learner in zip(members, self.learners, strict=True):
+            member.attach(learner.problem)
+
+        def redraw_each() -> None:
+            for one in redraws:
+                one()
+
+        phase = self.initializing(
+            self.together(members),
+            self._drawing(repeat(train)),
+            self._drawing(repeat(valid)),
+            redraw or redraw_each,
+        )
+        for _ in phase:
+            pass
+
+    def together(self, members: Sequence[MetaOptimizer]) -> MetaOptimizer:
+        """The learners' meta-optimizers as one; each is attached to its learner's problem.
+
+        Raises:
+            InputError: their kind takes one seed at a time.
+        """
+        problems = [learner.problem for learner in self.learners]
+        return StackedMetaOptimizer(members, problems, self.problem)
+
+    def learned_loss(self) -> LearnedLoss:
+        """Refused: each learner has its own.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("a stack has a learned loss for each seed: ask its learners")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each learner saves."""
+        return {"learners": [learner.state_dict() for learner in self.learners]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
+        for learner, own in zip(self.learners, state["learners"], strict=True):
+            learner.load_state_dict(own)
+        self.join()
+
+    def _tell_progress(self) -> None:
+        for learner in self.learners:
+            learner._tell_progress()
+
+
+class StackedMetaOptimizer(MetaOptimizer):
+    """Meta-optimizers of one build, a step of all of them at once.
+
+    Args:
+        members: attached to their problems.
+        problems: theirs.
+        stacked: the stack of these.
+
+    Raises:
+        InputError: their kind takes one seed at a time.
+    """
+
+    def __init__(
+        self, members: Sequence[MetaOptimizer], problems: Sequence[Problem], stacked: Problem
+    ) -> None:
+        self._members = members
+        self._problems = problems
+        self._stacked = stacked
+        self.steps = members[0].steps
+        self.objective = members[0].objective
+        self.objective_batch_size = members[0].objective_batch_size
+        self.join()
+
+    def attach(self, problem: Problem) -> None:
+        for member, own in zip(self._members, self._problems, strict=True):
+            member.attach(own)
+        self.join()
+
+    def join(self) -> None:
+        """Goes on from where the members stand."""
+        self._lead = self._members[0].leading(self._members, self._stacked)
+
+    def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
+        result = self._lead.step(draw_train, draw_objective)
+        for member in self._members:
+            member.keep_up(self._lead)
+        return result
+
+    def branch(self) -> Hashable | None:
+        return self._lead.branch()
+
+    def replayed(self) -> None:
+        self._lead.replayed()
+        for member in self._members:
+            member.keep_up(self._lead)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": [member.state_dict() for member in self._members]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for member, own in zip(self._members, state["members"], strict=True):
+            member.load_state_dict(own)
+        self.join()
+
+
+def _refuse_others(learners: Sequence[AdaLFL]) -> None:
+    """Raises InputError unless the learners can be stacked, as far as it shows before a step."""
+    if not learners:
+        raise InputError("a stack is of at least one learner; there is none")
+    if distributed.several():
+        raise InputError("a stack is of one process: start one for each of its devices")
+    alike = {
+        "are of trainings of other lengths": lambda learner: learner._steps,
+        "have another task loss": lambda learner: learner.problem.task_loss,
+        "have another link": lambda learner: learner.problem.link,
+        "have another autocast": lambda learner: learner.problem.autocast,
+        "have other `outputs`": lambda learner: learner.problem.outputs,
+        "have other kinds of models": lambda learner: type(learner.problem.model),
+        "have other kinds of losses": lambda learner: type(learner.problem.loss),
+        "have other kinds of adaptation": lambda learner: type(learner.adaptation),
+    }
+    for complaint, of in alike.items():
+        for number, learner in enumerate(learners):
+            if of(learner) != of(learners[0]):
+                raise InputError(f"learners 0 and {number} {complaint}: a stack is of equal ones")
+    adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
+    if len({id(adaptation) for adaptation in adaptations}) < len(adaptations):
+        raise InputError(
+            "learners of a stack have each an adaptation of its own, and these share one"
+        )
+    for learner in learners:
+        problem = learner.problem
+        if learner.adapter is not None:
+            raise InputError("a stack takes batches (inputs, labels) [S, batch, ...], no `adapter`")
+        if problem.gradient_transform is not None:
+            raise InputError(
+                "a stack takes no gradient_transform: a norm would be that of all seeds together"
+            )
+        if problem.loss is not None and {*problem.loss.parameters()} & {
+            *problem.model.parameters()
+        }:
+            raise InputError("the learned loss holds the model, and a stack keeps the two apart")
