@@ -51,6 +51,7 @@ class Compiled(Engine):
         self._of: tuple[Any, Any] = (None, None)  # the problem and the meta-parameters
         self._steps: dict[Any, TracedStep | None] = {}  # by shapes; None: left to `exact`
         self._plain: dict[Any, Part] = {}  # by the training batch's shapes alone
+        self._scale: tuple[float | None, Any] = (None, None)  # the latest c, and as a tensor
         self._warned = False
 
     def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
@@ -90,7 +91,9 @@ class Compiled(Engine):
                 )
             given[: len(theta)] = taken.theta_before
             again, kept = [given[place] for place in step.again], found[len(theta) :]
-            late = [*theta, *objective, theta[0].new_tensor(scale)]
+            if scale != self._scale[0]:
+                self._scale = (scale, theta[0].new_tensor(scale))
+            late = [*theta, *objective, self._scale[1]]
             task_loss, *phi = step.closing(*again, *kept, *late)
         return Hypergradient(learned_loss, task_loss, phi, None)
 
@@ -104,6 +107,7 @@ class Compiled(Engine):
         """The step for batches of these shapes; None where it is left to `exact`."""
         if self._of[0] is not problem or self._of[1] is not meta:
             self._of, self._steps, self._plain = (problem, meta), {}, {}
+            self._scale = (None, None)  # of another precision or device
         shapes = (len(train), _shapes(problem, train[0]), _shapes(problem, objective))
         if shapes not in self._steps:
             try:
