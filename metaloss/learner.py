@@ -233,7 +233,11 @@ class AdaLFL:
 
 
 def repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
-    """A function that gives the next batch, starting over when a loader is exhausted."""
+    """A function that gives the next batch, starting over when a loader is exhausted.
+
+    Raises:
+        InputError: from the function made: the loader gives no batch.
+    """
     if callable(batches):
         return batches
 
@@ -253,6 +257,9 @@ def redraw_by_modules(problem: Problem) -> Callable[[], None]:
     """A function that draws every trained parameter anew by its module's `reset_parameters`.
 
     Parameters that are not trained stay: a frozen backbone may have come a long way.
+
+    Raises:
+        InputError: a module that owns one has no `reset_parameters`.
     """
     trained = set(problem.theta)
     owned = {m: list(m.parameters(recurse=False)) for m in problem.model.modules()}

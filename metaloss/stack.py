@@ -216,7 +216,7 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         raise InputError("a stack is of at least one learner; there is none")
     if distributed.several():
         raise InputError("a stack is of one process: start one for each of its devices")
-    alike = {
+    alike: dict[str, Callable[[AdaLFL], Any]] = {
         "are of trainings of other lengths": lambda learner: learner._steps,
         "have another task loss": lambda learner: learner.problem.task_loss,
         "have another link": lambda learner: learner.problem.link,

@@ -159,7 +159,12 @@ class MetaDescent:
         return given
 
     def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
-        """One step along gradients of the meta-parameters, if they and the task loss are finite.
+        """One step along gradients, if they and the task loss are finite.
+
+        Args:
+            found: what is to be told of, should there never be a usable gradient.
+            gradients: of the shapes of the meta-parameters.
+            finite: bool [].
 
         Raises:
             MissingGradientError: see `descend`.
@@ -216,7 +221,11 @@ class StackedDescent(MetaDescent):
 
 
 def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:
-    """Raises InputError if a stack's seeds would not stay apart."""
+    """Refuses what would not keep a stack's seeds apart.
+
+    Raises:
+        InputError: a learning rate is learned, or the engine is not `elementwise`.
+    """
     if meta.ratios is not None:
         raise InputError(
             "a learned learning rate is one number of the optimizer, which a stack has once: train "
