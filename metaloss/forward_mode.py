@@ -69,6 +69,9 @@ class KeepPrimals(TorchFunctionMode):
         elif func is F.batch_norm:
             output, *statistics = batch_norm_and_statistics(*args, **(kwargs or {}))
             self._keep(*statistics)
+        elif func is F.dropout and is_one_kernel(*args, **(kwargs or {})):
+            output, mask = dropout_and_mask(*args, **(kwargs or {}))
+            self._keep(mask)
         else:
             output = func(*args, **(kwargs or {}))
             if func in BILINEAR:
@@ -82,7 +85,7 @@ class KeepPrimals(TorchFunctionMode):
         """What was kept of the next call, and is no longer; None if it was changed since.
 
         The output, for a convolution or linear layer; the output and where in its plane each
-        maximum was, for max pooling; the statistics, for BatchNorm.
+        maximum was, for max pooling; the statistics, for BatchNorm; the mask, for dropout.
         """
         if not self._kept:
             return None
@@ -105,7 +108,9 @@ class ForwardMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         inside = torch._C._are_functorch_transforms_active()  # where no dual can be looked into
-        kept = (func in BILINEAR or func in MAX_POOLING or func is F.batch_norm) and not inside
+        drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
+        kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
+        kept = kept and not inside
         primals = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
@@ -118,6 +123,8 @@ class ForwardMode(TorchFunctionMode):
             return bilinear(func, primals, *args, **(kwargs or {}))
         if func is F.batch_norm:
             return batch_norm(primals, *args, **(kwargs or {}))
+        if drops and primals is not None:
+            return dropout(primals, *args, **(kwargs or {}))
         if func in MAX_POOLING and primals is not None:
             return max_pooling(MAX_POOLING[func], primals, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
@@ -212,6 +219,36 @@ def batch_norm(
     if shift_dot is not None:
         tangent.add_(shift_dot.view([1, -1] + [1] * (x.dim() - 2)))
     return forward_ad.make_dual(normalised(gain, shift), tangent)
+
+
+def is_one_kernel(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> bool:
+    """Whether F.dropout is `torch.native_dropout`, which gives its mask, to the bit."""
+    return input.is_cuda and training and 0 < p < 1 and input.numel() > 0
+
+
+def dropout_and_mask(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Tensor, ...]:
+    """F.dropout, and which elements it kept; never in place."""
+    return torch.native_dropout(input, p, training)
+
+
+def dropout(
+    mask: tuple[Tensor, ...],
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor:
+    """F.dropout by a mask that was drawn: nothing is drawn again, as no CUDA graph could."""
+    x, x_dot = forward_ad.unpack_dual(input)
+    by = (*mask, 1 / (1 - p))
+    output = torch.ops.aten.native_dropout_backward(x, *by)  # it is linear, and its own transpose
+    if x_dot is None:
+        return output
+    return forward_ad.make_dual(output, torch.ops.aten.native_dropout_backward(x_dot, *by))
 
 
 def embedding(

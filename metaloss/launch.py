@@ -40,6 +40,7 @@ def train(
     strict: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
+    cuda_graphs: bool = False,
 ) -> int:
     """One run, or those of several seeds at once, as `tools/train.py` is asked for them.
 
@@ -88,7 +89,7 @@ def train(
     if not left:
         return max(codes)
     folders = [folder for folder, _, _ in left]
-    runs = [Run(plan, each, place, find_data_dir(data_dir)) for _, each, plan in left]
+    runs = [Run(plan, each, place, find_data_dir(data_dir), cuda_graphs) for _, each, plan in left]
     lockstep = Lockstep(runs)
     distributed.require_equal((parsed.text, seeds), "is asked for another run")
     if dry_run:

@@ -11,6 +11,7 @@ from torch import nn
 
 from metaloss import distributed, links, snapshot
 from metaloss.batches import Adapter, Outputs, adapted
+from metaloss.cuda_graphs import RecordedSteps
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.export import LearnedLoss
@@ -64,10 +65,12 @@ class AdaLFL:
             `metaloss.ClipNorm`, `metaloss.ClipValue`, or a differentiable function of one's own.
         adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
         steps: base steps of the whole training, for a loss that looks at its progress.
+        cuda_graphs: record each kind of step as a CUDA graph and replay it: faster where a step is
+            mostly launches of kernels. A task loss or link of one's own is then tensor operations.
 
     Raises:
         UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
-            the training and `steps` was not given.
+            the training and `steps` was not given; or CUDA graphs cannot hold such steps.
         MissingGradientError: there is no parameter to learn.
     """
 
@@ -86,6 +89,7 @@ class AdaLFL:
         outputs: Outputs | None = None,
         gradient_transform: GradientTransform | None = None,
         steps: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.problem = Problem(
             model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
@@ -96,6 +100,7 @@ class AdaLFL:
         self.adaptation = adaptation
         if adaptation is not None:
             adaptation.attach(self.problem)
+        self._recorded = RecordedSteps(self.problem) if cuda_graphs else None
         self._steps = steps
         self._base_steps = 0
         self._tell_progress()
@@ -115,14 +120,21 @@ class AdaLFL:
         """
         self._tell_progress()
         self._base_steps += 1
-        draw_train = self._drawing(train_batch)
+        draw_train, draw_valid = self._drawing(train_batch), self._drawing(valid_batch)
+        if valid_batch is None:
+            both = draw_train()
+            draw_train = draw_valid = lambda: both
+        return self._take(self.adaptation, draw_train, draw_valid)
+
+    def _take(
+        self, meta_optimizer: MetaOptimizer | None, draw_train: Draw, draw_objective: Draw
+    ) -> MetaStep:
         with self.problem.taking_autocast():
-            if self.adaptation is None:
+            if self._recorded is not None:
+                return self._recorded.step(meta_optimizer, draw_train, draw_objective)
+            if meta_optimizer is None:
                 return MetaStep(self.problem.base_step(draw_train()).learned_loss)
-            if valid_batch is None:
-                valid_batch = train_batch = draw_train()
-                return self.adaptation.step(lambda: train_batch, lambda: valid_batch)
-            return self.adaptation.step(draw_train, self._drawing(valid_batch))
+            return meta_optimizer.step(draw_train, draw_objective)
 
     def initialize(
         self,
@@ -182,14 +194,15 @@ class AdaLFL:
         """
         model, optimizer = self.problem.model, self.problem.optimizer
         before = snapshot.model_values(model)
+        self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
             redraw()
             reset(optimizer)
-            with self.problem.taking_autocast():
-                result = initialization.step(draw_train, draw_objective)
+            result = self._take(initialization, draw_train, draw_objective)
             if done == initialization.steps:
                 snapshot.set_model_values(model, before)
                 reset(optimizer)
+                self._forget_recordings()
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result
@@ -226,6 +239,12 @@ class AdaLFL:
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
         self._base_steps = state["base_steps"]
+        self._forget_recordings()
+
+    def _forget_recordings(self) -> None:
+        """Another meta-optimizer, or another state of it, has its tensors elsewhere."""
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _tell_progress(self) -> None:
         if isinstance(self.problem.loss, Representation):

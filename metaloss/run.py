@@ -47,6 +47,7 @@ class Run:
         seed: decides θ_0, the validation split, all batches and dropout masks.
         device: where data and model live.
         data_dir: see `Task.load`.
+        cuda_graphs: see `AdaLFL`; the run is the same one without.
 
     Attributes:
         state: everything that decides how the run goes on.
@@ -57,11 +58,18 @@ class Run:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
     """
 
-    def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
+    def __init__(
+        self,
+        plan: Runner,
+        seed: int,
+        device: torch.device,
+        data_dir: Path,
+        cuda_graphs: bool = False,
+    ) -> None:
         self.plan = plan
         self.seed = seed
         self.device = device
-        self.state = State(plan, seed, device, data_dir)
+        self.state = State(plan, seed, device, data_dir, cuda_graphs)
         self.stop = False
         self.label = ""
 

@@ -33,9 +33,12 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def global_state(device: torch.device) -> list[Tensor]:
-    """The state of torch's global generators that a model on `device` may draw from (dropout)."""
+    """The state of torch's global generators that a model on `device` may draw from (dropout).
+
+    In a CUDA graph nothing may be drawn on the GPU, so its generator has no part.
+    """
     states = [torch.get_rng_state()]
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         states.append(torch.cuda.get_rng_state(device))
     return states
 
@@ -43,8 +46,23 @@ def global_state(device: torch.device) -> list[Tensor]:
 def set_global_state(states: list[Tensor], device: torch.device) -> None:
     """Puts the global generators back to a state that `global_state` returned."""
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
+
+
+#: Lists of those who want to know of each replay whether anything was drawn in it.
+_WATCHERS: list[list[bool]] = []
+
+
+@contextmanager
+def watching_replays() -> Iterator[list[bool]]:
+    """Gives a list, to which each `replaying` within adds whether anything was drawn in it."""
+    drawn: list[bool] = []
+    _WATCHERS.append(drawn)
+    try:
+        yield drawn
+    finally:
+        _WATCHERS.remove(drawn)
 
 
 @contextmanager
@@ -55,4 +73,8 @@ def replaying(states: list[Tensor], device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        if _WATCHERS:
+            drawn = not all(map(torch.equal, states, global_state(device)))
+            for watcher in _WATCHERS:
+                watcher.append(drawn)
         set_global_state(outside, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from metaloss import distributed
@@ -61,6 +61,7 @@ class Stack(AdaLFL):
             autocast=first.autocast,
             outputs=first.outputs and over_members(first.outputs, "what `outputs` does"),
             steps=learners[0]._steps,
+            cuda_graphs=learners[0]._recorded is not None,
         )
         adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
         if adaptations:
@@ -82,6 +83,7 @@ class Stack(AdaLFL):
         )
         if isinstance(self.adaptation, StackedMetaOptimizer):
             self.adaptation.join()
+        self._forget_recordings()
 
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One step of all, see `AdaLFL.step`; batches and the result are stacks [S, ...].
@@ -200,6 +202,14 @@ class StackedMetaOptimizer(MetaOptimizer):
         for member in self._members:
             member.keep_up(self._lead)
         return result
+
+    def branch(self) -> Hashable | None:
+        return self._lead.branch()
+
+    def replayed(self) -> None:
+        self._lead.replayed()
+        for member in self._members:
+            member.keep_up(self._lead)
 
     def state_dict(self) -> dict[str, Any]:
         return {"members": [member.state_dict() for member in self._members]}

@@ -34,13 +34,21 @@ class State:
         seed: decides θ_0, the validation split, all batches and dropout masks.
         device: where data and model live.
         data_dir: see `Task.load`.
+        cuda_graphs: see `AdaLFL`; the run is the same one without.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
         InputError: a batch has fewer examples than there are processes.
     """
 
-    def __init__(self, plan: Runner, seed: int, device: torch.device, data_dir: Path) -> None:
+    def __init__(
+        self,
+        plan: Runner,
+        seed: int,
+        device: torch.device,
+        data_dir: Path,
+        cuda_graphs: bool = False,
+    ) -> None:
         self._plan = plan
         self._device = device
         self._seed = seed
@@ -61,6 +69,7 @@ class State:
             adaptation=plan.adaptation,
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
             steps=plan.steps,
+            cuda_graphs=cuda_graphs,
         )
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]

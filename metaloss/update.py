@@ -47,6 +47,9 @@ class Update(ABC):
     counters: tuple[str, ...] = ("step",)
     #: True if `cotangent` and `direction` are computed from what is there after the step.
     closed_form = False
+    #: True if in the step and its derivatives Python computes with nothing but the settings, so
+    #: that a CUDA graph of them holds for the next step too.
+    recordable = False
 
     @abstractmethod
     def step(

@@ -226,6 +226,8 @@ def test_a_turn_of_every_k_is_k_steps(monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in SAME])
 def test_every_other_contender_steps(name):
+    if CONTENDERS[name].recorded and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     pair = SMALL["regression"]
     model, loss = pair.model(), NN()
     step, own_model, own_loss = starts(pair, name, model, loss)

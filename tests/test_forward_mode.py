@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from metaloss import forward_mode
 from metaloss.forward_mode import ForwardMode, KeepPrimals
 
 POOLINGS = {
@@ -51,6 +52,36 @@ def test_max_pooling(name):
         torch.testing.assert_close(ours.tangent, theirs.tangent)
         assert slope.equal(torch.autograd.grad(pooling(x).sum(), x)[0])
     assert primals.next() is None
+
+
+def test_dropout_by_the_mask_of_the_base_pass(monkeypatch):
+    """As on a GPU, where F.dropout is the kernel that gives its mask: nothing is drawn again."""
+    monkeypatch.setattr(forward_mode, "is_one_kernel", lambda *args, **kwargs: True)
+    torch.manual_seed(0)
+    x, direction = torch.randn(2, 5, 7, dtype=torch.float64).unbind()
+    with KeepPrimals() as primals:
+        first = F.dropout(x, 0.3).mul_(1.0)
+        F.dropout(input=x, p=0.6, training=True)
+    state = torch.get_rng_state()
+    with forward_ad.dual_level(), ForwardMode(primals):
+        ours = forward_ad.unpack_dual(F.dropout(forward_ad.make_dual(x, direction), 0.3))
+        second = forward_ad.unpack_dual(F.dropout(input=x, p=0.6, training=True))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(ours.primal, first)
+    torch.testing.assert_close(ours.tangent, direction * first / x)
+    assert second.tangent is None
+    assert primals.next() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_on_a_gpu_the_base_pass_is_the_dropout_of_torch_bit_for_bit(inplace):
+    x = torch.randn(1000, device="cuda")
+    torch.manual_seed(0)
+    expected = F.dropout(x.clone(), 0.3)
+    torch.manual_seed(0)
+    with KeepPrimals():
+        assert F.dropout(x.clone(), 0.3, inplace=inplace).equal(expected)
 
 
 BATCH_NORMS = {

@@ -42,6 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "which takes longer for large models; default: %(default)g",
     )
     add("--turns", type=int, help="how often each contender is measured, instead")
+    add("--batch_size", type=int, metavar="N", help="default: one that suits the model and 2 cores")
     add("--threads", type=int, help="CPU threads; default: torch's")
     add("--device", default="cpu", help="a torch device; default: %(default)s")
     add(
@@ -79,6 +80,8 @@ def main(command_line: list[str] | None = None) -> int:
     try:
         models = chosen("model", arguments.model, list(PAIRS))
         contenders = chosen("contender", arguments.contender, list(CONTENDERS))
+        if arguments.batch_size is not None and arguments.batch_size < 2:
+            raise InputError(f"--batch_size={arguments.batch_size}: at least 2")
         for path in filter(None, (arguments.json, arguments.markdown)):
             if not path.resolve().parent.is_dir() or path.is_dir():
                 raise InputError(f"'{path}' cannot be written: it is a folder, or in none")
@@ -107,6 +110,7 @@ def main(command_line: list[str] | None = None) -> int:
             device,
             seconds=arguments.seconds,
             turns=arguments.turns,
+            batch_size=arguments.batch_size,
             clock=time.process_time if arguments.cpu_time else time.perf_counter,
         )
         print(report.lines(found), flush=True)

@@ -38,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="the first N of them")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    add("--cuda_graphs", action="store_true", help="on a GPU: steps are recorded and replayed")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     add("--output", type=Path, metavar="FILE", help="of the report; default: the terminal")
     return parser.parse_args(arguments)

@@ -42,6 +42,7 @@ class SGDUpdate(Update):
 
     linear = True
     closed_form = True
+    recordable = True
 
     def step(
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters

@@ -48,10 +48,22 @@ def baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
 
 
 def adalfl(
-    model: nn.Module, loss: nn.Module, task_loss: TaskLoss, *, engine: str, every: int = 1
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    engine: str,
+    every: int = 1,
+    recorded: bool = False,
 ) -> Step:
     """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
-    return _learner(model, loss, task_loss, OnlineOneStep(META_LR, every, engine=engine))
+    online = OnlineOneStep(META_LR, every, engine=engine)
+    return _learner(model, loss, task_loss, online, recorded)
+
+
+def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Plain training on the task loss, as a CUDA graph."""
+    return _learner(model, None, task_loss, None, recorded=True)
 
 
 def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
@@ -60,9 +72,21 @@ def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
 
 
 def _learner(
-    model: nn.Module, loss: nn.Module | None, task_loss: TaskLoss, adaptation: MetaOptimizer
+    model: nn.Module,
+    loss: nn.Module | None,
+    task_loss: TaskLoss,
+    adaptation: MetaOptimizer | None,
+    recorded: bool = False,
 ) -> Step:
-    learner = AdaLFL(model, base_optimizer(model), loss, task_loss, adaptation=adaptation)
+    learner = AdaLFL(
+        model,
+        base_optimizer(model),
+        loss,
+        task_loss,
+        meta_lr=None,
+        adaptation=adaptation,
+        cuda_graphs=recorded,
+    )
 
     def step(train: Batch, valid: Batch) -> None:
         learner.step(train, valid)
@@ -146,6 +170,7 @@ class Contender:
     steps: int = 1  #: in a turn, which is timed as a whole
     plain_network: bool = False  #: whether M_φ is a `PlainNetwork`
     package: str | None = None  #: that must be installed for it
+    recorded: bool = False  #: whether its steps are CUDA graphs, which takes a GPU
 
 
 _PEERS = {
@@ -163,6 +188,8 @@ CONTENDERS: dict[str, Contender] = {
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
         for k in (4, 20)
     },
+    "baseline_recorded": Contender(recorded_baseline, recorded=True),
+    "exact_recorded": Contender(partial(adalfl, engine="exact", recorded=True), recorded=True),
     "exact_plain_network": Contender(partial(adalfl, engine="exact"), plain_network=True),
     "meta_lr": Contender(meta_lr),
     **_PEERS,

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -71,6 +71,7 @@ def measure(
     seconds: float,
     turns: int | None = None,
     clock: Clock = time.perf_counter,
+    batch_size: int | None = None,
 ) -> list[Row]:
     """One row for each contender, in their order.
 
@@ -81,9 +82,12 @@ def measure(
         seconds: of measured time, divided among the contenders; each has a turn at least.
         turns: how many each has, instead.
         clock: what times are read from.
+        batch_size: of all batches; None takes the pair's.
     """
     assert contenders[0] == "baseline"
     pair = PAIRS[model]
+    if batch_size is not None:
+        pair = replace(pair, batch_size=batch_size)
     torch.manual_seed(0)
     theta, phi = pair.model().to(device), NN().to(device)
     rows, entrants = [], []
@@ -91,6 +95,9 @@ def measure(
         contender = CONTENDERS[name]
         row = Row(model, pair.batch_size, name)
         rows.append(row)
+        if contender.recorded and device.type != "cuda":
+            row.note = "needs a GPU"
+            continue
         loss = PlainNetwork(phi) if contender.plain_network else deepcopy(phi)
         try:
             step = contender.start(deepcopy(theta), loss, pair.task_loss)
@@ -104,7 +111,8 @@ def measure(
     for entrant in entrants:
         entrant.step(pair.draw(device), pair.draw(device))  # warm-up: optimizers make their states
         with memory.measuring(device) as measured:
-            entrant.turn(pair.draw(device), pair.draw(device))
+            for _ in range(3 if entrant.contender.recorded else 1):  # the second step is recorded
+                entrant.turn(pair.draw(device), pair.draw(device))
         entrant.row.peak_bytes = measured.peak_bytes
 
     share = seconds / len(entrants)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,7 @@ class Adam(Descent):
             self._groups, self._adam.param_groups, self._rates, strict=True
         ):
             settings["lr"] = rate * factor
+            settings["capturable"] = finite.is_cuda and torch.cuda.is_current_stream_capturing()
             for parameter in group:
                 gradient = next(given)
                 gradient = None if gradient is None else gradient.to(parameter)
@@ -94,6 +95,12 @@ class Adam(Descent):
         if self._radius is not None:
             for group, starts in zip(self._groups, self._starts, strict=True):
                 _project(group, starts, self._radius)
+
+    def branch(self) -> Hashable | None:
+        return self._factor()
+
+    def replayed(self) -> None:
+        self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"adam": self._adam.state_dict(), "steps": self._steps, "starts": self._starts}

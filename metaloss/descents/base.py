@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,13 @@ class Descent(ABC):
             gradients: aligned with the groups' tensors in their order; None leaves one as it is.
             finite: bool [], whether the step may be made.
         """
+
+    def branch(self) -> Hashable | None:
+        """What Python decides by in the next step; None if no CUDA graph can hold it."""
+        return None
+
+    def replayed(self) -> None:  # noqa: B027
+        """A CUDA graph has made a step: counts it."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

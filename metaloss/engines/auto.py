@@ -43,6 +43,7 @@ class Auto(Engine):
         if self.chosen is None:
             self.chosen, reasons = choose(problem, meta, train)
             self.exact = self.chosen.exact
+            self.recordable = self.chosen.recordable
             if reasons:
                 warnings.warn(
                     f"the meta-gradient is taken by engine '{ENGINES.name_of(self.chosen)}': "

@@ -40,6 +40,8 @@ class Engine(ABC):
 
     #: Whether the gradient is that of the steps themselves, up to rounding.
     exact = False
+    #: Whether a meta-step of one base step is tensor operations alone, which a CUDA graph can hold.
+    recordable = False
     #: Whether nothing in it mixes the numbers of a vector over θ or φ, so that the problems of a
     #: stack stay apart.
     elementwise = False

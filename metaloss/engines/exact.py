@@ -29,6 +29,7 @@ class Exact(RolloutEngine):
     """
 
     exact = True
+    recordable = True
     elementwise = True
 
     def roll_out(

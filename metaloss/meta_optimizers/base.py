@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,16 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
+
+    def branch(self) -> Hashable | None:
+        """What Python decides by in the next `step`; None if no CUDA graph can hold it.
+
+        "base" is a base step alone, which draws no objective.
+        """
+        return None
+
+    def replayed(self) -> None:  # noqa: B027
+        """A CUDA graph has made a step: counts it."""
 
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
         """What makes the steps of several at once, on the stack of their problems.
@@ -181,6 +191,16 @@ class MetaDescent:
         self._descent.descend(gradients, finite)
         self._meta.write_rate()
 
+    def branch(self) -> Hashable | None:
+        """Of the descent; None before the first usable gradient, and where a rate is learned."""
+        if not self._usable or self._meta.ratios is not None:
+            return None
+        return self._descent.branch()
+
+    def replayed(self) -> None:
+        """A CUDA graph has made a step: counts it."""
+        self._descent.replayed()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "descent": self._descent.state_dict(),
@@ -218,6 +238,14 @@ class StackedDescent(MetaDescent):
             own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
             member.move(own, gradients, finite[i])
         return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+
+    def branch(self) -> Hashable | None:
+        branches = tuple(member.branch() for member in self._members)
+        return None if None in branches else branches
+
+    def replayed(self) -> None:
+        for member in self._members:
+            member.replayed()
 
 
 def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:

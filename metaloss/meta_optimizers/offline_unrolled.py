@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
@@ -86,6 +86,13 @@ class OfflineUnrolled(MetaOptimizer):
         return self._descent.descend(
             self.engine.hypergradient(self._problem, self._meta, batches, draw_objective)
         )
+
+    def branch(self) -> Hashable | None:
+        one = self.inner_steps == 1
+        return self._descent.branch() if one and self.engine.recordable else None
+
+    def replayed(self) -> None:
+        self._descent.replayed()
 
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
         refuse_mixing(self._meta, self.engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss import checks
@@ -103,6 +103,18 @@ class OnlineOneStep(MetaOptimizer):
         made = self._base_steps
         frozen = self.stop is not None and made >= self.stop
         return made >= self.start and not frozen and (made - self.start) % self.every == 0
+
+    def branch(self) -> Hashable | None:
+        if self._meta.ratios is not None:
+            return None  # Python writes the learned rate
+        if not self._due():
+            return "base"
+        return self._descent.branch() if self.engine.recordable else None
+
+    def replayed(self) -> None:
+        if self._due():
+            self._descent.replayed()
+        self._base_steps += 1
 
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
         refuse_mixing(self._meta, self.engine)

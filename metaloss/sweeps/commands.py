@@ -27,7 +27,8 @@ class Site:
     Attributes:
         root: their folders are below it.
         train: `tools/train.py`.
-        flags: of `tools/train.py`, the same for every run: `--data_dir`, `--device`, `--plugin`.
+        flags: of `tools/train.py`, the same for every run: `--data_dir`, `--device`, `--plugin`,
+            `--cuda_graphs`.
     """
 
     root: Path
@@ -61,6 +62,7 @@ def carry_out(
     data_dir: str | None = None,
     device: str = "auto",
     plugin: Sequence[str] = (),
+    cuda_graphs: bool = False,
     output: Path | None = None,
 ) -> int:
     """What `tools/sweep.py` is asked for; the arguments are its flags, `train` is `tools/train.py`.
@@ -76,6 +78,7 @@ def carry_out(
     starter, cells = load(spec, [*gin_param, *chosen])
     cells = choose(cells, only, limit)
     flags = [f"--device={device}", *(f"--plugin={name}" for name in plugin)]
+    flags += ["--cuda_graphs"] if cuda_graphs else []
     flags += [] if data_dir is None else [f"--data_dir={data_dir}"]
     site = Site(output_dir, train, tuple(flags))
     if command == "plan":

@@ -70,7 +70,7 @@ class Data:
         inputs, labels = self.splits[split]
         index = draw_indices(len(inputs), batch_size, generator)
         batch, taken = len(index), distributed.share(len(index))
-        index = index[taken].to(inputs.device)
+        index = index[taken].to(inputs.device, non_blocking=True)
         inputs, labels = inputs[index], labels[index]
         if self.images is not None:
             inputs = self.images.prepare(self.images.augment(inputs, generator, batch, taken))

@@ -60,7 +60,8 @@ class Images:
         rows = offsets[0, :, None] + torch.arange(height)
         columns = offsets[1, :, None] + torch.arange(width)
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
-        rows, columns = torch.cat([rows, columns], 1).to(stored.device).split([height, width], 1)
+        windows = torch.cat([rows, columns], 1).to(stored.device, non_blocking=True)
+        rows, columns = windows.split([height, width], 1)
         padded = F.pad(stored, [self.padding] * 4)
         return padded[
             torch.arange(n, device=stored.device)[:, None, None, None],
