@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss import distributed, links, snapshot
-from metaloss.batches import Adapter, Outputs, adapted
+from metaloss.batches import Adapter, Outputs, adapted, repeat
 from metaloss.cuda_graphs import RecordedSteps
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
@@ -249,27 +249,6 @@ class AdaLFL:
     def _tell_progress(self) -> None:
         if isinstance(self.problem.loss, Representation):
             self.problem.loss.observe(self._base_steps, self._steps)
-
-
-def repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
-    """A function that gives the next batch, starting over when a loader is exhausted.
-
-    Raises:
-        InputError: from the function made: the loader gives no batch.
-    """
-    if callable(batches):
-        return batches
-
-    def endless() -> Iterator[Any]:
-        while True:
-            empty = True
-            for batch in batches:
-                empty = False
-                yield batch
-            if empty:
-                raise InputError("the loader gives no batch")
-
-    return endless().__next__
 
 
 def redraw_by_modules(problem: Problem) -> Callable[[], None]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from metaloss import distributed
+from metaloss.batches import repeat
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.export import LearnedLoss
-from metaloss.learner import AdaLFL, redraw_by_modules, repeat
+from metaloss.learner import AdaLFL, redraw_by_modules
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.problem import Problem
