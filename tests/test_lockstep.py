@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaloss import checkpoint, inspection, launch
+from metaloss import checkpoint, inspection, launch, seeding
 from metaloss.analysis import pictures
 from metaloss.errors import InputError
 from metaloss.export import load_loss
 from metaloss.run import Run
-from metaloss.state import State
+from metaloss.stacked_data import StackedData
+from metaloss.tasks import TASKS
 from tests import lives
 
 QUICK = [
@@ -270,13 +271,16 @@ def test_runs_that_were_alone_go_on_together_from_the_same_step(whole, tmp_path,
 
 
 def test_a_seed_that_diverges_ends_and_the_others_go_on(whole, tmp_path, monkeypatch, capsys):
-    draw = State._draw
+    draw, batches = StackedData.draw, []
 
-    def spoilt(self, split, size, stream):
-        inputs, labels = draw(self, split, size, stream)
-        return (inputs * torch.inf if (self._seed, self.steps) == (1, 5) else inputs), labels
+    def spoilt(self, split, *rest):
+        inputs, labels = draw(self, split, *rest)
+        batches.append(split)
+        if batches.count("train") == 9 + 6:  # of the initialisation, and of the training
+            inputs[1] = torch.inf
+        return inputs, labels
 
-    monkeypatch.setattr(State, "_draw", spoilt)
+    monkeypatch.setattr(StackedData, "draw", spoilt)
     assert train(tmp_path / "all") == 3
     assert [result(tmp_path / "all" / f"seed{seed}")["status"] for seed in SEEDS] == [
         "finished",
@@ -318,17 +322,34 @@ def test_a_rehearsal_of_several_seeds(train, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_splits_of_other_sizes_are_refused(tmp_path, monkeypatch):
-    draw = State._draw
+def test_batches_are_those_that_each_seed_draws_alone(data_dir):
+    """Of augmented bytes with a mean of their own split, and of plain floats."""
+    for task in (TASKS["cifar10"](), TASKS["digits"]()):
+        alone, together = (
+            [task.load(data_dir, seeding.stream(seed, "split")) for seed in SEEDS] for _ in range(2)
+        )
+        if alone[0].images is not None:
+            for i, data in enumerate((*alone, *together)):
+                data.images.mean.copy_(data.images.mean + i % len(SEEDS))
+        stacked = StackedData(together)
+        for split in ("train", "valid"):
+            streams = [[seeding.stream(seed, split) for seed in SEEDS] for _ in range(2)]
+            for _ in range(2):
+                inputs, labels = stacked.draw(split, 8, streams[0])
+                for i, data in enumerate(alone):
+                    x, y = data.draw(split, 8, streams[1][i])
+                    assert x.equal(inputs[i])
+                    assert y.equal(labels[i])
+                    assert all(map(torch.equal, data.splits[split], together[i].splits[split]))
 
-    def smaller(self, *arguments):
-        inputs, labels = draw(self, *arguments)
-        return inputs[self._seed :], labels[self._seed :]
 
-    monkeypatch.setattr(State, "_draw", smaller)
+def test_splits_of_other_sizes_are_refused():
+    several = [
+        TASKS["digits"](valid_fraction=fraction).load(Path(), seeding.stream(0, "split"))
+        for fraction in (0.1, 0.2)
+    ]
     with pytest.raises(InputError) as refused:
-        train(tmp_path / "all", method="baseline")
+        StackedData(several)
     assert str(refused.value) == (
-        "these seeds have batches of other shapes ((14, 1, 8, 8), (15, 1, 8, 8), (16, 1, 8, 8)), "
-        "as their splits are of other sizes: train them one at a time"
+        "the seeds have train splits of other sizes (1293, 1150): train them one at a time"
     )
