@@ -47,22 +47,23 @@ class Lockstep:
             for run in runs:
                 run.label = f"seed {run.seed}"
 
-    def execute(self, folders: Sequence[RunFolder], config: str) -> list[dict[str, Any]]:
-        """Carries the runs out, going on from their folders' checkpoints if there are any.
-
-        Returns:
-            The content of each one's result.json.
+    def restore(self, folders: Sequence[RunFolder], config: str) -> None:
+        """Goes on from the folders' checkpoints, if there are any; changes no file.
 
         Raises:
-            RunFolderError: a checkpoint is damaged or another configuration's; nothing is changed.
+            RunFolderError: a checkpoint is damaged or another configuration's.
             InputError: the checkpoints stand at different steps.
         """
         at = self._common(folders)
         for run, folder in zip(self._runs, folders, strict=True):
             run.restore(folder, config, at)
-        skipped = torch.tensor([int(state.skipped) for state in self._states])
         if self._stack is not None:
             self._stack.join()
+
+    def execute(self) -> list[dict[str, Any]]:
+        """Carries the restored runs out; gives the content of each one's result.json."""
+        skipped = torch.tensor([int(state.skipped) for state in self._states])
+        if self._stack is not None:
             skipped = skipped.to(self._stack.problem.device)
             for state, count in zip(self._states, skipped, strict=True):
                 state.skipped = count  # a view: all are counted at once

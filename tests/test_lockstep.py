@@ -224,6 +224,10 @@ def test_masks_and_statistics_go_on_bit_for_bit(tmp_path, monkeypatch, data_dir)
         assert_same_run(*folders, 0)
 
 
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def stopping(monkeypatch, step: int) -> None:
     """SIGTERM arrives in a step of the training."""
     after_step = Run._after_step
@@ -261,6 +265,12 @@ def test_runs_that_were_alone_go_on_together_from_the_same_step(whole, tmp_path,
             assert train(tmp_path / "runs" / f"seed{seed}", seed) == 128 + signal.SIGTERM
     with pytest.raises(InputError) as refused:
         train(tmp_path / "runs", resume=True)
+    with pytest.raises(InputError, match=r"holds no run of seed 5 · known: 0, 1, 2$"):
+        launch.train(output_dir=str(tmp_path / "runs"), resume=True, seed=(0, 5))
+    before = files(tmp_path / "runs")
+    with pytest.raises(InputError):
+        train(tmp_path / "runs", (0, 3), resume=True)  # seed 3 would be a new one
+    assert files(tmp_path / "runs") - before <= {tmp_path / "runs" / "seed3" / ".lock"}
     assert str(refused.value) == (
         "only runs that stand at the same step go on together (seed 0 at meta-step 9, step 7, "
         "seed 1 at meta-step 9, step 7, seed 2 at meta-step 9, step 9): --resume each alone, by "
