@@ -68,10 +68,10 @@ class Lockstep:
             for state, count in zip(self._states, skipped, strict=True):
                 state.skipped = count  # a view: all are counted at once
         steps, results = self._steps(), [dict[str, Any]() for _ in self._runs]
-        with ExitStack() as stack:
+        with ExitStack() as opened:
             following = {i: run.follow() for i, run in enumerate(self._runs)}
             for follower in following.values():
-                stack.callback(follower.close)
+                opened.callback(follower.close)
             asking = {i: next(follower) for i, follower in following.items()}
             while following:
                 for i in [i for i, asks in asking.items() if not asks]:

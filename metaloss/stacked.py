@@ -52,7 +52,8 @@ class Stacked(nn.Module):
                     "members but one move: train these seeds one at a time"
                 )
         self.module = copy.deepcopy(members[0])
-        self._whole = getattr(self.module, "takes_stacks", False)
+        # Of this very class: one derived from it may use its parameters otherwise.
+        self._whole = bool(vars(type(self.module)).get("takes_stacks", False))
         self._over = over_members(self._pass, f"the {what}")
         stacks: dict[Tensor, Tensor] = {}  # by the first member's, which may have several names
         for name, tensor in first.items():
