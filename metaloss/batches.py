@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,27 @@ def _rows(labels: Any) -> int:
         return len(labels) if labels.dim() else 1
     several = labels.values() if isinstance(labels, Mapping) else labels
     return _rows(next(iter(several))) if isinstance(several, Iterable) else 1
+
+
+def repeat(batches: Iterable[Any] | Callable[[], Any]) -> Callable[[], Any]:
+    """A function that gives the next batch, starting over when a loader is exhausted.
+
+    Raises:
+        InputError: from the function made: the loader gives no batch.
+    """
+    if callable(batches):
+        return batches
+
+    def endless() -> Iterator[Any]:
+        while True:
+            empty = True
+            for batch in batches:
+                empty = False
+                yield batch
+            if empty:
+                raise InputError("the loader gives no batch")
+
+    return endless().__next__
 
 
 def adapted(batch: Any, adapter: Adapter | None) -> StepBatch:

@@ -19,7 +19,7 @@ from metaloss.errors import ConfigError, InputError
 from metaloss.lockstep import Lockstep
 from metaloss.loggers import finite_or_none
 from metaloss.run import Run
-from metaloss.run_folder import RunFolder, describe, seeds_in, write_json
+from metaloss.run_folder import RunFolder, describe, found_there, write_json
 from metaloss.runner import Runner
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import find_data_dir
@@ -64,7 +64,7 @@ def train(
     plugins.load_all(list(plugin))
     seeds = [seed] if isinstance(seed, int) else list(seed or ())
     if resume and output_dir is not None and not gin_file and not gin_param:
-        gin_file, seeds = _found_there(Path(output_dir), seeds)
+        gin_file, seeds = found_there(Path(output_dir), seeds)
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
@@ -107,12 +107,14 @@ def train(
                 raise InputError(f"{folder.path}: this run has ended just now; --resume the others")
             if end is not None:
                 return _say_ended(folder, end)
+        lockstep.restore(folders, parsed.text)
+        together = {"seeds_at_once": [run.seed for run in runs]} if len(runs) > 1 else {}
+        for run, folder in zip(runs, folders, strict=True):
             if first:
-                together = {"seeds_at_once": [each.seed for each in runs]} if runs[1:] else {}
                 meta = {**_names(run.plan), **describe(run.seed, place), **together}
                 folder.begin(parsed.text, meta)
         with _stopping_on_signals(runs) as received:
-            results = lockstep.execute(folders, parsed.text)
+            results = lockstep.execute()
             distributed.gather(None)  # a process that leaves earlier may take the others with it
     for folder, result in zip(folders, results, strict=True):
         print(f"{folder.path}: {_summary(result)}")
@@ -236,22 +238,6 @@ def _folders(output_dir: str | None, plan: Runner, seeds: Sequence[int]) -> list
     root = Path("runs", "{task}_{backbone}".format(**_names(plan)), plan.method)
     root = root if output_dir is None else Path(output_dir)
     return [RunFolder(root / f"seed{seed}") for seed in seeds]
-
-
-def _found_there(folder: Path, seeds: Sequence[int]) -> tuple[list[str], list[int]]:
-    """The configuration and the seeds of the run in a folder, or of those in its seedN folders.
-
-    Raises:
-        InputError: there is none.
-    """
-    there = RunFolder(folder)
-    if there.config.is_file():
-        return [str(there.config)], list(seeds) or [there.seed()]
-    found = seeds_in(folder)
-    if not found:
-        raise InputError(f"{folder} holds no run to go on with: give --gin_file")
-    seeds = list(seeds) or found
-    return [str(RunFolder(folder / f"seed{found[0]}").config)], seeds
 
 
 def _say_ended(folder: RunFolder, ended: dict[str, Any]) -> int:

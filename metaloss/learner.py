@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaloss import distributed, links, snapshot
-from metaloss.batches import Adapter, Outputs, adapted
+from metaloss.batches import Adapter, Outputs, adapted, repeat
 from metaloss.cuda_graphs import RecordedSteps
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
@@ -251,27 +251,13 @@ class AdaLFL:
             self.problem.loss.observe(self._base_steps, self._steps)
 
 
-def repeat(batches: Iterable[Any] | Draw) -> Callable[[], Any]:
-    """A function that gives the next batch, starting over when a loader is exhausted."""
-    if callable(batches):
-        return batches
-
-    def endless() -> Iterator[Any]:
-        while True:
-            empty = True
-            for batch in batches:
-                empty = False
-                yield batch
-            if empty:
-                raise InputError("the loader gives no batch")
-
-    return endless().__next__
-
-
 def redraw_by_modules(problem: Problem) -> Callable[[], None]:
     """A function that draws every trained parameter anew by its module's `reset_parameters`.
 
     Parameters that are not trained stay: a frozen backbone may have come a long way.
+
+    Raises:
+        InputError: a module that owns one has no `reset_parameters`.
     """
     trained = set(problem.theta)
     owned = {m: list(m.parameters(recurse=False)) for m in problem.model.modules()}

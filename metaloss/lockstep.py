@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaloss import saving
 from metaloss.batches import Batch
@@ -18,6 +18,7 @@ from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.run import Follower, Run
 from metaloss.run_folder import RunFolder
 from metaloss.stack import Stack
+from metaloss.stacked_data import StackedData
 from metaloss.state import Phase
 
 
@@ -38,20 +39,19 @@ class Lockstep:
         self._runs = runs
         self._states = [run.state for run in runs]
         self._stack: Stack | None = None
+        self._data: StackedData | None = None
         if len(runs) > 1:
+            self._data = StackedData([state.data for state in self._states])
             self._stack = Stack([state.learner for state in self._states])
             self._learner()  # refuses now what it would refuse after the folders are written
             for run in runs:
                 run.label = f"seed {run.seed}"
 
-    def execute(self, folders: Sequence[RunFolder], config: str) -> list[dict[str, Any]]:
-        """Carries the runs out, going on from their folders' checkpoints if there are any.
-
-        Returns:
-            The content of each one's result.json.
+    def restore(self, folders: Sequence[RunFolder], config: str) -> None:
+        """Goes on from the folders' checkpoints, if there are any; changes no file.
 
         Raises:
-            RunFolderError: a checkpoint is damaged or another configuration's; nothing is changed.
+            RunFolderError: a checkpoint is damaged or another configuration's.
             InputError: the checkpoints stand at different steps.
         """
         at = self._common(folders)
@@ -59,11 +59,19 @@ class Lockstep:
             run.restore(folder, config, at)
         if self._stack is not None:
             self._stack.join()
+
+    def execute(self) -> list[dict[str, Any]]:
+        """Carries the restored runs out; gives the content of each one's result.json."""
+        skipped = torch.tensor([int(state.skipped) for state in self._states])
+        if self._stack is not None:
+            skipped = skipped.to(self._stack.problem.device)
+            for state, count in zip(self._states, skipped, strict=True):
+                state.skipped = count  # a view: all are counted at once
         steps, results = self._steps(), [dict[str, Any]() for _ in self._runs]
-        with ExitStack() as stack:
+        with ExitStack() as opened:
             following = {i: run.follow() for i, run in enumerate(self._runs)}
             for follower in following.values():
-                stack.callback(follower.close)
+                opened.callback(follower.close)
             asking = {i: next(follower) for i, follower in following.items()}
             while following:
                 for i in [i for i, asks in asking.items() if not asks]:
@@ -71,6 +79,9 @@ class Lockstep:
                     del asking[i]
                 if following:
                     made = next(steps)
+                    if self._stack is not None and made.skipped is not None:
+                        skipped += made.skipped
+                        made.skipped = None
                     each = [made] if self._stack is None else made.members()
                     asking = {i: follower.send(each[i]) for i, follower in following.items()}
         return results
@@ -104,8 +115,15 @@ class Lockstep:
 
     def _draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
         """Give the next batches of all, see `State.draws`."""
-        trains, objectives = zip(*(state.draws(phase) for state in self._states), strict=True)
-        return _together(trains), None if objectives[0] is None else _together(objectives)
+        first = self._states[0]
+        if self._data is None:
+            return first.draws(phase)
+        train, objective = first.asked(phase)
+        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+
+    def _draw(self, split: str, size: int, stream: str) -> Batch:
+        assert self._data is not None
+        return self._data.draw(split, size, [state.stream(stream) for state in self._states])
 
     def _redraw(self) -> None:
         for state in self._states:
@@ -139,25 +157,3 @@ def _result(follower: Follower[dict[str, Any]]) -> dict[str, Any]:
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     raise AssertionError("a run asks for no step after its last one")
-
-
-def _together(draws: Sequence[Draw]) -> Draw:
-    """Gives the batches of all as one, [S, batch, ...]; that of one alone as it is."""
-    if len(draws) == 1:
-        return draws[0]
-
-    def draw() -> Batch:
-        inputs, labels = zip(*(each() for each in draws), strict=True)
-        return _stack(inputs), _stack(labels)
-
-    return draw
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    sizes = {tuple(part.shape) for part in parts}
-    if len(sizes) > 1:
-        raise InputError(
-            f"these seeds have batches of other shapes ({', '.join(map(str, sorted(sizes)))}), as "
-            "their splits are of other sizes: train them one at a time"
-        )
-    return torch.stack(list(parts))

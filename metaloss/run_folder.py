@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import ndiff
 from importlib.metadata import PackageNotFoundError, version
@@ -144,10 +144,27 @@ class RunFolder:
             checkpoint.write_atomically(self.config, lambda path: path.write_text(config, "utf-8"))
 
 
-def seeds_in(folder: Path) -> list[int]:
-    """The seeds of the runs in the seedN folders of a folder, ascending."""
+def found_there(folder: Path, seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The configuration and the seeds of the run in a folder, or of those in its seedN folders.
+
+    Args:
+        seeds: those that are asked for; all, if there is none.
+
+    Raises:
+        RunFolderError: they are not there.
+    """
+    there = RunFolder(folder)
+    if there.config.is_file():
+        return [str(there.config)], list(seeds) or [there.seed()]
     names = [path.parent.name.removeprefix("seed") for path in folder.glob("seed*/config.gin")]
-    return sorted(int(name) for name in names if re.fullmatch(r"-?\d+", name))
+    found = sorted(int(name) for name in names if re.fullmatch(r"-?\d+", name))
+    if not found:
+        raise RunFolderError(f"{folder} holds no run to go on with: give --gin_file")
+    for seed in seeds:
+        if seed not in found:
+            known = ", ".join(map(str, found))
+            raise RunFolderError(f"{folder} holds no run of seed {seed} · known: {known}")
+    return [str(RunFolder(folder / f"seed{found[0]}").config)], list(seeds) or found
 
 
 def describe(seed: int, device: torch.device) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from metaloss import distributed
+from metaloss.batches import repeat
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.export import LearnedLoss
-from metaloss.learner import AdaLFL, redraw_by_modules, repeat
+from metaloss.learner import AdaLFL, redraw_by_modules
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.problem import Problem
@@ -226,7 +227,7 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         raise InputError("a stack is of at least one learner; there is none")
     if distributed.several():
         raise InputError("a stack is of one process: start one for each of its devices")
-    alike = {
+    alike: dict[str, Callable[[AdaLFL], Any]] = {
         "are of trainings of other lengths": lambda learner: learner._steps,
         "have another task loss": lambda learner: learner.problem.task_loss,
         "have another link": lambda learner: learner.problem.link,

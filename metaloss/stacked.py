@@ -52,7 +52,8 @@ class Stacked(nn.Module):
                     "members but one move: train these seeds one at a time"
                 )
         self.module = copy.deepcopy(members[0])
-        self._whole = getattr(self.module, "takes_stacks", False)
+        # Of this very class: one derived from it may use its parameters otherwise.
+        self._whole = bool(vars(type(self.module)).get("takes_stacks", False))
         self._over = over_members(self._pass, f"the {what}")
         stacks: dict[Tensor, Tensor] = {}  # by the first member's, which may have several names
         for name, tensor in first.items():
@@ -122,49 +123,42 @@ def stack_states(made: torch.optim.Optimizer, optimizers: Sequence[torch.optim.O
     Raises:
         InputError: they have made other numbers of steps.
     """
-    counters = update_of(made).counters
     made.state.clear()
     for parameter, *own in zip(_held(made), *map(_held, optimizers), strict=True):
         states = [optimizer.state.get(p, {}) for optimizer, p in zip(optimizers, own, strict=True)]
         if any(states):
-            made.state[parameter] = _stack_state(states, counters)
+            made.state[parameter] = _stack_state(states, own[0].shape, update_of(made).counters)
 
 
-def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _hand_out(stacked: torch.optim.Optimizer, index: int, member: torch.optim.Optimizer) -> None:
-    """Gives a member's optimizer its part of the state of all."""
-    counters = update_of(stacked).counters
-    member.state.clear()
-    for parameter, own in zip(_held(stacked), _held(member), strict=True):
-        if state := stacked.state.get(parameter):
-            member.state[own] = {
-                key: _part(value, None if key in counters else index)
-                for key, value in state.items()
-            }
-
-
-def _part(value: Any, index: int | None) -> Any:
-    """A member's part of a value of the state, or a copy of what is of all."""
-    if not torch.is_tensor(value):
-        return value
-    return value.clone() if index is None else value[index]
-
-
-def _stack_state(states: Sequence[State], counters: tuple[str, ...]) -> State:
-    """The state of one parameter of all members."""
+def _stack_state(states: Sequence[State], shape: torch.Size, counters: tuple[str, ...]) -> State:
+    """The state of one parameter of all members; what is not of its shape goes with the steps."""
     first = states[0]
     counted = [{key: float(state[key]) for key in counters if key in state} for state in states]
     if any(s.keys() != first.keys() for s in states) or any(c != counted[0] for c in counted):
         raise InputError("the base optimizers have made other numbers of steps")
     return {
         key: torch.stack([state[key] for state in states])
-        if torch.is_tensor(value) and key not in counters
-        else _part(value, None)
+        if torch.is_tensor(value) and value.shape == shape and key not in counters
+        else copy.deepcopy(value)
         for key, value in first.items()
     }
+
+
+def _hand_out(stacked: torch.optim.Optimizer, index: int, member: torch.optim.Optimizer) -> None:
+    """Gives a member's optimizer its part of the state of all."""
+    member.state.clear()
+    for parameter, own in zip(_held(stacked), _held(member), strict=True):
+        if state := stacked.state.get(parameter):
+            member.state[own] = {
+                key: value[index]
+                if torch.is_tensor(value) and value.shape == parameter.shape
+                else copy.deepcopy(value)
+                for key, value in state.items()
+            }
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _settings(group: Mapping[str, Any], names: Mapping[Tensor, str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from metaloss.trajectory import Trajectory, flat
 
 #: Whose streams batches are drawn from: the training's, or the initialisation's.
 Phase = Literal["", "init_"]
+#: A kind of batches: the split, how many examples, and the stream that draws them.
+Asked = tuple[str, int, str]
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
 #: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
@@ -94,21 +96,23 @@ class State:
             return None
         return initialization
 
-    def draw(self, split: str, stream: str) -> Batch:
-        """The next training batch of a split, by the given stream."""
-        return self._draw(split, self._plan.task.batch_size, stream)
-
-    def draw_objective(self, meta_optimizer: MetaOptimizer, stream: str) -> Batch:
-        """The next batch that a meta-optimizer takes the task loss on."""
-        return self._draw(meta_optimizer.objective, self._objective_size(meta_optimizer), stream)
-
     def draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
         """Give the next training batch, and the next one that the task loss is taken on, if any."""
+        train, objective = self.asked(phase)
+        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+
+    def asked(self, phase: Phase) -> tuple[Asked, Asked | None]:
+        """The batches of a phase's training, and of its task loss if it has one."""
         meta_optimizer = self._plan.initialization if phase else self._plan.adaptation
-        train = partial(self.draw, "train", f"{phase}train")
+        train: Asked = ("train", self._plan.task.batch_size, f"{phase}train")
         if meta_optimizer is None:
             return train, None
-        return train, partial(self.draw_objective, meta_optimizer, f"{phase}objective")
+        size = self._objective_size(meta_optimizer)
+        return train, (meta_optimizer.objective, size, f"{phase}objective")
+
+    def stream(self, name: str) -> torch.Generator:
+        """What draws one kind of batches, see `STREAMS`."""
+        return self._streams[name]
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""

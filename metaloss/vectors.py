@@ -35,7 +35,7 @@ def copy(v: Vector) -> list[Tensor | None]:
 
 def laid_out(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
     """A gradient in its parameter's memory layout, as torch's fused steps take it for granted."""
-    if grad is None or grad.is_sparse or grad.stride() == parameter.stride():
+    if grad is None or grad.is_sparse or _same_layout(grad, parameter):
         return grad
     return torch.empty_like(parameter).copy_(grad)
 
@@ -48,3 +48,7 @@ def inner(v: Vector, w: Vector) -> Tensor | None:
         if x is not None and y is not None
     ]
     return torch.stack(terms).sum() if terms else None
+
+
+def _same_layout(one: Tensor, other: Tensor) -> bool:
+    return one.stride() == other.stride() or (one.is_contiguous() and other.is_contiguous())

@@ -135,7 +135,9 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     run.stop = True
     with folder.held():
         folder.begin(text, {"seed": 3})
-    assert Lockstep([run]).execute([folder], text)[0]["status"] == "stopped"
+    lockstep = Lockstep([run])
+    lockstep.restore([folder], text)
+    assert lockstep.execute()[0]["status"] == "stopped"
     code, out, _ = evaluate("stopped")
     expected = evaluation.evaluate(run.state.model, run.state.data, "test")
     assert code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -79,10 +80,11 @@ def learners(model="mlp", optimizer="sgd", loss="nn", adapt=lambda: None, **opti
         torch.manual_seed(seed)
         built = MODELS[model][0]() if isinstance(model, str) else model()
         representation = None if loss is None else metaloss.REPRESENTATIONS[loss]()
+        recipe = OPTIMIZERS.get(optimizer) or partial(metaloss.BASE_OPTIMIZERS[optimizer], lr=1e-2)
         made.append(
             metaloss.AdaLFL(
                 built,
-                OPTIMIZERS[optimizer](built.parameters()),
+                recipe(built.parameters()),
                 representation,
                 **{"meta_lr": 1e-3, "steps": STEPS, "adaptation": adapt(), **options},
             )
@@ -210,7 +212,31 @@ def test_any_representation_and_a_schedule_of_meta_steps(loss):
         assert_alike(one, other)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+#: Rprop's step does not feel its gradient.
+EVERY = sorted({*metaloss.BASE_OPTIMIZERS} - {*OPTIMIZERS, "rprop"})
+
+
+class Biased(metaloss.REPRESENTATIONS["nn"]):
+    """Derived from a loss that takes whole stacks; this one does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((CLASSES,), 0.3))
+
+    def forward(self, prediction, target):
+        return super().forward(prediction + self.bias, target)
+
+
+def test_a_loss_derived_from_one_that_takes_stacks(monkeypatch):
+    known = {**metaloss.REPRESENTATIONS, "biased": Biased}
+    monkeypatch.setattr(metaloss, "REPRESENTATIONS", known)
+    alone, stacked = (learners(loss="biased") for _ in range(2))
+    step_all(alone, Stack(stacked), (5,), 4)
+    for one, other in zip(alone, stacked, strict=True):
+        assert_alike(one, other)
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *EVERY])
 def test_a_stack_goes_on_from_where_its_learners_stand(optimizer):
     """Before it they step alone, and after it too, by the states that they were left."""
     alone, stacked = (learners(optimizer=optimizer) for _ in range(2))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from metaloss import config, lock
+from metaloss import config, lock, saving
 from metaloss.errors import ConfigError, InputError
 from metaloss.launchers.base import Job, Launcher
 from metaloss.launchers.local import Local
@@ -37,17 +37,21 @@ FAKE = """
 import json, sys, time
 from pathlib import Path
 flags = dict(word.lstrip('-').split('=', 1) for word in sys.argv[1:] if '=' in word)
-folder, seed = Path(flags['output_dir']), int(flags['seed'])
-folder.mkdir(parents=True, exist_ok=True)
+seeds = [word.split('=')[1] for word in sys.argv[1:] if word.startswith('--seed=')]
+folders = [Path(flags['output_dir'])]
+if len(seeds) > 1:
+    folders = [folders[0] / f'seed{seed}' for seed in seeds]
 with Path(__file__).with_name('started').open('a') as started:
-    started.write(f'{folder.name}\\n')
-orders = json.loads(Path(__file__).with_name('orders').read_text()).get(str(seed), {})
-(folder / 'config.gin').write_text('')
+    started.write('+'.join(folder.name for folder in folders) + '\\n')
+orders = json.loads(Path(__file__).with_name('orders').read_text()).get(seeds[-1], {})
 time.sleep(orders.get('sleep', 0))
 print('what went wrong' if 'code' in orders else 'fine')
-if 'code' not in orders:
-    result = {'status': 'finished', 'metric': 'error_rate', 'test': 0.25, 'seconds': 2.0}
-    (folder / 'result.json').write_text(json.dumps(result))
+for folder in folders:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.gin').write_text('')
+    if 'code' not in orders:
+        result = {'status': 'finished', 'metric': 'error_rate', 'test': 0.25, 'seconds': 2.0}
+        (folder / 'result.json').write_text(json.dumps(result))
 sys.exit(orders.get('code', 0))
 """
 
@@ -103,7 +107,6 @@ def test_a_spec_is_the_product_of_its_lists(spec):
         "--gin_file=methods/baseline.gin",
         "--gin_param=Runner.steps = 4",
         "--gin_param=base_optimizers.sgd.lr = 0.1",
-        "--seed=0",
     ]  # a binding that the baseline does not read is not given to it
     assert "--gin_param=meta_optimizers.offline_unrolled.steps = 2" in last.arguments()
     assert (last.steps, last.init_steps, first.init_steps) == (4, 2, 0)
@@ -147,7 +150,7 @@ def test_a_method_that_does_not_have_a_parameter_is_run_once():
          "Sweep.parameters: give a list of values for 'Runner.steps' · in --gin_param "
          "\"Sweep.parameters = {'Runner.steps': 3}\""),
         ("Sweep.method = []", "Sweep has no parameter 'method'; did you mean 'methods'?; it takes: "
-         "tasks, methods, seeds, bindings, parameters, launcher · in --gin_param "
+         "tasks, methods, seeds, bindings, parameters, launcher, seeds_at_once · in --gin_param "
          "'Sweep.method = []'"),
         ("Sweep.tasks = ['tasks/digit_mlp.gin']",
          "no gin file 'tasks/digit_mlp.gin'; did you mean 'tasks/digits_mlp.gin'?"),
@@ -207,6 +210,37 @@ def test_a_failed_run_stops_no_other_and_waits_for_retry(fake):
     assert run(fake, 3, retry=True)[0]
     assert fake.started().count("seed1") == 2
     assert commands.status(grid(3), Local(), fake).splitlines()[-1] == "3 runs: 3 finished"
+
+
+def test_several_seeds_of_a_configuration_are_one_process(fake):
+    several = grid(5, seeds_at_once=2)
+    fake.orders(seed3={"code": 2})
+    lines = []
+    assert not commands.run(several, Local(parallel=1), fake, lines.append)
+    assert fake.started() == ["seed0+seed1", "seed2+seed3", "seed4"]
+    assert [line.split(" ", 3)[0] for line in lines] == [f"[{i}/5," for i in range(1, 6)]
+    for cell in several[2:4]:  # the log of one process tells of both
+        found = standing(cell, fake.root)
+        assert (found.state, found.detail[:12]) == ("failed", "exit code 2:")
+        assert "what went wrong" in found.detail
+    fake.orders()
+    assert commands.run(several, Local(parallel=1), fake, lines.append, retry=True)
+    assert fake.started() == ["seed0+seed1", "seed2+seed3", "seed2+seed3", "seed4"]
+    shown = commands.plan(several, Local(parallel=1), fake)
+    assert "--seed=0 --seed=1 --output_dir=" in shown
+
+
+def test_what_takes_one_seed_at_a_time_goes_on_to():
+    names = ("baseline", "ml3", "meta_lr", "adalfl")
+    made = grid(1, seeds_at_once=10, methods=[f"methods/{name}.gin" for name in names])
+    assert [cell.at_once for cell in made] == [10, 10, 1, 10]
+
+
+def test_only_runs_of_one_step_are_one_process(fake, monkeypatch):
+    steps = {"seed0": 4, "seed1": 8, "seed2": 4, "seed3": 0}
+    monkeypatch.setattr(saving, "positions", lambda folder: [(0, steps[folder.path.name]), (0, 0)])
+    parts = fake.together(grid(4, seeds_at_once=4))
+    assert [[cell.seed for cell in part] for part in parts] == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize("code", [130, 143])
@@ -379,6 +413,16 @@ def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: no gin file 'nothing.gin'")
     assert main(["status", *rest, "--launcher=slum"]) == 2
     assert "no 'slum' in launchers; did you mean 'slurm'?" in capsys.readouterr().err
+
+
+def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
+    main = tool("sweep").main
+    rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*"]
+    assert main(["run", *rest, "--limit=4", "--gin_param=Sweep.seeds_at_once = 2"]) == 0
+    metas = list((tmp_path / "runs").glob("*/*/*/meta.json"))
+    assert len(metas) == 4
+    for path in metas:
+        assert json.loads(path.read_text())["seeds_at_once"] == [0, 1]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

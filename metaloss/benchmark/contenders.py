@@ -8,6 +8,7 @@ by the same optimizer, `base_optimizer`, and learn φ by the same Adam.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +24,7 @@ from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.meta_optimizers.meta_lr import MetaLR
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import TaskLoss
+from metaloss.stack import Stack
 
 Step = Callable[[Batch, Batch], None]  #: (training batch, validation batch)
 META_LR = 1e-5
@@ -90,6 +92,38 @@ def _learner(
 
     def step(train: Batch, valid: Batch) -> None:
         learner.step(train, valid)
+
+    return step
+
+
+def seeds_at_once(
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    seeds: int,
+    learning: bool = True,
+    recorded: bool = False,
+) -> Step:
+    """The steps of so many seeds at once, by the exact engine, or of as many baselines."""
+    pairs = [(model, loss), *((deepcopy(model), deepcopy(loss)) for _ in range(seeds - 1))]
+    learners = [
+        AdaLFL(
+            own_model,
+            base_optimizer(own_model),
+            own_loss if learning else None,
+            task_loss,
+            meta_lr=None,
+            adaptation=OnlineOneStep(META_LR, engine="exact") if learning else None,
+            cuda_graphs=recorded,
+        )
+        for own_model, own_loss in pairs
+    ]
+    stack = Stack(learners)
+
+    def step(train: Batch, valid: Batch) -> None:
+        both = (tuple(torch.stack([part] * seeds) for part in batch) for batch in (train, valid))
+        stack.step(*both)
 
     return step
 
@@ -195,6 +229,16 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "baseline_recorded": Contender(recorded_baseline, recorded=True),
     "exact_recorded": Contender(partial(adalfl, engine="exact", recorded=True), recorded=True),
+    **{
+        f"{name}_{seeds}_seeds": Contender(
+            partial(seeds_at_once, seeds=seeds, learning=name == "exact")
+        )
+        for name in ("baseline", "exact")
+        for seeds in (3, 10)
+    },
+    "exact_10_seeds_recorded": Contender(
+        partial(seeds_at_once, seeds=10, recorded=True), recorded=True
+    ),
     "exact_plain_network": Contender(partial(adalfl, engine="exact"), plain_network=True),
     "meta_lr": Contender(meta_lr),
     **_PEERS,

@@ -15,6 +15,7 @@ from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.errors import InputError, MissingGradientError
 from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
+from metaloss.rates.base import Rate
 from metaloss.registry import Registry
 from metaloss.vectors import Vector
 
@@ -75,6 +76,16 @@ class MetaOptimizer(ABC):
     def replayed(self) -> None:  # noqa: B027
         """A CUDA graph has made a step: counts it."""
 
+    def refuse_stack(self) -> None:
+        """Whether `leading` can be asked.
+
+        Raises:
+            InputError: this kind, or a part of it, takes one problem at a time.
+        """
+        raise InputError(
+            f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
+        )
+
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
         """What makes the steps of several at once, on the stack of their problems.
 
@@ -84,11 +95,10 @@ class MetaOptimizer(ABC):
             stacked: the stack of these problems, whose losses are of shape [S].
 
         Raises:
-            InputError: this kind takes one problem at a time.
+            InputError: see `refuse_stack`.
         """
-        raise InputError(
-            f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
-        )
+        self.refuse_stack()
+        raise NotImplementedError
 
     def keep_up(self, lead: MetaOptimizer) -> None:  # noqa: B027 - most kinds count no steps
         """Counts a step that `leading`'s result has made for this one too."""
@@ -170,7 +180,12 @@ class MetaDescent:
         return given
 
     def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
-        """One step along gradients of the meta-parameters, if they and the task loss are finite.
+        """One step along gradients, if they and the task loss are finite.
+
+        Args:
+            found: what is to be told of, should there never be a usable gradient.
+            gradients: of the shapes of the meta-parameters.
+            finite: bool [].
 
         Raises:
             MissingGradientError: see `descend`.
@@ -244,9 +259,13 @@ class StackedDescent(MetaDescent):
             member.replayed()
 
 
-def refuse_mixing(meta: MetaParameters, engine: Engine) -> None:
-    """Raises InputError if a stack's seeds would not stay apart."""
-    if meta.ratios is not None:
+def refuse_mixing(rate: Rate | None, engine: Engine) -> None:
+    """Refuses what would not keep a stack's seeds apart.
+
+    Raises:
+        InputError: a learning rate is learned, or the engine is not `elementwise`.
+    """
+    if rate is not None:
         raise InputError(
             "a learned learning rate is one number of the optimizer, which a stack has once: train "
             "these seeds one at a time"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 from metaloss.descents.adam import Adam
@@ -67,8 +67,8 @@ class MetaLR(MetaOptimizer):
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         return self._online.step(draw_train, draw_objective)
 
-    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        return self._online.leading([], stacked)  # which refuses a learned rate
+    def refuse_stack(self) -> None:
+        self._online.refuse_stack()
 
     def state_dict(self) -> dict[str, Any]:
         return self._online.state_dict()

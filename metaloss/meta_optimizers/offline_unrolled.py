@@ -94,8 +94,11 @@ class OfflineUnrolled(MetaOptimizer):
     def replayed(self) -> None:
         self._descent.replayed()
 
+    def refuse_stack(self) -> None:
+        refuse_mixing(self.rate, self.engine)
+
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        refuse_mixing(self._meta, self.engine)
+        self.refuse_stack()
         lead = copy.copy(self)
         lead.attach(stacked)
         lead._descent = StackedDescent(

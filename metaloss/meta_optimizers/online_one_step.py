@@ -116,8 +116,11 @@ class OnlineOneStep(MetaOptimizer):
             self._descent.replayed()
         self._base_steps += 1
 
+    def refuse_stack(self) -> None:
+        refuse_mixing(self.rate, self.engine)
+
     def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        refuse_mixing(self._meta, self.engine)
+        self.refuse_stack()
         lead = copy.copy(self)
         lead.attach(stacked)
         lead._descent = StackedDescent(

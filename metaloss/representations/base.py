@@ -28,7 +28,7 @@ class Representation(nn.Module, ABC):
 
     classification_only = False
     #: Whether `forward` takes parameters [S, ...] with pairs [S, batch, C] too: a whole stack of
-    #: losses, which is otherwise left to torch.func.vmap.
+    #: losses, which is otherwise left to torch.func.vmap. Not inherited.
     takes_stacks = False
 
     @abstractmethod

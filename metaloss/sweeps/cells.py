@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metaloss import config
 from metaloss.analysis import settings
-from metaloss.errors import ConfigError
+from metaloss.errors import ConfigError, InputError
 from metaloss.launchers.base import Launcher
 from metaloss.sweeps.sweep import Sweep
 
@@ -26,6 +26,7 @@ class Cell:
         seed: of the run.
         files, bindings: what makes the configuration.
         steps: base steps, and meta-steps of the initialisation before them.
+        at_once: seeds of the configuration that one process makes.
     """
 
     group: str
@@ -34,6 +35,7 @@ class Cell:
     bindings: tuple[str, ...]
     steps: int
     init_steps: int
+    at_once: int = 1
 
     @property
     def name(self) -> str:
@@ -41,11 +43,10 @@ class Cell:
         return f"{self.group}/seed{self.seed}"
 
     def arguments(self) -> list[str]:
-        """The flags of `tools/train.py` that say what is run."""
+        """The flags of `tools/train.py` that say what is run, but for the seed."""
         return [
             *(f"--gin_file={file}" for file in self.files),
             *(f"--gin_param={binding}" for binding in self.bindings),
-            f"--seed={self.seed}",
         ]
 
 
@@ -91,8 +92,11 @@ def cells(sweep: Sweep) -> list[Cell]:
         for chosen in itertools.product(*choices):
             group, bindings, steps = _configuration((*task, *method), (*sweep.bindings, *chosen))
             unread -= {*bindings}
+            at_once = sweep.seeds_at_once
+            if at_once > 1 and not _can_be_stacked((*task, *method), bindings):
+                at_once = 1
             for seed in sweep.seeds:
-                cell = Cell(group, seed, (*task, *method), bindings, *steps)
+                cell = Cell(group, seed, (*task, *method), bindings, *steps, at_once)
                 found.setdefault(cell.name, cell)
     if unread:
         raise ConfigError(f"no run of the sweep reads {' or '.join(map(repr, sorted(unread)))}")
@@ -114,6 +118,18 @@ def _configuration(
     initialization = repr(found.values["Runner.initialization"]).strip("@()")
     steps = found.values["Runner.steps"], found.values.get(f"{initialization}.steps", 0)
     return f"{task}_{backbone}/{found.method}-{digest}", tuple(read), steps
+
+
+def _can_be_stacked(files: Sequence[str], bindings: Sequence[str]) -> bool:
+    """Whether several seeds of a configuration can make their steps at once."""
+    plan = config.load(files, bindings).build()
+    try:
+        for meta_optimizer in (plan.initialization, plan.adaptation):
+            if meta_optimizer is not None:
+                meta_optimizer.refuse_stack()
+    except InputError:
+        return False
+    return True
 
 
 def choose(cells: Sequence[Cell], patterns: Sequence[str], limit: int | None) -> list[Cell]:

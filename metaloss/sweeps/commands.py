@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from metaloss import plugins
-from metaloss.errors import InputError
+from metaloss import plugins, saving
+from metaloss.errors import InputError, RunFolderError
 from metaloss.launchers.base import Job, Launcher
 from metaloss.run_folder import RunFolder
 from metaloss.sweeps.cells import Cell, choose, load
-from metaloss.sweeps.standing import OPEN, STATES, Standing, State, seconds_left, standing
+from metaloss.sweeps.standing import (
+    OPEN,
+    STATES,
+    Standing,
+    State,
+    last_lines,
+    seconds_left,
+    standing,
+)
 
 Say = Callable[[str], None]
 
@@ -35,19 +44,33 @@ class Site:
     train: Path
     flags: tuple[str, ...] = ()
 
-    def job(self, cell: Cell, threads: int) -> Job:
-        """The command line of a cell: begins it, or goes on with it."""
-        folder = RunFolder(self.root / cell.name)
+    def job(self, cells: Sequence[Cell], threads: int) -> Job:
+        """The command line of a configuration's cells: begins them, or goes on with them."""
+        first = cells[0]
+        folder = RunFolder(self.root / first.name)
         command = (
             sys.executable,
             str(self.train),
-            *cell.arguments(),
+            *first.arguments(),
+            *(f"--seed={cell.seed}" for cell in cells),
             *self.flags,
-            f"--output_dir={folder.path}",
+            f"--output_dir={folder.path if len(cells) == 1 else folder.path.parent}",
             f"--threads={threads}",
             "--resume",
         )
-        return Job(cell.name, command, str(folder.log.absolute()))
+        return Job(first.name, command, str(folder.log.absolute()))
+
+    def together(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """The cells that one process makes: of one configuration, and of one step if begun."""
+        groups: dict[tuple[str, object], list[Cell]] = defaultdict(list)
+        for cell in cells:
+            step = cell.seed if cell.at_once == 1 else _step(RunFolder(self.root / cell.name))
+            groups[cell.group, step].append(cell)
+        parts = (
+            [group[i : i + group[0].at_once] for i in range(0, len(group), group[0].at_once)]
+            for group in groups.values()
+        )
+        return sorted(itertools.chain(*parts), key=lambda part: part[0].seed)
 
 
 def carry_out(
@@ -99,7 +122,7 @@ def plan(cells: Sequence[Cell], launcher: Launcher, site: Site) -> str:
     for group in dict.fromkeys(cell.group for cell in cells):
         members = [cell for cell in cells if cell.group == group]
         seeds = ", ".join(str(cell.seed) for cell in members)
-        job = site.job(members[0], launcher.threads)
+        job = site.job(members[: members[0].at_once], launcher.threads)
         lines += [f"{site.root / group}: seeds {seeds}", f"    {job.line}"]
     return "\n".join([*lines, status(cells, launcher, site, open_only=True)])
 
@@ -123,21 +146,31 @@ def run(
         InputError: the launcher cannot be used.
     """
     wanted: tuple[State, ...] = (*OPEN, "failed") if retry else OPEN
-    by_name = {cell.name: cell for cell in cells}
     todo = [cell for cell in cells if standing(cell, site.root).state in wanted]
     if not todo:
         say(f"nothing to start: {_counts([standing(cell, site.root) for cell in cells])}")
+    started: dict[str, list[Cell]] = {}
 
     def jobs() -> Iterator[Job]:
-        for cell in todo:
-            if standing(cell, site.root).state in wanted:  # else another sweeper was quicker
-                yield site.job(cell, launcher.threads)
+        for part in site.together(todo):
+            # else another sweeper was quicker
+            left = [cell for cell in part if standing(cell, site.root).state in wanted]
+            if left:
+                started[left[0].name] = left
+                yield site.job(left, launcher.threads)
 
-    began = time.monotonic()
-    for number, (job, _) in enumerate(launcher.launch(jobs()), start=1):
-        now = standing(by_name[job.name], site.root)
-        left = (time.monotonic() - began) * (len(todo) - number) / number
-        say(f"[{number}/{len(todo)}, {_duration(left)} left] {_line(now)}")
+    began, done = time.monotonic(), 0
+    for job, _ in launcher.launch(jobs()):
+        first, *others = started[job.name]
+        for other in others:  # of whose process the log is the first one's
+            log = RunFolder(site.root / other.name).log
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("\n".join(last_lines(Path(job.log))) + "\n")
+        for cell in (first, *others):
+            done += 1
+            left = (time.monotonic() - began) * (len(todo) - done) / done
+            found = _line(standing(cell, site.root))
+            say(f"[{done}/{len(todo)}, {_duration(left)} left] {found}")
     ended = Counter(standing(cell, site.root).state for cell in todo)
     return not (ended["failed"] or ended["interrupted"])
 
@@ -148,11 +181,12 @@ def status(
     """Where every cell is, and how long it will take."""
     found = [standing(cell, site.root) for cell in cells]
     shown = [] if open_only else [_line(s) for s in sorted(found, key=_order)]
-    left = seconds_left(found, launcher.parallel)
+    parallel = launcher.parallel * max(cell.at_once for cell in cells)
+    left = seconds_left(found, parallel)
     pending = any(s.state in ("running", *OPEN) for s in found)
     last = _counts(found)
     if left and pending:
-        last += f"; about {_duration(left)} left, {launcher.parallel} at a time"
+        last += f"; about {_duration(left)} left, {parallel} at a time"
     return "\n".join([*shown, last])
 
 
@@ -168,6 +202,14 @@ def report(cells: Sequence[Cell], site: Site, output: Path | None) -> None:
     if not folders:
         raise InputError(f"no run of this sweep is in {site.root}: start it with `run`")
     publish(folders, None, output)
+
+
+def _step(folder: RunFolder) -> object:
+    """Where a run's last checkpoint stands; one that cannot be read is alone with its trouble."""
+    try:
+        return saving.positions(folder)[0]
+    except RunFolderError:
+        return folder.path
 
 
 def _order(standing: Standing) -> tuple[int, str, int]:

@@ -22,6 +22,8 @@ class Sweep:
         parameters: values by name, such as `{'base_optimizers.sgd.lr': [0.1, 0.01]}`; every
             combination is a run.
         launcher: what starts the runs, and how many at a time.
+        seeds_at_once: of one configuration, in one process; for small models on a GPU. What takes
+            one seed at a time goes on to.
 
     Raises:
         ConfigError: there is nothing to run, or a seed is none.
@@ -35,7 +37,9 @@ class Sweep:
         bindings: Sequence[str] = (),
         parameters: Mapping[str, Sequence[Any]] | None = None,
         launcher: Launcher | None = None,
+        seeds_at_once: int = 1,
     ) -> None:
+        checks.integer(seeds_at_once, "Sweep.seeds_at_once", minimum=1)
         if isinstance(seeds, int):
             checks.integer(seeds, "Sweep.seeds", minimum=1)
             seeds = range(seeds)
@@ -52,6 +56,7 @@ class Sweep:
         self.bindings = tuple(bindings)
         self.parameters = {name: tuple(values) for name, values in (parameters or {}).items()}
         self.launcher = launcher or Local()
+        self.seeds_at_once = seeds_at_once
 
 
 def _together(files: str | Sequence[str]) -> tuple[str, ...]:

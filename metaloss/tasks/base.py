@@ -68,13 +68,29 @@ class Data:
             InputError: the batch has fewer examples than there are processes.
         """
         inputs, labels = self.splits[split]
-        index = draw_indices(len(inputs), batch_size, generator)
-        batch, taken = len(index), distributed.share(len(index))
-        index = index[taken].to(inputs.device, non_blocking=True)
+        index, windows = self.choose(split, batch_size, generator)
+        index = index.to(inputs.device, non_blocking=True)
         inputs, labels = inputs[index], labels[index]
         if self.images is not None:
-            inputs = self.images.prepare(self.images.augment(inputs, generator, batch, taken))
+            inputs = inputs if windows is None else self.images.cut(inputs, windows)
+            inputs = self.images.prepare(inputs)
         return inputs, labels
+
+    def choose(
+        self, split: str, batch_size: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is random in a `draw`: indices [batch], and how images are augmented; on the CPU.
+
+        Raises:
+            InputError: see `draw`.
+        """
+        inputs, _ = self.splits[split]
+        index = draw_indices(len(inputs), batch_size, generator)
+        batch, taken = len(index), distributed.share(len(index))
+        if self.images is None:
+            return index[taken], None
+        height, width = inputs.shape[2:]
+        return index[taken], self.images.windows((height, width), generator, batch, taken)
 
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""

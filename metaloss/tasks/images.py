@@ -51,16 +51,35 @@ class Images:
         images are, and is left alone where there is nothing to draw. Of what is `taken` of a larger
         `batch`, each image gets what it gets in the whole one.
         """
+        n, _, height, width = stored.shape
+        windows = self.windows((height, width), generator, n if batch is None else batch, taken)
+        return stored if windows is None else self.cut(stored, windows)
+
+    def windows(
+        self, size: tuple[int, int], generator: torch.Generator, batch: int, taken: slice
+    ) -> Tensor | None:
+        """The rows and columns of each image's window; None where nothing is augmented.
+
+        Args:
+            size: height and width of an image.
+
+        Returns:
+            [images, height + width], of the padded image, on the CPU.
+        """
         if not self.padding and not self.flip:
-            return stored
-        n, channels, height, width = stored.shape
-        drawn = n if batch is None else batch
-        offsets = torch.randint(2 * self.padding + 1, (2, drawn), generator=generator)[:, taken]
-        flipped = torch.rand(drawn, generator=generator)[taken] < 0.5 * self.flip
+            return None
+        height, width = size
+        offsets = torch.randint(2 * self.padding + 1, (2, batch), generator=generator)[:, taken]
+        flipped = torch.rand(batch, generator=generator)[taken] < 0.5 * self.flip
         rows = offsets[0, :, None] + torch.arange(height)
         columns = offsets[1, :, None] + torch.arange(width)
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
-        windows = torch.cat([rows, columns], 1).to(stored.device, non_blocking=True)
+        return torch.cat([rows, columns], 1)
+
+    def cut(self, stored: Tensor, windows: Tensor) -> Tensor:
+        """The windows of stored images, see `windows`."""
+        n, channels, height, width = stored.shape
+        windows = windows.to(stored.device, non_blocking=True)
         rows, columns = windows.split([height, width], 1)
         padded = F.pad(stored, [self.padding] * 4)
         return padded[
