@@ -29,6 +29,7 @@ class Auto(Engine):
 
     exact = True
     elementwise = True  # on a stack it takes only such engines
+    recordable = True  # until it has chosen: no meta-step is recorded before the first gradient
 
     def __init__(self) -> None:
         self.chosen: Engine | None = None

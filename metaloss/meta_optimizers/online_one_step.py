@@ -105,11 +105,9 @@ class OnlineOneStep(MetaOptimizer):
         return made >= self.start and not frozen and (made - self.start) % self.every == 0
 
     def branch(self) -> Hashable | None:
-        if self._meta.ratios is not None:
-            return None  # Python writes the learned rate
-        if not self._due():
-            return "base"
-        return self._descent.branch() if self.engine.recordable else None
+        if self._meta.ratios is not None or not self.engine.recordable:
+            return None  # a learned rate is written by Python
+        return self._descent.branch() if self._due() else "base"
 
     def replayed(self) -> None:
         if self._due():
