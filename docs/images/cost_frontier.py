@@ -1,0 +1,60 @@
+"""Draws cost_frontier.png, the picture of docs/performance.md, from the runs of a sweep.
+
+python tools/sweep.py run paper/question_cost.gin --data_dir=DIR
+python docs/images/cost_frontier.py runs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from ast import literal_eval
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+
+from metaloss.sweeps.cells import load
+
+BASELINE = [0.0127, 0.0136, 0.0155]  #: MNIST + LeNet-5 on the task loss (docs/results.md)
+META_STEP = 2.76  #: of a step with a meta-step in it, in baseline steps; one without is one step
+INITIALISATION, TRAINING = 2500, 10_000  #: steps
+
+
+def main(runs: Path) -> None:
+    """One curve for each number of examples in the task loss, over the cost of a training."""
+    found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in load(["paper/question_cost.gin"])[1]:
+        every, examples = (literal_eval(binding.split(" = ")[1]) for binding in cell.bindings)
+        result = runs / cell.name / "result.json"
+        if result.is_file():
+            found[examples or 128][every].append(json.loads(result.read_text())["test"])
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter([1.0] * 3, BASELINE, marker="x", color="black", label="baseline")
+    for shift, (examples, by_every) in enumerate(sorted(found.items(), reverse=True)):
+        costs = [cost(every) + 0.02 * shift for every in by_every]
+        line = axis.plot(costs, [mean(tests) for tests in by_every.values()], "-o")[0]
+        line.set_label(f"task loss on {examples} examples")
+        for x, (every, tests) in zip(costs, by_every.items(), strict=True):
+            axis.scatter([x] * len(tests), tests, s=8, color=line.get_color(), alpha=0.6)
+            if not shift:
+                axis.annotate(f"k = {every}", (x, 0.0066), ha="center", fontsize=9)
+    axis.set_xlabel("cost of the whole training, in baseline trainings, counted in steps")
+    axis.set_ylabel("test error rate")
+    axis.set_title("MNIST + LeNet-5: a meta-step every k base steps", fontsize=11)
+    axis.set_ylim(0.006, 0.016)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
+
+
+def cost(every: int) -> float:
+    """Of a training with a meta-step every so many base steps, its initialisation included."""
+    step = (META_STEP + every - 1) / every
+    return (INITIALISATION * META_STEP + TRAINING * step) / TRAINING
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
