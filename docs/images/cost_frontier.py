@@ -18,7 +18,10 @@ from matplotlib.figure import Figure
 from metaloss.sweeps.cells import load
 
 BASELINE = [0.0127, 0.0136, 0.0155]  #: MNIST + LeNet-5 on the task loss (docs/results.md)
-META_STEP = 2.76  #: of a step with a meta-step in it, in baseline steps; one without is one step
+CHEAP = [0.0087, 0.0082, 0.0084]  #: the same by ablations/cheap.gin (docs/performance.md)
+#: Cost of a step with a meta-step in it, in baseline steps, by examples in the task loss; a step
+#: without is one step.
+META_STEP = {128: 2.76, 64: 2.76, 32: 2.76}
 INITIALISATION, TRAINING = 2500, 10_000  #: steps
 
 
@@ -33,14 +36,16 @@ def main(runs: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     axis.scatter([1.0] * 3, BASELINE, marker="x", color="black", label="baseline")
-    for shift, (examples, by_every) in enumerate(sorted(found.items(), reverse=True)):
-        costs = [cost(every) + 0.02 * shift for every in by_every]
+    for examples, by_every in sorted(found.items(), reverse=True):
+        costs = [cost(every, examples) for every in by_every]
         line = axis.plot(costs, [mean(tests) for tests in by_every.values()], "-o")[0]
         line.set_label(f"task loss on {examples} examples")
         for x, (every, tests) in zip(costs, by_every.items(), strict=True):
             axis.scatter([x] * len(tests), tests, s=8, color=line.get_color(), alpha=0.6)
-            if not shift:
+            if examples == 128:
                 axis.annotate(f"k = {every}", (x, 0.0066), ha="center", fontsize=9)
+    cheap = cost(100, 128, initialisation=500)
+    axis.scatter([cheap] * 3, CHEAP, marker="*", color="crimson", label="ablations/cheap.gin")
     axis.set_xlabel("cost of the whole training, in baseline trainings, counted in steps")
     axis.set_ylabel("test error rate")
     axis.set_title("MNIST + LeNet-5: a meta-step every k base steps", fontsize=11)
@@ -50,10 +55,10 @@ def main(runs: Path) -> None:
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
 
 
-def cost(every: int) -> float:
+def cost(every: int, examples: int, initialisation: int = INITIALISATION) -> float:
     """Of a training with a meta-step every so many base steps, its initialisation included."""
-    step = (META_STEP + every - 1) / every
-    return (INITIALISATION * META_STEP + TRAINING * step) / TRAINING
+    step = (META_STEP[examples] + every - 1) / every
+    return (initialisation * META_STEP[128] + TRAINING * step) / TRAINING
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 All start from the same weights and see the same batches. They take turns within one run, and a
 ratio is the median over the turns of (its time / the baseline's time in the same round), so that
-what slows the machine down for a while slows both down.
+what slows the machine down for a while slows both down. A turn is as many steps as take a tenth of
+a second: in a training each step finds the caches as the step before left them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from metaloss.representations.nn import NN
 Clock = Callable[[], float]
 
 
+TURN = 0.1  #: seconds that a turn takes, about; longer where a step does
+
+
 @dataclass
 class Row:
     """What was found of one contender on one pair."""
@@ -47,12 +51,13 @@ class Entrant:
     row: Row
     contender: Contender
     step: Step
+    steps: int  #: in a turn
     times: list[float] = field(default_factory=list)  #: of a step, by turn
     beside: list[float] = field(default_factory=list)  #: of the baseline's step, in the same round
 
     def turn(self, train: Batch, valid: Batch) -> None:
         """As many steps as a turn is."""
-        for _ in range(self.contender.steps):
+        for _ in range(self.steps):
             self.step(train, valid)
 
     def wants_a_turn(self, turns: int | None, seconds: float) -> bool:
@@ -60,7 +65,7 @@ class Entrant:
         made = len(self.times)
         if turns is not None:
             return made < turns
-        return not made or sum(self.times) * self.contender.steps < seconds
+        return not made or sum(self.times) * self.steps < seconds
 
 
 def measure(
@@ -106,7 +111,7 @@ def measure(
                 raise
             row.note = "not installed (pip install 'metaloss[benchmark]')"
             continue
-        entrants.append(Entrant(row, contender, step))
+        entrants.append(Entrant(row, contender, step, contender.steps))
 
     for entrant in entrants:
         entrant.step(pair.draw(device), pair.draw(device))  # warm-up: optimizers make their states
@@ -115,6 +120,8 @@ def measure(
                 entrant.turn(pair.draw(device), pair.draw(device))
         if entrant.contender.counted:
             entrant.row.peak_bytes = measured.peak_bytes
+        took = time_of_step(entrant, pair.draw(device), pair.draw(device), device, clock)
+        entrant.steps *= max(1, round(TURN / (took * entrant.steps)))
 
     share = seconds / len(entrants)
     baseline = entrants[0]
@@ -140,4 +147,4 @@ def time_of_step(
     start = clock()
     entrant.turn(train, valid)
     synchronize()
-    return (clock() - start) / entrant.contender.steps
+    return (clock() - start) / entrant.steps
