@@ -98,7 +98,7 @@ class MetaOptimizer(ABC):
             InputError: see `refuse_stack`.
         """
         self.refuse_stack()
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} can be stacked, and has no `leading`")
 
     def keep_up(self, lead: MetaOptimizer) -> None:  # noqa: B027 - most kinds count no steps
         """Counts a step that `leading`'s result has made for this one too."""
