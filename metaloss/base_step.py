@@ -29,12 +29,19 @@ class Pass:
 
 
 @dataclass
-class BaseStep:
-    """One base step θ → θ'."""
+class BaseGradient:
+    """How g = ∇_θ M_φ over a step's batch came about; g itself need not be kept."""
 
     passes: list[Pass]  #: one, or one for each micro-batch
     examples: int  #: in this process's batch
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
+
+
+@dataclass
+class BaseStep:
+    """One base step θ → θ'."""
+
+    gradient: BaseGradient
     along: Vector  #: g as the optimizer had it; empty where running the one pass again gives it
     taken: TakenStep

@@ -144,14 +144,14 @@ def _loss_along(case: Case, warm: int, inner_steps: int, direction: Tensor, size
         for parameter, part in zip(problem.phi, direction.split(sizes), strict=True):
             parameter.add_(part.view_as(parameter), alpha=size)
     for batch in case.batches[warm : warm + inner_steps]:
-        problem.base_step(batch)
+        problem.plain_step(batch)
     return snapshot.task_loss(problem, case.batches[-1]).item()
 
 
 def _warmed(case: Case, warm: int) -> Problem:
     problem = case.make()
     for batch in case.batches[:warm]:
-        problem.base_step(batch)
+        problem.plain_step(batch)
     torch.manual_seed(1)  # of the dropout masks that follow
     return problem
 

@@ -112,7 +112,7 @@ class RecordedSteps:
         return _copy(recording.result)
 
     def _base_step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        return MetaStep(self._problem.base_step(draw_train()).learned_loss)
+        return MetaStep(self._problem.plain_step(draw_train()))
 
     def _base_level(self) -> Hashable:
         """What of the base level Python decides by, and where its tensors are."""

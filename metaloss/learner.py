@@ -20,6 +20,7 @@ from metaloss.links import Link
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.precision import outer_autocast
 from metaloss.problem import Problem, TaskLoss
 from metaloss.representations.base import Representation
 from metaloss.update import reset
@@ -129,11 +130,11 @@ class AdaLFL:
     def _take(
         self, meta_optimizer: MetaOptimizer | None, draw_train: Draw, draw_objective: Draw
     ) -> MetaStep:
-        with self.problem.taking_autocast():
+        with outer_autocast(self.problem):
             if self._recorded is not None:
                 return self._recorded.step(meta_optimizer, draw_train, draw_objective)
             if meta_optimizer is None:
-                return MetaStep(self.problem.base_step(draw_train()).learned_loss)
+                return MetaStep(self.problem.plain_step(draw_train()))
             return meta_optimizer.step(draw_train, draw_objective)
 
     def initialize(

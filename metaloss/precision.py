@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from metaloss import snapshot
+from metaloss import checks, snapshot
 from metaloss.batches import StepBatch
 from metaloss.engines.exact import Exact
 from metaloss.errors import ConfigError
@@ -24,6 +27,26 @@ def set_float32(precision: str) -> None:
     name = "ieee" if precision == "float32" else "tf32"
     torch.backends.cuda.matmul.fp32_precision = name
     torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
+
+
+@contextmanager
+def outer_autocast(problem: Problem) -> Iterator[None]:
+    """Within it, an autocast that is active outside holds for the model's passes alone.
+
+    Losses, cotangents and φ keep their own precision: differences between two steps are small
+    numbers, and derivatives of derivatives smaller ones.
+    """
+    kind = problem.device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    checks.autocast(torch.get_autocast_dtype(kind))
+    own, problem.autocast = problem.autocast, torch.get_autocast_dtype(kind)
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        problem.autocast = own
 
 
 def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:

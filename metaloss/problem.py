@@ -7,7 +7,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import batches, checks, distributed, links, replicas, seeding, vectors
-from metaloss.base_step import BaseStep, Pass
+from metaloss.base_step import BaseGradient, BaseStep, Pass
 from metaloss.batches import Batch, Outputs, StepBatch
 from metaloss.followed import follow
 from metaloss.forward_mode import KeepPrimals
@@ -99,25 +99,6 @@ class Problem:
             outputs = batches.outputs_of(batches.call(self.model, inputs), self.outputs)
             return outputs.to(self.theta[0].dtype)
 
-    @contextmanager
-    def taking_autocast(self) -> Iterator[None]:
-        """Within it, an autocast that is active outside holds for the model's passes alone.
-
-        Losses, cotangents and φ keep their own precision: differences between two steps are small
-        numbers, and derivatives of derivatives smaller ones.
-        """
-        kind = self.device.type
-        if not torch.is_autocast_enabled(kind):
-            yield
-            return
-        checks.autocast(torch.get_autocast_dtype(kind))
-        own, self.autocast = self.autocast, torch.get_autocast_dtype(kind)
-        try:
-            with torch.autocast(kind, enabled=False):
-                yield
-        finally:
-            self.autocast = own
-
     def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
         """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
 
@@ -146,6 +127,17 @@ class Problem:
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
+    def plain_step(self, batch: StepBatch) -> Tensor:
+        """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
+
+        Gives M_φ on the batch before it, a scalar without graph. Raises as `base_step`.
+        """
+        update_of(self.optimizer)
+        made, g = self._gradient(batch, loss_graph=False, keep_primals=False, replay=False)
+        self._set_gradients(g)
+        self.optimizer.step()
+        return made.learned_loss
+
     def base_step(
         self,
         batch: StepBatch,
@@ -154,7 +146,7 @@ class Problem:
         keep_primals: bool = False,
         keep: KeepState = "nothing",
     ) -> BaseStep:
-        """One step of the user's optimizer along ∇_θ M_φ; running statistics move here only.
+        """The same step, with what it takes to go back through it.
 
         Args:
             batch: micro-batches make the step together, along the mean of their gradients.
@@ -167,9 +159,18 @@ class Problem:
                 are sparse.
             InputError: a parameter has hooks.
         """
+        made, g = self._gradient(batch, loss_graph, keep_primals, loss_graph or keep != "nothing")
+        # Whether running the one pass again gives g itself.
+        again = len(made.passes) == 1 and made.transformed is None and not distributed.several()
+        along = [] if again or keep == "nothing" else vectors.copy(g)
+        return BaseStep(made, along, self.take_step(g, keep))
+
+    def _gradient(
+        self, batch: StepBatch, loss_graph: bool, keep_primals: bool, replay: bool
+    ) -> tuple[BaseGradient, vectors.Vector]:
+        """g over all of a step's batch, and how it came about; running statistics move here."""
         refuse_hooks(self.theta)
         parts = batches.parts(batch)
-        replay = loss_graph or keep != "nothing"
         passes: list[Pass] = []
         losses: list[Tensor] = []
         grads: list[Tensor | None] = [None] * len(self.theta)
@@ -186,11 +187,7 @@ class Problem:
         if self.gradient_transform is not None:
             transformed = Transformed(self.gradient_transform, grads)
             grads = transformed.values()
-        # Whether running the one pass again gives g itself.
-        again = len(parts) == 1 and transformed is None and not distributed.several()
-        along = [] if again or keep == "nothing" else vectors.copy(grads)
-        taken = self.take_step(grads, keep)
-        return BaseStep(passes, examples, learned_loss, transformed, along, taken)
+        return BaseGradient(passes, examples, learned_loss, transformed), grads
 
     def _pass(
         self, batch: Batch, share: int, loss_graph: bool, keep_primals: bool, replay: bool
@@ -247,9 +244,12 @@ class Problem:
         Raises:
             UnsupportedModelError: a gradient is sparse.
         """
+        self._set_gradients(grads)
+        return TakenStep(self.optimizer, self.theta, keep)
+
+    def _set_gradients(self, grads: vectors.Vector) -> None:
         for parameter, grad in zip(self.theta, grads, strict=True):
             parameter.grad = vectors.laid_out(grad, parameter)
-        return TakenStep(self.optimizer, self.theta, keep)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.

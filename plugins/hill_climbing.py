@@ -50,7 +50,7 @@ class HillClimbing(MetaOptimizer):
             with torch.no_grad():
                 for parameter, direction in zip(self._meta.phi, noise, strict=True):
                     parameter.add_(direction, alpha=self.sigma)
-        learned_loss = self._problem.base_step(train).learned_loss
+        learned_loss = self._problem.plain_step(train)
         return MetaStep(learned_loss, snapshot.task_loss(self._problem, objective))
 
     def _trial(self, noise: Noise, size: float, train: Batch, objective: Batch) -> float:
@@ -59,7 +59,7 @@ class HillClimbing(MetaOptimizer):
             snapshot.on_trial(self._problem),
             perturbed(self._problem, self._meta, noise, size),
         ):
-            self._problem.base_step(train)
+            self._problem.plain_step(train)
             return snapshot.task_loss(self._problem, objective).item()
 
     def state_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Engine(ABC):
 
     def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
         """A base step that no meta-step follows -> M_φ before it, a scalar without graph."""
-        return problem.base_step(batch).learned_loss
+        return problem.plain_step(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next call depends on: tensors and plain data."""

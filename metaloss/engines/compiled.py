@@ -202,7 +202,7 @@ def _require_supported(
     for name, old, new in zip(names, before, after, strict=True):
         if not all(one.equal(other) for one, other in zip(old, new, strict=True)):
             raise UnsupportedModelError(name)
-    if any(part is not None for part in step.passes[0].direct):
+    if any(part is not None for part in step.gradient.passes[0].direct):
         raise UnsupportedModelError("the loss looks at θ itself")
     if step.taken.scale() is None:
         raise UnsupportedModelError("θ' does not depend on the gradient by one number, as in SGD")

@@ -54,7 +54,7 @@ class Evolution(Engine):
                     perturbed(problem, meta, noise, sign * self.sigma),
                 ):
                     for batch in train:
-                        problem.base_step(batch)
+                        problem.plain_step(batch)
                     losses.append(snapshot.task_loss(problem, objective))
             slope = (losses[0] - losses[1]) / (2 * self.sigma * self.pairs)
             accumulate(estimate, noise, slope)
@@ -100,7 +100,7 @@ def step_for_real(
     """Makes the base steps along the unperturbed loss, beside an estimate that is made already."""
     rate = float(problem.optimizer.param_groups[0]["lr"])
     for batch in train:
-        learned_loss = problem.base_step(batch).learned_loss
+        learned_loss = problem.plain_step(batch)
     return Hypergradient(
         learned_loss,
         snapshot.task_loss(problem, objective),

@@ -61,7 +61,7 @@ class ImplicitRollout(Rollout):
         self._meta = meta
         self._batch = batches[-1]
         for batch in batches:
-            self.learned_loss = problem.base_step(batch).learned_loss
+            self.learned_loss = problem.plain_step(batch)
 
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         problem, theta = self._problem, self._problem.theta

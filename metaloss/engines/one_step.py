@@ -52,7 +52,7 @@ class OneStepRollout(Rollout):
         self._meta = meta
         self._directional = directional
         self._step = problem.base_step(batch, loss_graph=bool(meta.phi), keep_primals=primals)
-        self.learned_loss = self._step.learned_loss
+        self.learned_loss = self._step.gradient.learned_loss
         if self._step.taken.scale() is not None and meta.ratios is None:
             for parameter in problem.theta:  # then u does not depend on g
                 parameter.grad = None
@@ -65,10 +65,10 @@ class OneStepRollout(Rollout):
     def _through_loss(self, v: Vector) -> list[Tensor | None]:
         step, scale = self._step, self._step.taken.scale()
         u = step.taken.cotangent(v) if scale is None else v
-        if step.transformed is not None:
-            u = step.transformed.cotangent(u)
+        if step.gradient.transformed is not None:
+            u = step.gradient.transformed.cotangent(u)
         phi_bar: list[Tensor | None] = [None] * len(self._meta.phi)
-        for part in step.passes:
+        for part in step.gradient.passes:
             outputs, t = self._directional(self._problem, step, part, u)
             slope = part.slope
             if slope is None and t is not None:
@@ -78,4 +78,4 @@ class OneStepRollout(Rollout):
             if scale is not None:  # u = c·v: all that follows is linear in it, and smaller than v
                 ends = [None if end is None else scale * end for end in ends]
             phi_bar = add(phi_bar, gradient([slope, *part.direct], self._meta.phi, ends))
-        return distributed.mean(phi_bar, self._meta.phi, step.examples)
+        return distributed.mean(phi_bar, self._meta.phi, step.gradient.examples)

@@ -71,7 +71,7 @@ class PersistentEvolution(Engine):
                     snapshot.put_back(problem, pair[k])
                     with perturbed(problem, meta, noise, sign * self.sigma):
                         for batch in train:
-                            problem.base_step(batch)
+                            problem.plain_step(batch)
                         losses.append(snapshot.task_loss(problem, objective))
                     pair[k] = snapshot.take(problem)
             accumulate(estimate, total, (losses[0] - losses[1]) / (2 * self.sigma * self.pairs))

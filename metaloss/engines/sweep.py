@@ -44,7 +44,7 @@ class SweepRollout(Rollout):
         self._meta = meta
         keep: KeepState = "derivative" if meta.ratios is None else "values"
         self._steps = [problem.base_step(batch, keep=keep) for batch in batches]
-        self.learned_loss = self._steps[-1].learned_loss
+        self.learned_loss = self._steps[-1].gradient.learned_loss
 
     def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
         phi_bar: list[Tensor | None] = [None] * len(self._meta.phi)
@@ -65,7 +65,7 @@ class SweepRollout(Rollout):
         named = dict(zip(problem.theta_names, theta, strict=True))
         along, grad_bar = step.along, None
         total: list[Tensor | None] = [None] * (len(theta) + len(self._meta.phi))
-        for part in step.passes:
+        for part in step.gradient.passes:
             inputs, labels = part.batch
             with (
                 sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
@@ -80,10 +80,10 @@ class SweepRollout(Rollout):
                     theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
                         along or grads, v, state_bar, self._meta.ratios
                     )
-                    if step.transformed is not None:
-                        grad_bar = step.transformed.cotangent(grad_bar)
+                    if step.gradient.transformed is not None:
+                        grad_bar = step.gradient.transformed.cotangent(grad_bar)
                 total = add(total, gradient(grads, [*theta, *self._meta.phi], grad_bar))
             del loss, grads  # before the next micro-batch's graph grows
-        through = distributed.mean(total, [*theta, *self._meta.phi], step.examples)
+        through = distributed.mean(total, [*theta, *self._meta.phi], step.gradient.examples)
         direct, phi_share = through[: len(theta)], through[len(theta) :]
         return add(theta_bar, direct), state_bar, phi_share, alpha_bar

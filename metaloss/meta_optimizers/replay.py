@@ -54,9 +54,9 @@ class Replay(MetaOptimizer):
         self._go_to(0)
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        taken = self._problem.base_step(draw_train())
+        learned_loss = self._problem.plain_step(draw_train())
         self._go_to(self._base_steps + 1)
-        return MetaStep(taken.learned_loss)
+        return MetaStep(learned_loss)
 
     def _go_to(self, step: int) -> None:
         self._base_steps = step
