@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaloss import distributed, links, snapshot
+from metaloss import distributed, links, memory, snapshot
 from metaloss.batches import Adapter, Outputs, adapted, repeat
 from metaloss.cuda_graphs import RecordedSteps
 from metaloss.engines.base import Draw
@@ -95,6 +95,8 @@ class AdaLFL:
         self.problem = Problem(
             model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
         )
+        if self.problem.device.type == "cpu":
+            memory.keep_freed()
         self.adapter = adapter
         if adaptation is None and meta_lr is not None:
             adaptation = OnlineOneStep(meta_lr)
@@ -109,7 +111,7 @@ class AdaLFL:
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
         """One base step on M_φ, and one meta-step if one is due.
 
-        The parameters' `.grad` is the engine's: after a meta-step it may be None.
+        The parameters' `.grad` is the engine's: afterwards it may be None.
 
         Args:
             train_batch: a batch, MicroBatches, or a function that gives one of them.

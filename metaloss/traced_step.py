@@ -1,14 +1,14 @@
-"""A whole meta-step as two graphs of tensor operations: before and after the optimizer's own step.
+"""Whole steps as graphs of tensor operations: the passes, SGD's step, and the meta-gradient.
 
 The mathematics is that of `metaloss.engines.one_step`, run once on given batches and recorded below
 autograd: what is left is a list of kernel calls, without the machinery that found them, which a
-compiler can fuse. It holds for batches of the same shapes, at any θ, φ and buffers.
+compiler can fuse. It holds for batches of the same shapes, at any θ, φ, buffers and settings of the
+optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,41 +18,43 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaloss import links
-from metaloss.batches import Batch
 from metaloss.forward_mode import ForwardMode, KeepPrimals
-from metaloss.meta_parameters import MetaParameters
 from metaloss.problem import Problem
+from metaloss.traced_sgd import TracedSGD
 from metaloss.vectors import Vector, gradient
 
-Part = Callable[..., Any]  #: of tensors; gives a sequence of tensors, None for what is zero
 
+class Given:
+    """All tensors that a step is a function of.
 
-@dataclass
-class TracedStep:
-    """The parts of a step as functions of tensors, for SGD, where u = c·v with a number c."""
+    Args:
+        problem: what they are read from, at each call.
+        phi: the parameters of the loss that are learned, by name.
+        used: whether a parameter of the model has a gradient.
 
-    plain: Part  #: (*values) -> M_φ, *g
-    opening: Part  #: (*values) -> M_φ, *g, *kept
-    closing: Part  #: (*again, *kept, *θ', x_v, y_v, c) -> L_T, *∇_φ L_T
-    again: list[int]  #: places of the `values` that `closing` takes too, at the θ of the opening
-
-
-class Values:
-    """All tensors that a base step on M_φ is a function of.
-
-    The modules are asked for their constants each time: they may put new tensors in their place.
+    Raises:
+        UnsupportedModelError: see `TracedSGD`.
     """
 
-    def __init__(self, problem: Problem, meta: MetaParameters) -> None:
+    def __init__(self, problem: Problem, phi: Mapping[str, Tensor], used: Sequence[bool]) -> None:
         assert problem.loss is not None
-        self._learned = [*problem.theta, *meta.phi]
+        self.sgd = TracedSGD(problem, used)
+        self._theta, self._phi = problem.theta, list(phi.values())
+        self.phi_names = list(phi)
         self.of_model = _constants(problem.model, problem.theta)
-        self.of_loss = _constants(problem.loss, meta.phi)
-        self._owners = [*self.of_model.values(), *self.of_loss.values()]
+        self.of_loss = _constants(problem.loss, self._phi)
 
-    def __call__(self, batch: Any) -> list[Tensor]:
-        """θ, φ, what else the model and the loss hold, and a batch (x, y)."""
-        return [*self._learned, *(getattr(owner, name) for owner, name in self._owners), *batch]
+    def __call__(self, *batches: Any) -> list[list[Tensor]]:
+        """θ, what SGD computes with, φ, what else model and loss hold, and (x, y) of each batch.
+
+        Raises:
+            UnsupportedModelError: see `TracedSGD.tensors`.
+        """
+        constants = (  # asked for each time: a module may have put new ones in their place
+            [getattr(owner, name) for owner, name in owners.values()]
+            for owners in (self.of_model, self.of_loss)
+        )
+        return [[*self._theta], self.sgd.tensors(), self._phi, *constants, *map(list, batches)]
 
 
 def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[nn.Module, str]]:
@@ -63,8 +65,14 @@ def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[
     return {f"{path}{dot}{name}": (module.get_submodule(path), name) for path, dot, name in paths}
 
 
-def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch) -> TracedStep:
-    """Records a meta-step in graphs (torch.fx); model, optimizer and loss stay as they are.
+def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
+    """Records a base step on the first batch, and with a second one the meta-step through it.
+
+    Nothing moves while it is recorded.
+
+    Returns:
+        A function of all tensors in `given(*batches)`, one after the other, which moves θ and the
+        momenta. It gives M_φ; and of a meta-step L_T and ∇_φ L_T, None for what is zero.
 
     Raises:
         NotImplementedError: an operator of the model has no forward derivative.
@@ -72,44 +80,75 @@ def trace(problem: Problem, meta: MetaParameters, train: Batch, objective: Batch
     """
     assert problem.loss is not None
     learned_loss = problem.loss
-    values = Values(problem, meta)
-    sizes = len(problem.theta), len(meta.phi), len(values.of_model), len(values.of_loss)
 
     def outputs(theta: Sequence[Tensor], constants: Sequence[Tensor], inputs: Tensor) -> Tensor:
         named = dict(zip(problem.theta_names, theta, strict=True))
-        with problem.replaced(named | dict(zip(values.of_model, constants, strict=True)), {}):
+        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), {}):
             return problem.forward(inputs)
 
-    def step(*flat: Tensor) -> list[Tensor | None]:
-        given = iter(flat)
-        theta, phi, of_model, of_loss = ([next(given) for _ in range(size)] for size in sizes)
-        x, y = next(given), next(given)
-        after = _leaves([next(given) for _ in theta])
-        valid_x, valid_y, scale = given
+    def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:
+        theta, sgd, phi, of_model, of_loss, (x, y), *objective = parts
         before, phi, primals = _leaves(theta), _leaves(phi), KeepPrimals()
-        named = dict(zip([*meta.named_phi, *values.of_loss], [*phi, *of_loss], strict=True))
+        named = dict(zip([*given.phi_names, *given.of_loss], [*phi, *of_loss], strict=True))
         with torch.enable_grad():
             with primals:
                 f = outputs(before, of_model, x)
             free = f.detach().requires_grad_()
             prediction, target, *weights = problem.link(free, y)
-            pairs = functional_call(learned_loss, named, (prediction, target))
-            loss = links.mean(pairs, *weights)
+            loss = links.mean(functional_call(learned_loss, named, (prediction, target)), *weights)
             (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
             g = torch.autograd.grad(f, before, slope.detach(), allow_unused=True)
+        moved = given.sgd.step(theta, g, sgd)
+        if not objective:
+            return [loss.detach()], moved
+        ((valid_x, valid_y),) = objective
+        with torch.enable_grad():
+            after = _leaves(moved[: len(theta)])
             task = problem.task_loss(outputs(after, of_model, valid_x), valid_y)
             v = torch.autograd.grad(task, after, allow_unused=True)
             with forward_ad.dual_level(), ForwardMode(primals):
                 t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
-            phi_bar = gradient([slope], phi, [None if t is None else scale * t])
-        return [loss.detach(), *g, task.detach(), *phi_bar]
+            u = None if t is None else given.sgd.scale(sgd) * t
+            phi_bar = gradient([slope], phi, [u])
+        return [loss.detach(), task.detach(), *phi_bar], moved
 
-    early = [value.detach() for value in values(train)]
-    late = [part.detach() for part in (*problem.theta, *objective)]  # new names for all
-    late.append(problem.theta[0].new_tensor(1.0))
-    graph = make_fx(step)(*early, *late)
-    graph = make_fx(functionalize(graph, remove="mutations"))(*early, *late)
-    return _cut(graph, len(early), 1 + len(problem.theta))
+    parts = given(*batches)
+    sizes = [len(part) for part in parts]
+    flat = [tensor.detach() for part in parts for tensor in part]  # new names for all
+
+    def flat_step(*flat: Tensor) -> Any:
+        left = iter(flat)
+        return step([[next(left) for _ in range(size)] for size in sizes])
+
+    graph = make_fx(flat_step, decomposition_table=DECOMPOSITIONS)(*flat)
+    graph = make_fx(functionalize(graph, remove="mutations"))(*flat)
+    momenta = range(sizes[0] + 1, sizes[0] + sizes[1])
+    return _in_place(graph, [*range(sizes[0]), *momenta])
+
+
+def _thin_product(a: Tensor, b: Tensor) -> Any:
+    """a @ b where a dimension is at most 2, as sums that are fused with what is around them."""
+    rows, inner, columns = *a.shape, b.shape[1]
+    if inner <= 2:
+        products = [a[:, k, None] * b[k] for k in range(inner)]
+        return sum(products[1:], products[0])
+    if rows <= 2:
+        return torch.stack([(row[:, None] * b).sum(0) for row in a])
+    if columns <= 2:
+        return torch.stack([(a * column).sum(1) for column in b.mT], 1)
+    return NotImplemented
+
+
+def _thin_product_added(c: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Any:
+    product = _thin_product(a, b)
+    return NotImplemented if product is NotImplemented else beta * c + alpha * product
+
+
+#: What is recorded in place of some operations.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.mm.default: _thin_product,
+    torch.ops.aten.addmm.default: _thin_product_added,
+}
 
 
 def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -123,62 +162,17 @@ def _duals(theta: Sequence[Tensor], directions: Vector) -> list[Tensor]:
     ]
 
 
-def _cut(graph: fx.GraphModule, early: int, first: int) -> TracedStep:
-    """A graph in two, at what its later inputs have a part in.
-
-    Args:
-        graph: without mutations.
-        early: how many of its inputs are there before the optimizer's step.
-        first: how many of its outputs are.
-    """
+def _in_place(graph: fx.GraphModule, places: Sequence[int]) -> fx.GraphModule:
+    """A graph of (found, moved) that writes the latter into these of its inputs."""
     nodes = list(graph.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
-    (ends,) = next(node for node in nodes if node.op == "output").args
-    late = set(inputs[early:])
-    for node in nodes:
-        if node.op != "output" and any(source in late for source in node.all_input_nodes):
-            late.add(node)
-    soon = set(nodes) - late
-    # What the later part takes of the earlier one. Views it makes again, as θ moves under them.
-    kept: dict[fx.Node, None] = {}
-    again: dict[fx.Node, None] = {}
-    sources = [source for node in late for source in node.all_input_nodes]
-    sources += [end for end in ends[first:] if end is not None]
-    while sources:
-        node = sources.pop()
-        if node.op == "placeholder" and node in soon:
-            again[node] = None
-        elif node in soon and (node.op == "get_attr" or _is_view(node)):
-            late.add(node)
-            sources += node.all_input_nodes
-        elif node not in late:
-            kept[node] = None
-
-    def part(
-        given: Sequence[fx.Node], among: set[fx.Node], found: Sequence[fx.Node | None]
-    ) -> fx.GraphModule:
-        made = fx.Graph()
-        copies = {node: made.placeholder(f"input_{place}") for place, node in enumerate(given)}
-        for node in nodes:
-            if node in among and node.op in ("call_function", "get_attr"):
-                copies[node] = made.node_copy(node, lambda source: copies[source])
-        made.output(tuple(None if node is None else copies[node] for node in found))
-        made.eliminate_dead_code()
-        return fx.GraphModule(graph, made)
-
-    before, after = inputs[:early], inputs[early:]
-    return TracedStep(
-        plain=part(before, soon, ends[:first]),
-        opening=part(before, soon, [*ends[:first], *kept]),
-        closing=part([*again, *kept, *after], late, ends[first:]),
-        again=[before.index(node) for node in again],
-    )
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node's result shares the memory of an input."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(
-        result.alias_info is not None and not result.alias_info.is_write
-        for result in schema.returns
-    )
+    (end,) = (node for node in nodes if node.op == "output")
+    found, moved = end.args[0]
+    with graph.graph.inserting_before(end):
+        for place, value in zip(places, moved, strict=True):
+            if value is not inputs[place]:
+                graph.graph.call_function(torch.ops.aten.copy_.default, (inputs[place], value))
+    end.args = (tuple(found),)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
