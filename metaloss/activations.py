@@ -11,41 +11,49 @@ from torch import Tensor
 
 
 class Activation(ABC):
-    """An elementwise function σ."""
+    """An elementwise function σ, which is cheapest in units of its own: σ(z) = unit·τ(z/unit)."""
+
+    unit = 1.0
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
-        """σ(z)."""
+        """σ(z), differentiable as often as one likes."""
 
     @abstractmethod
-    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """σ(z), σ'(z) and σ''(z); the last is the caller's to change."""
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """τ(x), τ'(x), and what `second` takes."""
+
+    @abstractmethod
+    def second(self, kept: Tensor, v: Tensor) -> Tensor:
+        """τ''(x)·v, a new tensor; v may be broadcast."""
 
 
 @dataclass(frozen=True)
 class SmoothLeakyReLU(Activation):
-    """γz + (1-γ)/β·log(1 + exp(βz)) (eq. 4); softplus is that of γ = 0, β = 1."""
+    """γz + (1-γ)/β·log(1 + exp(βz)) (eq. 4); softplus is that of γ = 0, β = 1.
+
+    With x = -βz, and s the logistic sigmoid, τ(x) = γx + (1-γ)·log s(x), which is few kernels.
+    """
 
     gamma: float
     beta: float
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return -1 / self.beta
 
     def value(self, z: Tensor) -> Tensor:
         # From βz = 40 on torch's softplus is z: by then they are equal in float64 too.
         return torch.lerp(F.softplus(z, self.beta, threshold=40), z, self.gamma)
 
-    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # One exponential for all: log(1 + exp(βz)) = max(βz, 0) + log(1 + u), u = exp(-β|z|), and
-        # r = 1/(1 + u) is the sigmoid of β|z|. From 1 + u the logarithm is good to what a number
-        # near 1 can hold, and cheaper than log1p. Below exp(-40) u is nothing beside 1 in float64
-        # too, and numbers that far down are slow.
-        smooth = 1 - self.gamma
-        u = z.abs().mul_(-self.beta).clamp_(min=-40).exp_()
-        w = 1 + u
-        r = w.reciprocal()
-        value = F.leaky_relu(z, self.gamma).add_(w.log_(), alpha=smooth / self.beta)
-        first = (r - 0.5).copysign_(z).mul_(smooth).add_((1 + self.gamma) / 2)
-        second = r.addcmul_(r, r, value=-1).mul_(smooth * self.beta)
-        return value, first, second
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = x.sigmoid()
+        first = torch.rsub(s, 1.0, alpha=1 - self.gamma)
+        return F.logsigmoid(x).lerp_(x, self.gamma), first, s
+
+    def second(self, kept: Tensor, v: Tensor) -> Tensor:
+        bent: Tensor = torch.ops.aten.sigmoid_backward(v.expand_as(kept), kept)
+        return bent.mul_(self.gamma - 1)
 
 
 class Tanh(Activation):
@@ -54,10 +62,13 @@ class Tanh(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z.tanh()
 
-    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a = z.tanh()
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = x.tanh()
         first = 1 - a * a
-        return a, first, -2 * a * first
+        return a, first, a * first
+
+    def second(self, kept: Tensor, v: Tensor) -> Tensor:
+        return -2 * kept * v
 
 
 class ReLU(Activation):
@@ -66,8 +77,11 @@ class ReLU(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z.relu()
 
-    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return z.relu(), (z > 0).to(z.dtype), torch.zeros_like(z)
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.relu(), (x > 0).to(x.dtype), x
+
+    def second(self, kept: Tensor, v: Tensor) -> Tensor:
+        return torch.zeros_like(kept)
 
 
 class Identity(Activation):
@@ -76,8 +90,11 @@ class Identity(Activation):
     def value(self, z: Tensor) -> Tensor:
         return z
 
-    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return z, torch.ones_like(z), torch.zeros_like(z)
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x, torch.ones_like(x), x
+
+    def second(self, kept: Tensor, v: Tensor) -> Tensor:
+        return torch.zeros_like(kept)
 
 
 def by_name(name: str, gamma: float, beta: float) -> Activation:

@@ -72,8 +72,9 @@ class _Layer:
     weight: Tensor  #: W_l, [H_l, H_{l-1}]
     a: Tensor  #: a_{l-1}
     slope: Tensor  #: σ'(z_l)
-    delta: Tensor  #: δ_l = σ'(z_l) ε_l
-    bend: Tensor  #: σ''(z_l) ε_l
+    kept: Tensor  #: for σ''(z_l)
+    epsilon: Tensor  #: ε_l
+    delta: Tensor  #: δ_l
 
 
 class Derivatives:
@@ -86,10 +87,11 @@ class Derivatives:
     A direction t of f moves a_0 by ȧ_0 = (t, 0), and so (Pearlmutter, 1994)
 
         ż_l = W_l ȧ_{l-1},   ȧ_l = σ'(z_l) ż_l,
-        ε̇_D = 0,   δ̇_l = σ''(z_l) ż_l ε_l + σ'(z_l) ε̇_l,   ε̇_{l-1} = W_lᵀ δ̇_l.
+        ε̇_D = 0,   δ̇_l = σ''(z_l) ε_l ż_l + σ'(z_l) ε̇_l,   ε̇_{l-1} = W_lᵀ δ̇_l.
 
     The gradients of ⟨∂z/∂f, t⟩ are Σ δ̇_l a_{l-1}ᵀ + δ_l ȧ_{l-1}ᵀ in W_l, Σ ȧ_D in w, and (ε̇_0)_1
-    in f.
+    in f. All of it is in the activation's unit: the network of τ on a_0/unit gives z/unit, and has
+    the same slope and weights.
 
     Args:
         sigma: σ.
@@ -99,18 +101,20 @@ class Derivatives:
 
     def __init__(self, sigma: Activation, f: Tensor, y: Tensor, weights: Sequence[Tensor]) -> None:
         *hidden, last = weights
-        a, passed = torch.stack((f, y), dim=-2), []
+        self._sigma = sigma
+        a, passed = torch.stack((f, y), dim=-2).div_(sigma.unit), []
         for weight in hidden:
-            value, first, second = sigma.jet(weight @ a)
-            passed.append((weight, a, first, second))
+            value, slope, kept = sigma.jet(weight @ a)
+            passed.append((weight, a, slope, kept))
             a = value
-        self.value = last[0] @ a if last.dim() == 2 else (last @ a).squeeze(-2)  #: z, [N]
+        value = last[0] @ a if last.dim() == 2 else (last @ a).squeeze(-2)
+        self.value = value.mul_(sigma.unit)  #: z, [N]
 
-        epsilon = last.mT.expand_as(a)
+        epsilon = last.mT
         self._layers: list[_Layer] = []
-        for weight, a, first, second in reversed(passed):
-            delta = first * epsilon
-            self._layers.insert(0, _Layer(weight, a, first, delta, second.mul_(epsilon)))
+        for weight, a, slope, kept in reversed(passed):
+            delta = slope * epsilon
+            self._layers.insert(0, _Layer(weight, a, slope, kept, epsilon, delta))
             epsilon = weight.mT @ delta
         self.slope = epsilon.select(-2, 0)  #: ∂z/∂f, [N]
 
@@ -124,12 +128,15 @@ class Derivatives:
             a_dot = layer.slope * z_dot
         add_product = torch.addmm if a_dot.dim() == 2 else torch.baddbmm
         in_weights = [a_dot.sum(-1).unsqueeze(-2)]
-        epsilon_dot = t.new_zeros(()).expand_as(a_dot)
+        epsilon_dot = None
         for layer, (a_dot, z_dot) in zip(reversed(self._layers), reversed(dots), strict=True):
-            delta_dot = z_dot.mul_(layer.bend).addcmul_(layer.slope, epsilon_dot)
+            delta_dot = self._sigma.second(layer.kept, layer.epsilon).mul_(z_dot)
+            if epsilon_dot is not None:
+                delta_dot.addcmul_(layer.slope, epsilon_dot)
             in_weights.insert(0, add_product(delta_dot @ layer.a.mT, layer.delta, a_dot.mT))
             epsilon_dot = layer.weight.mT @ delta_dot
-        return epsilon_dot.select(-2, 0), in_weights
+        assert epsilon_dot is not None
+        return epsilon_dot.select(-2, 0) / self._sigma.unit, in_weights
 
 
 class _InPrediction(torch.autograd.Function):

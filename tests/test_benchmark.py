@@ -67,7 +67,7 @@ def flat(module: nn.Module) -> torch.Tensor:
 @pytest.fixture
 def as_recorded(monkeypatch):
     """The compiled engine's graphs as they are: compiling is tested in test_compiled.py."""
-    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs: graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs, options: graph)
 
 
 @pytest.fixture

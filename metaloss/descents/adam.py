@@ -55,6 +55,7 @@ class Adam(Descent):
             checks.integer(schedule_steps, "descents.adam.schedule_steps", minimum=warm_up + 1)
         self._groups = [list(group.tensors.values()) for group in groups]
         self._rates = [group.meta_lr for group in groups]
+        self._betas = betas
         self._clip_norm = clip_norm
         self._radius = trust_radius
         self._warm_up = warm_up
@@ -78,23 +79,53 @@ class Adam(Descent):
         factor = self._factor()
         self._steps += 1
         given = iter(gradients)
-        for group, settings, rate in zip(
-            self._groups, self._adam.param_groups, self._rates, strict=True
-        ):
-            settings["lr"] = rate * factor
-            settings["capturable"] = finite.is_cuda and torch.cuda.is_current_stream_capturing()
+        skip = (~finite).float()
+        for group, rate in zip(self._groups, self._rates, strict=True):
             for parameter in group:
                 gradient = next(given)
                 gradient = None if gradient is None else gradient.to(parameter)
                 parameter.grad = laid_out(gradient, parameter)
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self._clip_norm)
-        # The fused kernel skips the step where found_inf is 1, without a word to the CPU.
-        self._adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self._adam.step()
+            for alike in _alike(group):
+                self._step(alike, rate * factor, skip)
         if self._radius is not None:
             for group, starts in zip(self._groups, self._starts, strict=True):
                 _project(group, starts, self._radius)
+
+    @torch.no_grad()
+    def _step(self, parameters: list[Tensor], lr: float, skip: Tensor) -> None:
+        """`torch.optim.Adam.step` on its own state, by its kernel alone.
+
+        What that does beside is a step's longest stretch of Python. Where `skip` is 1 the kernel
+        does nothing, without a word to the CPU.
+        """
+        states = [self._adam.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        steps = [state["step"] for state in states]
+        skip = skip.to(steps[0].device)
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            parameters,
+            [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=lr,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
+        torch._foreach_sub_(steps, [skip] * len(steps))
 
     def branch(self) -> Hashable | None:
         return self._factor()
@@ -120,6 +151,15 @@ class Adam(Descent):
             return 1.0
         share = min(1.0, (self._steps - self._warm_up) / (self._end - self._warm_up))
         return 1 - share if self._schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
+
+
+def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Those that have a gradient, by what one call of a kernel can take."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    return list(kinds.values())
 
 
 @torch.no_grad()
