@@ -25,7 +25,7 @@ class Activation(ABC):
 
     @abstractmethod
     def second(self, kept: Tensor, v: Tensor) -> Tensor:
-        """τ''(x)·v, a new tensor; v may be broadcast."""
+        """τ''(x)·v, a new tensor."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SmoothLeakyReLU(Activation):
         return F.logsigmoid(x).lerp_(x, self.gamma), first, s
 
     def second(self, kept: Tensor, v: Tensor) -> Tensor:
-        bent: Tensor = torch.ops.aten.sigmoid_backward(v.expand_as(kept), kept)
+        bent: Tensor = torch.ops.aten.sigmoid_backward(v, kept)
         return bent.mul_(self.gamma - 1)
 
 

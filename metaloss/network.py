@@ -110,7 +110,7 @@ class Derivatives:
         value = last[0] @ a if last.dim() == 2 else (last @ a).squeeze(-2)
         self.value = value.mul_(sigma.unit)  #: z, [N]
 
-        epsilon = last.mT
+        epsilon = last.mT.expand_as(a)
         self._layers: list[_Layer] = []
         for weight, a, slope, kept in reversed(passed):
             delta = slope * epsilon
@@ -135,7 +135,8 @@ class Derivatives:
                 delta_dot.addcmul_(layer.slope, epsilon_dot)
             in_weights.insert(0, add_product(delta_dot @ layer.a.mT, layer.delta, a_dot.mT))
             epsilon_dot = layer.weight.mT @ delta_dot
-        assert epsilon_dot is not None
+        if epsilon_dot is None:  # without hidden layers the slope is a weight
+            return torch.zeros_like(t), in_weights
         return epsilon_dot.select(-2, 0) / self._sigma.unit, in_weights
 
 

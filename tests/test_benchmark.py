@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metaloss import memory
 from metaloss.benchmark import contenders
 from metaloss.benchmark.contenders import CONTENDERS
 from metaloss.benchmark.measure import measure as measured
@@ -146,6 +147,22 @@ def test_a_step_without_meta_step_is_a_plain_step(name):
     plain = (convolutions, convolutions)
     meta = (4 * convolutions - 1, 2 * convolutions)
     assert passes == 2 * [meta, plain, plain, plain]
+
+
+def test_a_step_without_meta_step_takes_no_more_memory_than_plain_training():
+    """No copy of θ is made for it, but 128 x 10 outputs pass a loss network of 40 units."""
+    pair = PAIRS["mlp"]
+    model = pair.model()
+    train, valid = pair.draw(CPU), pair.draw(CPU)
+    peaks = []
+    for name in ("baseline", "exact_every_4"):
+        step, *_ = starts(pair, name, model, NN())
+        step(train, valid)
+        with memory.measuring(CPU) as measured:
+            step(train, valid)
+        peaks.append(measured.peak_bytes)
+    baseline, plain = peaks
+    assert plain <= baseline + 2**21  # θ is 7 MiB
 
 
 def test_the_lead_of_the_exact_engine():

@@ -120,6 +120,43 @@ def descend(steps: int, gradient: float, **arguments) -> list[Tensor]:
     return positions
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_is_torch_s_bit_for_bit(dtype):
+    """With a gradient that is missing once, a step that is skipped, and a state that is saved."""
+    torch.manual_seed(0)
+    ours = {name: torch.randn(3, 2, dtype=dtype) for name in ("a", "b")}
+    theirs = [torch.nn.Parameter(p.clone()) for p in ours.values()]
+    adam = torch.optim.Adam(theirs, 1e-2, betas=(0.8, 0.99), fused=True)
+    descent = DESCENTS["adam"](groups=[Group(ours, 1e-2)], betas=(0.8, 0.99))
+    for step in range(6):
+        gradients = [torch.randn_like(p) for p in theirs]
+        if step == 2:
+            gradients[1] = None
+        finite = torch.tensor(step != 3)
+        descent.descend(gradients, finite)
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        adam.found_inf = (~finite).float()
+        adam.step()
+        state = descent.state_dict()
+        descent = DESCENTS["adam"](groups=[Group(ours, 1e-2)], betas=(0.8, 0.99))
+        descent.load_state_dict(state)
+    assert all(p.equal(q) for p, q in zip(ours.values(), theirs, strict=True))
+    for own, other in zip(
+        state["adam"]["state"].values(), adam.state_dict()["state"].values(), strict=True
+    ):
+        assert own.keys() == other.keys()
+        assert all(own[key].equal(other[key]) for key in own)
+
+
+def test_adam_takes_meta_parameters_of_several_precisions():
+    given = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.float64)}
+    descent = DESCENTS["adam"](groups=[Group(given, 0.1)])
+    descent.descend([torch.ones(2), torch.ones(2)], torch.tensor(True))
+    assert given["a"].tolist() == pytest.approx([0.9, 0.9])
+    assert given["b"].tolist() == pytest.approx([0.9, 0.9])
+
+
 def test_the_trust_region_is_a_ball_around_the_start():
     start, *later = descend(30, 1.0, trust_radius=0.1)
     distances = [(p - start).norm().item() for p in later]
