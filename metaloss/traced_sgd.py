@@ -65,7 +65,9 @@ class TracedSGD:
         for parameter in new:
             state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         if settings != self._settings:
-            self._settings, self._tensor = settings, self._theta[0].new_tensor(settings)
+            # As Python's numbers, more precise than a parameter may be.
+            tensor = torch.tensor(settings, dtype=torch.float64, device=self._theta[0].device)
+            self._settings, self._tensor = settings, tensor
         return [self._tensor, *(state[parameter]["momentum_buffer"] for parameter in moved)]
 
     def step(self, theta: Sequence[Tensor], g: Vector, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -58,7 +58,7 @@ class Compiled(Engine):
         checks.choice(compiler, "compiled.compiler", ("inductor", "none"))
         self.compiler = compiler
         self._eager = Exact()
-        self._of: tuple[Problem | None, MetaParameters | None] = (None, None)
+        self._problem: Problem | None = None  # whose steps these are
         self._steps: dict[Any, CompiledStep | None] = {}  # by kind; None: left to `exact`
         self._warned = False
 
@@ -88,9 +88,9 @@ class Compiled(Engine):
         objective: Sequence[StepBatch],
     ) -> Sequence[Any] | None:
         """Makes the step, if it can be compiled -> M_φ, and of a meta-step L_T and ∇_φ L_T."""
-        if self._of[0] is not problem or (meta is not None and self._of[1] is not meta):
-            self._of, self._steps = (problem, meta), {}
-        kind = (meta is None, len(train), _kind(problem, [train[0], *objective]))
+        if self._problem is not problem:
+            self._problem, self._steps = problem, {}
+        kind = (meta, len(train), _kind(problem, [train[0], *objective]))
         if kind not in self._steps:
             self._steps[kind] = self._made(problem, meta, train, objective)
         step = self._steps[kind]
