@@ -220,7 +220,7 @@ def pixel_rows(call: Call, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tenso
     """Losses and class weights of the pixels that count, and which those are."""
     logits, counted = call(x).permute(0, 2, 3, 1), y != 255
     rows = softmax_rows(loss, logits[counted], y[counted])
-    return rows, torch.tensor(CLASS_WEIGHT, dtype=torch.float64)[y[counted]], counted
+    return rows, rows.new_tensor(CLASS_WEIGHT)[y[counted]], counted
 
 
 def segmented(call: Call, loss: nn.Module, batch: Any) -> Tensor:

@@ -350,6 +350,8 @@ def main(root: Path) -> None:
             and isinstance(arguments[2], int)
             and (arguments[2] & (os.O_WRONLY | os.O_RDWR))
         )
+        if "__pycache__" in str(arguments[:1]):  # Python's, of the plugin that both import
+            return
         if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.truncate", "os.chmod"):
             written.add(str(arguments[0]))
 
