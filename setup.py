@@ -44,7 +44,7 @@ setup(
         "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
     },
     package_data={
-        "metaloss": ["py.typed", "analysis/*.json"],
+        "metaloss": ["py.typed", "experiments/reports/*.json"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
     },
     install_requires=[

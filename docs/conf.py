@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import metaloss
-from metaloss.registry import REGISTRIES
+from metaloss.config.registry import REGISTRIES
 
 project = "metaloss"
 author = "the metaloss contributors"

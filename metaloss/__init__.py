@@ -5,19 +5,19 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
-from metaloss.batches import MicroBatches
-from metaloss.descents import DESCENTS
+from metaloss.base_optimizers.rates import RATES
 from metaloss.engines import ENGINES
-from metaloss.export import LearnedLoss, load_loss
-from metaloss.gradient_transform import ClipNorm, ClipValue
-from metaloss.launchers import LAUNCHERS
+from metaloss.experiments.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers import META_OPTIMIZERS
-from metaloss.rates import RATES
+from metaloss.meta_optimizers.descents import DESCENTS
+from metaloss.problem.batches import MicroBatches
+from metaloss.problem.gradient_transform import ClipNorm, ClipValue
 from metaloss.representations import REPRESENTATIONS
+from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
+from metaloss.runs.trained import load_model
 from metaloss.stack import Stack
 from metaloss.tasks import TASKS
-from metaloss.trained import load_model
 
 __version__ = "0.1.0"
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -45,19 +43,6 @@ class LostProcessError(Exception):
 
     No InputError, as nothing that was given is wrong; the run's last checkpoint stands.
     """
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within it, an OSError becomes a RunFolderError that names what could not be written.
-
-    Raises:
-        RunFolderError: `path` cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error}") from error
 
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:

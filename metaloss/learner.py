@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaloss import distributed, links, memory, snapshot
-from metaloss.batches import Adapter, Outputs, adapted, repeat
-from metaloss.cuda_graphs import RecordedSteps
+from metaloss import links
+from metaloss.base_optimizers.base import reset
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
-from metaloss.export import LearnedLoss
-from metaloss.gradient_transform import GradientTransform
-from metaloss.links import Link
+from metaloss.links import Link, TaskLoss
+from metaloss.machine import distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.precision import outer_autocast
-from metaloss.problem import Problem, TaskLoss
+from metaloss.meta_optimizers.recorded import RecordedSteps
+from metaloss.problem import snapshot
+from metaloss.problem.batches import Adapter, Outputs, adapted, repeat
+from metaloss.problem.gradient_transform import GradientTransform
+from metaloss.problem.problem import Problem
+from metaloss.problem.redraw import redraw_by_modules
+from metaloss.problem.refusals import refuse_float16
 from metaloss.representations.base import Representation
-from metaloss.update import reset
+from metaloss.representations.saved.learned_loss import LearnedLoss
 
 
 class AdaLFL:
@@ -254,31 +258,21 @@ class AdaLFL:
             self.problem.loss.observe(self._base_steps, self._steps)
 
 
-def redraw_by_modules(problem: Problem) -> Callable[[], None]:
-    """A function that draws every trained parameter anew by its module's `reset_parameters`.
+@contextmanager
+def outer_autocast(problem: Problem) -> Iterator[None]:
+    """Within it, an autocast that is active outside holds for the model's passes alone.
 
-    Parameters that are not trained stay: a frozen backbone may have come a long way.
-
-    Raises:
-        InputError: a module that owns one has no `reset_parameters`.
+    Losses, cotangents and φ keep their own precision: differences between two steps are small
+    numbers, and derivatives of derivatives smaller ones.
     """
-    trained = set(problem.theta)
-    owned = {m: list(m.parameters(recurse=False)) for m in problem.model.modules()}
-    owners = {m: own for m, own in owned.items() if any(p in trained for p in own)}
-    for owner in owners:
-        if not callable(getattr(owner, "reset_parameters", None)):
-            raise InputError(
-                f"{type(owner).__name__} owns parameters and has no reset_parameters(): give "
-                "`redraw`, a function that draws the model's parameters anew"
-            )
-    frozen = [p for own in owners.values() for p in own if p not in trained]
-
-    def redraw() -> None:
-        kept = [p.detach().clone() for p in frozen]
-        for owner in owners:
-            owner.reset_parameters()  # type: ignore[operator]
-        with torch.no_grad():
-            for parameter, value in zip(frozen, kept, strict=True):
-                parameter.copy_(value)
-
-    return redraw
+    kind = problem.device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    refuse_float16(torch.get_autocast_dtype(kind))
+    own, problem.autocast = problem.autocast, torch.get_autocast_dtype(kind)
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        problem.autocast = own

@@ -226,3 +226,6 @@ def _rows(values: Tensor) -> Tensor:
     if values.ndim < 2:
         return values.reshape(-1, 1)
     return values if values.ndim == 2 else values.movedim(1, -1).flatten(0, -2)
+
+
+TaskLoss = Callable[[Tensor, Any], Tensor]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from metaloss import distributed
-from metaloss.batches import repeat
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
-from metaloss.export import LearnedLoss
-from metaloss.learner import AdaLFL, redraw_by_modules
+from metaloss.learner import AdaLFL
+from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
-from metaloss.problem import Problem
-from metaloss.stacked import Stacked, over_members, stack_optimizers, stack_states
+from metaloss.meta_optimizers.stacked import StackedMetaOptimizer
+from metaloss.problem.batches import repeat
+from metaloss.problem.redraw import redraw_by_modules
+from metaloss.problem.stacked import Stacked, over_members, stack_optimizers, stack_states
+from metaloss.representations.saved.learned_loss import LearnedLoss
 
 
 class Stack(AdaLFL):
@@ -164,61 +165,6 @@ class Stack(AdaLFL):
     def _tell_progress(self) -> None:
         for learner in self.learners:
             learner._tell_progress()
-
-
-class StackedMetaOptimizer(MetaOptimizer):
-    """Meta-optimizers of one build, a step of all of them at once.
-
-    Args:
-        members: attached to their problems.
-        problems: theirs.
-        stacked: the stack of these.
-
-    Raises:
-        InputError: their kind takes one seed at a time.
-    """
-
-    def __init__(
-        self, members: Sequence[MetaOptimizer], problems: Sequence[Problem], stacked: Problem
-    ) -> None:
-        self._members = members
-        self._problems = problems
-        self._stacked = stacked
-        self.steps = members[0].steps
-        self.objective = members[0].objective
-        self.objective_batch_size = members[0].objective_batch_size
-        self.join()
-
-    def attach(self, problem: Problem) -> None:
-        for member, own in zip(self._members, self._problems, strict=True):
-            member.attach(own)
-        self.join()
-
-    def join(self) -> None:
-        """Goes on from where the members stand."""
-        self._lead = self._members[0].leading(self._members, self._stacked)
-
-    def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        result = self._lead.step(draw_train, draw_objective)
-        for member in self._members:
-            member.keep_up(self._lead)
-        return result
-
-    def branch(self) -> Hashable | None:
-        return self._lead.branch()
-
-    def replayed(self) -> None:
-        self._lead.replayed()
-        for member in self._members:
-            member.keep_up(self._lead)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"members": [member.state_dict() for member in self._members]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for member, own in zip(self._members, state["members"], strict=True):
-            member.load_state_dict(own)
-        self.join()
 
 
 def _refuse_others(learners: Sequence[AdaLFL]) -> None:

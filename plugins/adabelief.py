@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from metaloss.base_optimizers.base import BASE_OPTIMIZERS
-from metaloss.update import Hyperparameters, State, Update, certify
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
 
 
 class AdaBelief(torch.optim.Optimizer):

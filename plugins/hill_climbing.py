@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 import torch
 
-from metaloss import checks, snapshot
-from metaloss.batches import Batch
+from metaloss.config import checks
 from metaloss.engines.base import Draw
 from metaloss.engines.evolution import Noise, draw_noise, perturbed
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.problem import snapshot
+from metaloss.problem.batches import Batch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("hill_climbing")

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks, smooth
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import smooth
 
 
 @REPRESENTATIONS.register("temperature")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from metaloss import checks
-from metaloss.objective import CLASSIFICATION
-from metaloss.tasks import scaling
-from metaloss.tasks.base import TASKS, Data, Task, with_validation
+from metaloss.config import checks
+from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
+from metaloss.tasks.preparation import scaling
+from metaloss.tasks.preparation.splits import with_validation
 
 
 @TASKS.register("two_moons")

@@ -9,7 +9,7 @@ import gin
 import pytest
 import torch
 
-from metaloss.registry import REGISTRIES, Registry
+from metaloss.config.registry import REGISTRIES, Registry
 
 torch.set_num_threads(1)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from metaloss.machine import sealed
+
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["tests.lives", "tests.preloaded"])
 OPERATIONS = ("open", "os.mkdir", "os.remove", "os.rename", "os.truncate")  # audit events
@@ -58,8 +60,7 @@ def _live(arguments: list[str], log: Path, prepare: tuple[Callable[[], None], ..
 
 def sketch() -> None:
     """A preparation: a run draws one small picture only, which is quick."""
-    from metaloss import inspection
-    from metaloss.analysis import pictures
+    from metaloss.runs import inspection, pictures
 
     inspection.show = lambda board, state: None
     pictures.draw = sketched
@@ -67,7 +68,7 @@ def sketch() -> None:
 
 def sketched(path: Path, title: str) -> list[Path]:
     """In place of `pictures.draw`."""
-    from metaloss.analysis import pictures
+    from metaloss.runs import pictures
 
     return pictures._save(path / "figures", {"one.png": b"small", "other.png": b"smaller"})
 
@@ -104,9 +105,7 @@ def kill() -> None:
 
 def kill_in_write(folder: Path, after: int) -> None:
     """A preparation: dies in the midst of writing a checkpoint, after so many parts of it."""
-    from metaloss import checkpoint
-
-    write, left = checkpoint._Summed.write, after
+    write, left = sealed._Summed.write, after
 
     def dying(self, content: bytes) -> int:
         nonlocal left
@@ -117,7 +116,7 @@ def kill_in_write(folder: Path, after: int) -> None:
             kill()
         return write(self, content)
 
-    checkpoint._Summed.write = dying
+    sealed._Summed.write = dying
 
 
 def count(folder: Path, into: Path) -> None:

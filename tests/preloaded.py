@@ -7,10 +7,11 @@ import torch._dynamo  # which the first optimizer imports
 import torch.utils.tensorboard
 from PIL import Image, PngImagePlugin
 
-from metaloss import events, launch, plugins
-from metaloss.analysis import pictures
+from metaloss.config import plugins
+from metaloss.runs import launch, pictures, tensorboard
 
 __all__ = [
-    "Image", "PngImagePlugin", "events", "launch", "matplotlib", "pictures", "plugins", "sklearn",
+    "Image", "PngImagePlugin", "launch", "matplotlib", "pictures", "plugins", "sklearn",
+    "tensorboard",
     "torch",
 ]  # fmt: skip

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import ENGINES, RATES, REPRESENTATIONS, AdaLFL, distributed, launch, processes
-from metaloss.analysis import pictures
+from metaloss import ENGINES, RATES, REPRESENTATIONS, AdaLFL
 from metaloss.errors import InputError
+from metaloss.machine import distributed, processes
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.run import Run
+from metaloss.runs import launch, pictures
+from metaloss.runs.run import Run
 
 STEPS = 5
 #: Where the defaults are costly.

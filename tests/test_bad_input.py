@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from metaloss import TASKS, plugins
-from metaloss.gin_files import CONFIG_DIR, SYNTAX
-from metaloss.runner import Runner
+from metaloss import TASKS
+from metaloss.config import plugins
+from metaloss.config.gin_files import CONFIG_DIR, SYNTAX
+from metaloss.runs.runner import Runner
 from tests.conftest import REPOSITORY
 
 plugins.load_all([])  # as every run does: theirs are among the known names

@@ -13,11 +13,12 @@ from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint
 
 import metaloss
-from metaloss import BASE_OPTIMIZERS, links, plugins, testing
+from metaloss import BASE_OPTIMIZERS, links, testing
+from metaloss.base_optimizers.base import Hyperparameters, State, Update, certify, reset
+from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.config import plugins
 from metaloss.errors import MissingGradientError, UncertifiedOptimizerError, UnsupportedModelError
-from metaloss.problem import Problem
-from metaloss.taken_step import TakenStep
-from metaloss.update import Hyperparameters, State, Update, certify, reset
+from metaloss.problem.problem import Problem
 from tests import test_hypergradient
 from tests.conftest import REPOSITORY
 
@@ -71,7 +72,7 @@ def float64():
 
 def test_every_class_of_torch_is_certified_or_refused_with_a_reason():
     theirs = {c for c in vars(optim).values() if isinstance(c, type) and c is not optim.Optimizer}
-    certified = set(metaloss.update.certified_optimizers())
+    certified = set(metaloss.base_optimizers.base.certified_optimizers())
     assert theirs - certified == {optim.Adafactor, optim.Muon, optim.LBFGS, optim.SparseAdam}
 
 

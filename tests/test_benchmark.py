@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaloss import memory
-from metaloss.benchmark import contenders
-from metaloss.benchmark.contenders import CONTENDERS
-from metaloss.benchmark.measure import measure as measured
-from metaloss.benchmark.pairs import PAIRS, Pair
-from metaloss.benchmark.plain_network import PlainNetwork
+from benchmarks import contenders
+from benchmarks.contenders import CONTENDERS
+from benchmarks.measure import measure as measured
+from benchmarks.pairs import PAIRS, Pair
+from benchmarks.plain_network import PlainNetwork
+from metaloss.machine import memory
 from metaloss.representations.nn import NN
 from tests.conftest import tool
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metaloss import launch
+from metaloss.runs import launch
 
 #: Elements by a CSS selector, those in shadow roots too.
 DEEP = """

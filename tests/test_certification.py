@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metaloss import BACKBONES, BASE_OPTIMIZERS, ENGINES, REPRESENTATIONS, certification
-from metaloss import certification_grid as grid
-from metaloss import certification_report as report
+from metaloss import BACKBONES, BASE_OPTIMIZERS, ENGINES, REPRESENTATIONS
 from metaloss.engines.base import Hypergradient
 from metaloss.engines.exact import Exact
+from metaloss.testing.certification import certify, grid, report
 from tests.conftest import tool
 
 check_gradients = tool("check_gradients")
@@ -53,12 +52,12 @@ class Deaf(Exact):
 
 def test_a_wrong_gradient_is_found():
     case = grid.built_in_case("sgd", "nn", "mlp")
-    assert certification.certify(case, Exact(), 2, 1).holds
-    halved = certification.certify(case, Halved(), 2, 1)
+    assert certify.certify(case, Exact(), 2, 1).holds
+    halved = certify.certify(case, Halved(), 2, 1)
     assert not halved.holds
     assert halved.reference == pytest.approx(0.5)
     assert halved.difference > 0.1
-    deaf = certification.certify(case, Deaf(), 2, 1)
+    deaf = certify.certify(case, Deaf(), 2, 1)
     assert not deaf.holds and deaf.alpha == pytest.approx(1.0)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from metaloss import checkpoint
 from metaloss.errors import RunFolderError
+from metaloss.machine import sealed
+from metaloss.runs import checkpoint
 
 STATE = {"phi": torch.arange(500.0), "steps": 3, "samples": {0: torch.zeros(2)}, "text": "φ"}
 
@@ -16,7 +17,7 @@ STATE = {"phi": torch.arange(500.0), "steps": 3, "samples": {0: torch.zeros(2)},
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, STATE)
+    sealed.save(path, STATE)
     return path
 
 
@@ -30,48 +31,48 @@ def equal(state):
 
 
 def test_what_is_saved_is_loaded(path):
-    assert equal(checkpoint.load(path))
+    assert equal(sealed.load(path))
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
 def test_saving_again_keeps_the_one_before(path):
     for steps in (4, 5):
-        checkpoint.save(path, {"steps": steps})
-    before = path.with_name("checkpoint.previous.pt")
-    assert (checkpoint.load(path), checkpoint.load(before)) == ({"steps": 5}, {"steps": 4})
+        sealed.save(path, {"steps": steps})
+    before = path.with_name("sealed.previous.pt")
+    assert (sealed.load(path), sealed.load(before)) == ({"steps": 5}, {"steps": 4})
     assert set(path.parent.iterdir()) == {path, before}
     assert torch.load(path) == {"steps": 5}  # torch reads it too
 
 
 def test_the_one_before_is_read_where_the_latest_is_damaged(path):
-    checkpoint.save(path, {"steps": 4})
-    assert checkpoint.load_last(path) == ({"steps": 4}, None)
+    sealed.save(path, {"steps": 4})
+    assert sealed.load_last(path) == ({"steps": 4}, None)
     path.write_bytes(b"")
-    state, damage = checkpoint.load_last(path)
+    state, damage = sealed.load_last(path)
     assert equal(state)
     assert damage == f"{path} is no whole checkpoint (File is not a zip file)"
     path.unlink()  # as after a kill between the two moves
-    state, damage = checkpoint.load_last(path)
+    state, damage = sealed.load_last(path)
     assert equal(state) and damage is None
 
 
 def test_a_damaged_one_never_replaces_the_one_before(path):
-    checkpoint.save(path, {"steps": 4})
+    sealed.save(path, {"steps": 4})
     path.write_bytes(path.read_bytes()[:-100])
-    checkpoint.save(path, {"steps": 5})
-    assert checkpoint.load(path) == {"steps": 5}
-    assert equal(checkpoint.load(checkpoint.previous(path)))
+    sealed.save(path, {"steps": 5})
+    assert sealed.load(path) == {"steps": 5}
+    assert equal(sealed.load(sealed.previous(path)))
 
 
 def test_two_damaged_ones_are_both_named(path):
-    checkpoint.save(path, {"steps": 4})
+    sealed.save(path, {"steps": 4})
     path.write_bytes(b"")
-    before = checkpoint.previous(path)
+    before = sealed.previous(path)
     before.write_bytes(before.read_bytes()[:-1])
     with pytest.raises(RunFolderError) as caught:
-        checkpoint.load_last(path)
+        sealed.load_last(path)
     assert str(caught.value) == (
-        f"neither {path} (File is not a zip file) nor checkpoint.previous.pt (its checksum does "
+        f"neither {path} (File is not a zip file) nor sealed.previous.pt (its checksum does "
         "not match) is a whole checkpoint: the run is left as it was; remove both to start the run "
         "over"
     )
@@ -115,7 +116,7 @@ def test_a_file_cut_short_is_refused(path, share, reason):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(RunFolderError) as caught:
-        checkpoint.load(path)
+        sealed.load(path)
     assert str(caught.value) == (
         f"{path} is no whole checkpoint ({reason}): the run is left as it was; remove the file to "
         "start the run over"
@@ -126,7 +127,7 @@ def test_a_file_cut_short_is_refused(path, share, reason):
 def written(tmp_path_factory):
     """A checkpoint's bytes, and where to put damaged ones."""
     path = tmp_path_factory.mktemp("damaged") / "checkpoint.pt"
-    checkpoint.save(path, STATE)
+    sealed.save(path, STATE)
     return path.read_bytes(), path
 
 
@@ -141,7 +142,7 @@ def test_damage_is_refused_or_harmless(written, data):
     end = data.draw(st.one_of(st.none(), st.integers(0, len(content))))
     path.write_bytes(damaged[:end] + data.draw(st.binary(max_size=80)))
     try:
-        assert equal(checkpoint.load(path))
+        assert equal(sealed.load(path))
     except RunFolderError as error:
         assert "\n" not in str(error)
 
@@ -154,7 +155,7 @@ def test_every_flipped_bit_of_the_values_and_of_the_checksum_is_refused(path):
         damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
         with pytest.raises(RunFolderError, match=r"\(its checksum does not match\)"):
-            checkpoint.load(path)
+            sealed.load(path)
 
 
 def test_a_flipped_bit_of_the_archives_directory_is_refused(path):
@@ -164,20 +165,20 @@ def test_a_flipped_bit_of_the_archives_directory_is_refused(path):
     content[entry.start() + 38] ^= 0x10  # "a folder"
     path.write_bytes(content)
     with pytest.raises(RunFolderError, match=r"whole checkpoint \(its checksum does not match\)"):
-        checkpoint.load(path)
+        sealed.load(path)
 
 
 def test_a_file_of_torch_save_alone_is_read_by_its_own_checksums(path):
     torch.save(STATE, path)
-    assert equal(checkpoint.load(path))
+    assert equal(sealed.load(path))
     content = bytearray(path.read_bytes())
     content[content.index(STATE["phi"].numpy().tobytes()) + 100] ^= 1
     path.write_bytes(content)
     with pytest.raises(RunFolderError, match="the checksum of .*/data/0 does not match"):
-        checkpoint.load(path)
+        sealed.load(path)
 
 
 def test_something_else_than_a_state_is_refused(path):
     torch.save([1], path)
     with pytest.raises(RunFolderError, match=r"no whole checkpoint \(it holds a list\)"):
-        checkpoint.load(path)
+        sealed.load(path)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaloss.analysis import comparison, output, report, runs
+from metaloss.experiments import records
+from metaloss.experiments.reports import comparison, output, report
 from tests.conftest import tool
 from tests.small_runs import write_run
 
@@ -161,7 +162,7 @@ def test_bad_input_is_one_line_and_exit_code_2(compare, tmp_path, arguments, lin
 
 
 def test_the_report_draws_the_networks_activation_and_flat_losses(learned):
-    found = report.document(report.contents(runs.read([learned])))
+    found = report.document(report.contents(records.read([learned])))
     drawn = {picture.name: picture for picture in found.pictures()}
     assert drawn["activation"].title.startswith("Figure 6")
     (axis,) = drawn["flatness"].figure.axes
@@ -172,7 +173,7 @@ def test_a_report_with_a_damaged_loss_says_so(learned, tmp_path):
     shutil.copytree(learned / "ml3_relu", tmp_path / "run")
     path = tmp_path / "run" / "loss" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    found = report.document(report.contents(runs.read([tmp_path])))
+    found = report.document(report.contents(records.read([tmp_path])))
     lines = [block.lines for s in found.sections if s.heading == "The loss network" for block in
              s.blocks if hasattr(block, "lines")]  # fmt: skip
     assert "has format 99" in lines[0][0]

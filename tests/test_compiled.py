@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, AdaLFL, ClipNorm, MicroBatches
-from metaloss.batches import Batch
 from metaloss.engines import compiled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.problem.batches import Batch
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from metaloss.calls import describe, fits
-from metaloss.config import load
+from metaloss.config.calls import describe, fits
+from metaloss.config.configuration import load
+from metaloss.config.gin_files import CONFIG_DIR, find
 from metaloss.errors import ConfigError
-from metaloss.gin_files import CONFIG_DIR, find
 
 DIGITS = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
 RUN = (

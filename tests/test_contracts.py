@@ -287,7 +287,7 @@ def test_a_wrong_update_is_found(monkeypatch):
 
 
 def test_a_task_whose_raw_inputs_are_others_is_found(tmp_path, monkeypatch):
-    from metaloss.tasks.scaling import Scaling
+    from metaloss.tasks.preparation.scaling import Scaling
 
     right = Scaling.undo
     monkeypatch.setattr(Scaling, "undo", lambda self, scaled: right(self, scaled) + 1)

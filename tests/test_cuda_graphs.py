@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import metaloss
-from metaloss import cuda_graphs, snapshot
 from metaloss.engines import ENGINES
 from metaloss.errors import InputError
+from metaloss.meta_optimizers import recorded
 from metaloss.meta_optimizers.meta_lr import MetaLR
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.meta_parameters import MetaParameters
-from metaloss.objective import CLASSIFICATION
-from metaloss.tasks.base import Data
+from metaloss.problem import snapshot
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.tasks.base import CLASSIFICATION, Data
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -106,10 +106,10 @@ class Graph:
 def pretended(monkeypatch):
     """CUDA graphs on the CPU, by `Graph`; gives what prepares them for a learner."""
     Graph.made = Graph.replays = 0
-    monkeypatch.setattr(cuda_graphs, "refuse_unrecordable", lambda problem: None)
+    monkeypatch.setattr(recorded, "refuse_unrecordable", lambda problem: None)
 
     def prepare(learner):
-        monkeypatch.setattr(cuda_graphs, "graph", Graph(learner.adaptation))
+        monkeypatch.setattr(recorded, "graph", Graph(learner.adaptation))
 
     return prepare
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_recorded_is_refused():
         problem = learner_of(model, False, **more).problem
         problem.device = torch.device("cuda")
         with pytest.raises(InputError) as error:
-            cuda_graphs.refuse_unrecordable(problem)
+            recorded.refuse_unrecordable(problem)
         assert str(error.value) == f"cuda_graphs: {refusal}"
 
 

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaloss import TASKS, seeding
+from metaloss import TASKS
 from metaloss.errors import ConfigError, DataError
-from metaloss.evaluation import evaluate
-from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks.base import Data, draw_indices, hold_out
+from metaloss.machine import seeding
+from metaloss.runs.evaluation import evaluate
+from metaloss.tasks.base import CLASSIFICATION, REGRESSION, Data, draw_indices
 from metaloss.tasks.mnist import read_idx
+from metaloss.tasks.preparation.splits import hold_out
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ci")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import metaloss
-from metaloss import distillation, expressions, load_loss
-from metaloss.analysis import curves
+from metaloss import load_loss
+from metaloss.analysis import curves, formulas
 from metaloss.errors import ConfigError, InputError
+from metaloss.representations.parts import expressions
 from tests.conftest import FORMAT_1, tool
 
 REPRESENTATIONS = metaloss.REPRESENTATIONS
@@ -28,7 +29,7 @@ def terms(**weights):
 
 def found_in(loss, classes, **arguments):
     """The last formula, as coefficients by term."""
-    formula = distillation.distill(loss, classes, **arguments)[-1]
+    formula = formulas.distill(loss, classes, **arguments)[-1]
     return dict(zip(formula.terms, formula.coefficients, strict=True)), formula
 
 
@@ -97,7 +98,7 @@ def test_a_slope_that_both_targets_share_does_not_count():
     assert formula.size == 1 and weights == pytest.approx({"y*log(f)": -1.0, "f": 1e4})
     # The whole of it moves nothing:
     with pytest.raises(InputError, match="the learned loss moves no parameter"):
-        distillation.distill(terms(f=3.0), 10)
+        formulas.distill(terms(f=3.0), 10)
 
 
 def test_the_search_is_that_of_least_squares_one_by_one():
@@ -106,9 +107,9 @@ def test_the_search_is_that_of_least_squares_one_by_one():
 
     loss = load_loss(FORMAT_1).representation.double()
     library = ["y*f", "f^2", "y*log(f)", "(1-y)*f^3", "y*sqrt(f)"]
-    formula = distillation.distill(loss, 10, 2, library)[1]
-    grid = curves.grid_of(10, distillation.POINTS).double()
-    seen = list(distillation.panels(10).values())
+    formula = formulas.distill(loss, 10, 2, library)[1]
+    grid = curves.grid_of(10, formulas.POINTS).double()
+    seen = list(formulas.panels(10).values())
 
     def slopes(one):
         return np.concatenate([curves.curve(one, panel, grid)[1] for panel in seen])
@@ -116,7 +117,7 @@ def test_the_search_is_that_of_least_squares_one_by_one():
     goal = slopes(loss)
     shared = slopes(terms(f=1.0))
     rest = goal - shared * (shared @ goal) / (shared @ shared)
-    weights = np.repeat(1 / np.linalg.norm(rest.reshape(3, -1), axis=1), distillation.POINTS)
+    weights = np.repeat(1 / np.linalg.norm(rest.reshape(3, -1), axis=1), formulas.POINTS)
     left = {}
     for pair in itertools.combinations(library, 2):
         design = np.stack([*(slopes(terms(**{t: 1.0})) for t in pair), shared], axis=1)
@@ -129,19 +130,19 @@ def test_the_search_is_that_of_least_squares_one_by_one():
 
 
 def test_larger_formulas_are_nearer():
-    formulas = distillation.distill(load_loss(FORMAT_1).representation, 10, 4)
-    assert [formula.size for formula in formulas] == [1, 2, 3, 4]
+    found = formulas.distill(load_loss(FORMAT_1).representation, 10, 4)
+    assert [formula.size for formula in found] == [1, 2, 3, 4]
 
     def left(formula):
         return sum(1 - near.slope_r2 for near in formula.closeness)
 
-    assert all(np.diff([left(formula) for formula in formulas]) < 0.05)
-    assert left(formulas[3]) < 0.2 * left(formulas[0])
+    assert all(np.diff([left(formula) for formula in found]) < 0.05)
+    assert left(found[3]) < 0.2 * left(found[0])
 
 
 def test_closeness_is_what_it_says():
     """On a line that misses a parabola's slope: 2f for f in the panel of y = 0."""
-    near = distillation._compare(terms(**{"(1-y)*f^2": 2.0}), terms(**{"(1-y)*f": 2.0}), 2)
+    near = formulas._compare(terms(**{"(1-y)*f^2": 2.0}), terms(**{"(1-y)*f": 2.0}), 2)
     panel = {closeness.panel: closeness for closeness in near}["y = 0"]
     f = np.linspace(1e-4, 1 - 1e-4, 201)
     learned, formula = f**2, f  # the mean over two outputs; the other one is constant
@@ -212,17 +213,17 @@ def test_certain_predictions_have_finite_derivatives(dtype):
 
 def test_the_number_of_classes_is_found():
     loss = load_loss(FORMAT_1)
-    assert distillation.classes_of(loss) == distillation.classes_of(loss, 10) == 10
+    assert formulas.classes_of(loss) == formulas.classes_of(loss, 10) == 10
     with pytest.raises(InputError, match="--classes 3: the loss was learned with 10"):
-        distillation.classes_of(loss, 3)
+        formulas.classes_of(loss, 3)
     alone = metaloss.LearnedLoss(loss.representation)
     with pytest.raises(InputError, match="does not say its number of classes: give --classes"):
-        distillation.classes_of(alone)
-    assert distillation.classes_of(alone, 0) is None
+        formulas.classes_of(alone)
+    assert formulas.classes_of(alone, 0) is None
     with pytest.raises(InputError, match="1 is no number of classes: at least 2, or 0"):
-        distillation.classes_of(alone, 1)
+        formulas.classes_of(alone, 1)
     values = metaloss.LearnedLoss(loss.representation, metaloss.links.values)
-    assert distillation.classes_of(values) is None
+    assert formulas.classes_of(values) is None
 
 
 def test_what_is_not_finite_cannot_be_fitted():
@@ -230,9 +231,9 @@ def test_what_is_not_finite_cannot_be_fitted():
     with torch.no_grad():
         next(loss.parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match="not finite"):
-        distillation.distill(loss.representation, 10)
+        formulas.distill(loss.representation, 10)
     with pytest.raises(ConfigError, match="largest = 0: give an integer of at least 1"):
-        distillation.distill(load_loss(FORMAT_1).representation, 10, 0)
+        formulas.distill(load_loss(FORMAT_1).representation, 10, 0)
 
 
 # --- the tool ---

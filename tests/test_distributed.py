@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaloss import REPRESENTATIONS, AdaLFL, checkpoint, distributed, processes
+from metaloss import REPRESENTATIONS, AdaLFL
 from metaloss.errors import InputError
+from metaloss.machine import distributed, processes, sealed
 from tests import ranks
 from tests.conftest import REPOSITORY
 from tests.test_run import assert_same_state, rows
@@ -109,7 +110,7 @@ def assert_close(a: Path, b: Path) -> None:
             if isinstance(value, float):
                 expected = pytest.approx(expected, rel=1e-6, abs=1e-6)
             assert value == expected, (name, one, other)
-    states = [checkpoint.load(folder / "checkpoint.pt")["state"] for folder in (a, b)]
+    states = [sealed.load(folder / "checkpoint.pt")["state"] for folder in (a, b)]
     for name, stream in states[0]["streams"].items():
         assert stream.equal(states[1]["streams"][name]), name
     for part in (lambda s: s["model"], lambda s: s["learner"]["loss"], lambda s: s["samples"]):
@@ -142,7 +143,7 @@ def test_a_run_goes_on_with_another_number_of_processes(root):
 
 
 def test_dropout_masks_differ_and_resume_bit_for_bit(root):
-    saved = checkpoint.load(root / "drops" / "checkpoint.pt")["state"]
+    saved = sealed.load(root / "drops" / "checkpoint.pt")["state"]
     (others,) = saved["global_of_others"]
     assert not others[0].equal(saved["global"][0])
     assert rows(root / "drops and stops") == rows(root / "drops")

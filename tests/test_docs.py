@@ -19,8 +19,9 @@ import nbformat
 import pytest
 from markdown_it import MarkdownIt
 
-from metaloss import config, gin_files, plugins
-from metaloss.registry import REGISTRIES
+from metaloss import config
+from metaloss.config import gin_files, plugins
+from metaloss.config.registry import REGISTRIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

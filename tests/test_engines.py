@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, links, snapshot
-from metaloss.batches import Batch
+from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, links
 from metaloss.engines import evolution, persistent_evolution
 from metaloss.errors import ConfigError, MissingGradientError, UnsupportedModelError
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.problem import snapshot
+from metaloss.problem.batches import Batch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 ROWS, FEATURES = 12, 4
 

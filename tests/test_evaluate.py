@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import metaloss
-from metaloss import TASKS, checkpoint, config, evaluation
+from metaloss import TASKS, config
 from metaloss.errors import DataError
-from metaloss.lockstep import Lockstep
-from metaloss.run import Run
-from metaloss.run_folder import RunFolder
+from metaloss.machine import sealed
+from metaloss.runs import evaluation
+from metaloss.runs.folder import RunFolder
+from metaloss.runs.lockstep import Lockstep
+from metaloss.runs.run import Run
 from tests.conftest import tool
 from tests.small_data import write_own
 
@@ -406,15 +408,15 @@ def test_runs_that_have_no_model(here, refused):
     whole = (here / "runs/digits/checkpoint.pt").read_bytes()
     (folder / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
     assert "is no whole checkpoint" in refused("young")
-    content = checkpoint.load(here / "runs/digits/checkpoint.pt")
+    content = sealed.load(here / "runs/digits/checkpoint.pt")
     content["state"]["init_steps"] = 1
-    checkpoint.save(folder / "checkpoint.pt", content)
+    sealed.save(folder / "checkpoint.pt", content)
     assert "is at meta-step 1 of 2 of its initialisation" in refused("young")
     del content["state"]["init_steps"]
-    checkpoint.save(folder / "checkpoint.pt", content)
+    sealed.save(folder / "checkpoint.pt", content)
     assert "of another version" in refused("young")
     content["config"] = ""
-    checkpoint.save(folder / "checkpoint.pt", content)
+    sealed.save(folder / "checkpoint.pt", content)
     assert "is of another configuration" in refused("young")
 
 
@@ -422,9 +424,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(here):
     folder = here / "runs" / "digits"
     path = folder / "checkpoint.pt"
     whole = path.read_bytes()
-    content = checkpoint.load(path)
-    before = checkpoint.previous(path)
-    checkpoint.save(path, content)  # there are two now, and equal
+    content = sealed.load(path)
+    before = sealed.previous(path)
+    sealed.save(path, content)  # there are two now, and equal
     path.write_bytes(whole[:-1])
     with pytest.warns(UserWarning) as caught:
         model = metaloss.load_model(folder, data_dir=here)

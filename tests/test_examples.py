@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import metaloss
-from metaloss import launch
+from metaloss.runs import launch
 from tests.conftest import REPOSITORY
 
 # Of other packages: advice about workers and logging, and their own imports.

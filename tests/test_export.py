@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import metaloss
-from metaloss import LearnedLoss, links, load_loss, loss_files
+from metaloss import LearnedLoss, links, load_loss
+from metaloss.config.registry import UnknownComponentError
 from metaloss.errors import ConfigError, InputError, RunFolderError
-from metaloss.registry import UnknownComponentError
-from metaloss.trajectory import Trajectory, flat
+from metaloss.representations.saved import folder as loss_folder
+from metaloss.representations.saved.trajectory import Trajectory, flat
 from tests.conftest import FORMAT_1
 
 STEPS = [0, 1, 4, 20]
@@ -427,7 +428,7 @@ def test_an_unknown_representation_names_its_plugin(saved):
 
 def test_the_origin_of_a_plugin_is_found(tmp_path, monkeypatch):
     """Of a file, and of an installed package with an entry point, as pip lays it down."""
-    from metaloss import plugins
+    from metaloss.config import plugins
 
     code = """
 import metaloss
@@ -446,7 +447,7 @@ class Own(metaloss.REPRESENTATIONS["squared_error"]):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-distribution\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text("[metaloss.plugins]\nown = own_pkg.losses\n")
     monkeypatch.syspath_prepend(str(site))
-    loss_files._origin.cache_clear()
+    loss_folder._origin.cache_clear()
     plugins.load_all([], folder=None)
     origins = {}
     for name in ("own_file", "own_pkg"):
@@ -527,7 +528,7 @@ def test_a_damaged_export_is_refused_or_harmless(tmp_path, name):
             if name.startswith("model"):
                 assert flat(load_loss(tmp_path).representation).equal(flat(loss))
             else:
-                found = loss_files.read_trajectory(tmp_path)
+                found = loss_folder.read_trajectory(tmp_path)
                 assert found.steps.equal(trajectory.steps) and found.phi.equal(trajectory.phi)
             assert at < values  # in the header, a word that says nothing of the values
         except RunFolderError as error:

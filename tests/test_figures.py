@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import metaloss
-from metaloss import launch, links
+from metaloss import links
 from metaloss.analysis import (
     animation,
     curves,
-    figures,
     index_figures,
     indices,
     known,
     loss_figures,
     paper_figures,
 )
-from metaloss.export import LearnedLoss, Trajectory, flat
+from metaloss.representations.saved.learned_loss import LearnedLoss, Trajectory, flat
+from metaloss.runs import launch
 from tests.conftest import tool
 
 
@@ -283,7 +283,7 @@ def test_learning_rates_stand_beside_each_other():
 
 def test_learning_curve():
     rows = [{"split": s, "step": i, "mse": 0.1 / i} for i in (1, 2) for s in ("train", "valid")]
-    curve = figures.learning_curve(rows, "mse")
+    curve = index_figures.learning_curve(rows, "mse")
     assert [line.get_label() for line in curve.axes[0].lines] == ["train", "valid"]
     assert curve.axes[0].get_yscale() == "log"
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from metaloss import forward_mode
-from metaloss.forward_mode import ForwardMode, KeepPrimals
+from metaloss.problem import forward_mode
+from metaloss.problem.forward_mode import ForwardMode, KeepPrimals
 
 POOLINGS = {
     "max_pool1d": (lambda x: F.max_pool1d(x, 3, stride=2, padding=1), (2, 3, 9)),

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from metaloss.config import load
-from metaloss.gin_files import CONFIG_DIR
-from metaloss.sweeps import cells
+from metaloss.config.configuration import load
+from metaloss.config.gin_files import CONFIG_DIR
+from metaloss.experiments.sweeps import cells
 from tests.conftest import FORMAT_1
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))

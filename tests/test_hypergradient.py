@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metaloss import BACKBONES, REPRESENTATIONS, links, memory
-from metaloss.batches import Batch
+from metaloss import BACKBONES, REPRESENTATIONS, links
 from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.machine import memory
+from metaloss.problem.batches import Batch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

@@ -8,7 +8,7 @@ import torchvision.transforms.functional as V
 from torchvision import transforms
 
 from metaloss import TASKS
-from metaloss.tasks.images import Images, by_channel
+from metaloss.tasks.preparation.images import Images, by_channel
 
 CIFAR = by_channel((0.4914, 0.4822, 0.4465)), by_channel((0.2470, 0.2435, 0.2616))
 

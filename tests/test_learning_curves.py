@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from metaloss.analysis import learning, runs
-from metaloss.analysis.groups import group
+from metaloss.experiments import records
+from metaloss.experiments.groups import group
+from metaloss.experiments.reports import learning
 from tests.small_runs import write_run
 
 
@@ -24,7 +25,7 @@ def made(tmp_path):
         for seed, some in enumerate([*finished, *diverged]):
             status = "finished" if seed < len(finished) else "diverged"
             write_run(tmp_path / str(seed), seed=seed, status=status, rows=some)
-        ((found,), _) = group(runs.read([tmp_path]).runs)
+        ((found,), _) = group(records.read([tmp_path]).runs)
         return found
 
     return make

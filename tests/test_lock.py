@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from metaloss import lock
 from metaloss.errors import InputError, RunFolderError
+from metaloss.machine import lock
 from tests.conftest import REPOSITORY
 
 HOLD = """

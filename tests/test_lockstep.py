@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaloss import checkpoint, inspection, launch, seeding
-from metaloss.analysis import pictures
 from metaloss.errors import InputError
-from metaloss.export import load_loss
-from metaloss.run import Run
-from metaloss.stacked_data import StackedData
+from metaloss.machine import sealed, seeding
+from metaloss.representations.saved.learned_loss import load_loss
+from metaloss.runs import inspection, launch, pictures
+from metaloss.runs.lockstep import StackedData
+from metaloss.runs.run import Run
 from metaloss.tasks import TASKS
 from tests import lives
 
@@ -116,13 +116,13 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         for folder in (one, other)
     ]
     plain = [{name for name in found if "tfevents" not in name} for found in names]
-    assert plain[0] - {"checkpoint.previous.pt"} == plain[1] - {"checkpoint.previous.pt"}
+    assert plain[0] - {"sealed.previous.pt"} == plain[1] - {"sealed.previous.pt"}
     assert_same(rows(one), rows(other), rounding)
     results = [result(folder) for folder in (one, other)]
     for found in results:
         del found["seconds"], found["peak_memory_bytes"]
     assert_same(*results, rounding)
-    states = [checkpoint.load(folder / "checkpoint.pt")["state"] for folder in (one, other)]
+    states = [sealed.load(folder / "checkpoint.pt")["state"] for folder in (one, other)]
     for state in states:
         # Torch's own generators, of dropout masks, are of all seeds together.
         del state["seconds"], state["global"]
@@ -193,7 +193,7 @@ def test_killed_between_two_checkpoints_of_one_step(whole, tmp_path, monkeypatch
         dying(patch, "_save_checkpoint", lambda run: (run.seed, run.state.steps) == (1, 8))
         train(tmp_path / "killed")
     steps = [
-        checkpoint.load(tmp_path / "killed" / f"seed{seed}" / "checkpoint.pt")["state"]["steps"]
+        sealed.load(tmp_path / "killed" / f"seed{seed}" / "checkpoint.pt")["state"]["steps"]
         for seed in SEEDS
     ]
     assert steps == [8, 4, 4]

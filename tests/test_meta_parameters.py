@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaloss import DESCENTS, META_OPTIMIZERS, RATES, REPRESENTATIONS, links
-from metaloss.batches import Batch
-from metaloss.descents.base import Group
 from metaloss.errors import ConfigError, InputError
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.meta_optimizers.descents.base import Group
+from metaloss.problem.batches import Batch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 
 def make_problem(loss: nn.Module | None = None, lr: float = 0.1) -> Problem:

@@ -25,7 +25,7 @@ REFERENCE = {
 
 
 def reference(loss: NN, prediction: Tensor, target: Tensor) -> Tensor:
-    """The network by its definition: products and sums, nothing of nn or of metaloss.network."""
+    """The network by its definition: products and sums, nothing of nn or parts.network."""
     a = torch.stack((prediction, target), dim=-1)
     names = [loss.activation] * len(loss.hidden) + [loss.output]
     for layer, name in zip(loss.layers, names, strict=True):

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import metaloss
-from metaloss import TASKS, checkpoint, links, predictions
+from metaloss import TASKS, links
 from metaloss.errors import DataError, InputError, RunFolderError
-from metaloss.export import LearnedLoss, load_loss
-from metaloss.loggers import read_metrics
-from metaloss.loss_files import read_trajectory
-from metaloss.run_folder import read_json
+from metaloss.machine import sealed
+from metaloss.machine.files import read_json
+from metaloss.representations.saved.folder import read_trajectory
+from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
+from metaloss.runs import predictions
+from metaloss.runs.metrics import read_metrics
 
 
 class Evil:
@@ -43,15 +45,15 @@ def test_a_checkpoint(evil, tmp_path, how):
     path = tmp_path / "checkpoint.pt"
     state = {"state": evil, "phi": torch.zeros(3)}
     if how == "sealed":
-        checkpoint.save(path, state)
+        sealed.save(path, state)
     elif how == "pickle":
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=how == "torch")
     with pytest.raises(RunFolderError, match="is no whole checkpoint"):
-        checkpoint.load(path)
+        sealed.load(path)
     with pytest.raises(RunFolderError, match="is no whole checkpoint"):
-        checkpoint.load_last(path)
+        sealed.load_last(path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trajectory.safetensors"])

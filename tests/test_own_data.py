@@ -13,8 +13,8 @@ from PIL import Image
 
 from metaloss import TASKS, testing
 from metaloss.errors import ConfigError, DataError
-from metaloss.evaluation import evaluate
-from metaloss.objective import CLASSIFICATION, REGRESSION
+from metaloss.runs.evaluation import evaluate
+from metaloss.tasks.base import CLASSIFICATION, REGRESSION
 
 
 def generator(seed: int = 0) -> torch.Generator:

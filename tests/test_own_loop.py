@@ -16,16 +16,16 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 import metaloss
 from metaloss import ENGINES, links
-from metaloss.descents.base import Descent
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.sweep import Sweep
 from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import InputError, UnsupportedModelError
-from metaloss.memory import measuring
+from metaloss.machine.memory import measuring
+from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 from tests.own_loops import LOOPS, Loop, flat, meta_gradient_by_hand, mlp, plain
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +150,9 @@ def test_engines_agree_on_several_steps(name, count):
             continue
         problem, meta = problem_of(loop)
         adapter = loop.arguments.get("adapter")
-        batches = [metaloss.batches.adapted(given(loop, train), adapter) for train, _ in steps]
+        batches = [
+            metaloss.problem.batches.adapted(given(loop, train), adapter) for train, _ in steps
+        ]
         result = engine.hypergradient(problem, meta, batches, lambda: steps[0][1])
         found[ENGINES.name_of(engine)] = flat(result.phi, meta.phi)
     reference = found.pop("unrolled")
@@ -199,11 +201,13 @@ def test_norm_clipping_has_the_closed_form_of_its_documentation():
         (100.0, u),
         (0.3, 0.3 / g.norm() * (u - g * (g * u).sum() / g.norm() ** 2)),
     ):
-        made = metaloss.gradient_transform.Transformed(metaloss.ClipNorm(max_norm), [g, None])
+        made = metaloss.problem.gradient_transform.Transformed(
+            metaloss.ClipNorm(max_norm), [g, None]
+        )
         found, missing = made.cotangent([u, None])
         assert missing is None
         assert torch.allclose(found, expected, rtol=1e-5)
-    made = metaloss.gradient_transform.Transformed(metaloss.ClipValue(0.5), [g])
+    made = metaloss.problem.gradient_transform.Transformed(metaloss.ClipValue(0.5), [g])
     assert made.cotangent([u])[0].equal(u * (g.abs() <= 0.5))
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from metaloss.analysis import paper, placement, runs
-from metaloss.analysis.groups import group
-from metaloss.analysis.settings import describe
+from metaloss.experiments import records
+from metaloss.experiments.groups import group
+from metaloss.experiments.reports import paper, placement
+from metaloss.experiments.settings import describe
 from tests.small_runs import write_methods, write_run
 
 #: Table 3 with its base model exchanged for one that is small.
@@ -23,7 +24,7 @@ SMALL = replace(
 
 
 def filled(root, known=SMALL):
-    groups, _ = group(runs.read([root]).runs)
+    groups, _ = group(records.read([root]).runs)
     return placement.fill(known, groups)
 
 

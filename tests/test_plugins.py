@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import metaloss
-from metaloss import REPRESENTATIONS, links, plugins, snapshot, testing
-from metaloss.config import load
+from metaloss import REPRESENTATIONS, links, testing
+from metaloss.config import plugins
+from metaloss.config.configuration import load
+from metaloss.config.registry import FAILED_PLUGINS
 from metaloss.errors import ConfigError
-from metaloss.export import load_loss
-from metaloss.registry import FAILED_PLUGINS
+from metaloss.problem import snapshot
+from metaloss.representations.saved.learned_loss import load_loss
 from tests.conftest import REPOSITORY, tool
 
 COMPONENT = """

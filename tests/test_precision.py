@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metaloss
-from metaloss.batches import Batch
-from metaloss.precision import cosine
+from metaloss.problem.batches import Batch
+from metaloss.runs.precision import cosine
 
 BF16 = ("--gin_param=Runner.precision = 'bf16'",)
 

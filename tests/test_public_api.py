@@ -13,24 +13,24 @@ from torch import nn
 
 import metaloss
 from metaloss import errors
-from metaloss.registry import REGISTRIES
+from metaloss.config.registry import REGISTRIES
 from tests.conftest import REPOSITORY
 
 #: What users type against; pyproject.toml holds the same modules to mypy's strict checks.
 MODULES = [
-    "metaloss.config",
+    "metaloss.config.configuration",
     "metaloss.errors",
-    "metaloss.export",
-    "metaloss.launch",
+    "metaloss.representations.saved.learned_loss",
+    "metaloss.runs.launch",
     "metaloss.learner",
     "metaloss.links",
-    "metaloss.meta_parameters",
-    "metaloss.problem",
-    "metaloss.registry",
-    "metaloss.runner",
+    "metaloss.problem.meta_parameters",
+    "metaloss.problem.problem",
+    "metaloss.config.registry",
+    "metaloss.runs.runner",
     "metaloss.stack",
     "metaloss.testing",
-    "metaloss.trained",
+    "metaloss.runs.trained",
     *(f"metaloss.{kind}.base" for kind in REGISTRIES),
 ]
 #: How a docstring tells a tensor's shape: [batch, C], a scalar, of the shapes of θ.

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from metaloss.analysis import runs, settings
-from metaloss.analysis.groups import group
-from metaloss.analysis.settings import NOT_SET
 from metaloss.errors import ConfigError, RunFolderError
+from metaloss.experiments import records, settings
+from metaloss.experiments.groups import group
+from metaloss.experiments.settings import NOT_SET
 from tests.small_runs import write_run
 
 BASELINE = ("tasks/mnist_lenet5.gin", "methods/baseline.gin")
@@ -20,12 +20,12 @@ def run(tmp_path):
 
 def the_problem(folder):
     """The run and the one line about it."""
-    found, (line,) = runs.read_run(folder)
+    found, (line,) = records.read_run(folder)
     return found, line
 
 
 def test_a_whole_run_is_read_without_a_word(run):
-    found, problems = runs.read_run(run)
+    found, problems = records.read_run(run)
     assert problems == []
     assert (found.task, found.backbone, found.settings.method) == ("mnist", "lenet5", "adalfl")
     assert (found.seed, found.status, found.test) == (3, "finished", 0.0125)
@@ -45,7 +45,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     folder = write_run(tmp_path / "run", status="unfinished")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "train", "ste')
-    found, problems = runs.read_run(folder)
+    found, problems = records.read_run(folder)
     assert len(found.rows) == 4
     assert problems[1] == "metrics.jsonl: 1 line is damaged and skipped (the first is line 5)"
 
@@ -99,14 +99,14 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path):
     seed1 = write_run(tmp_path / "a" / "seed1", seed=1)
     (seed1 / "loss").mkdir()  # what a run holds is no run, and no empty folder to speak of
     (tmp_path / "a" / "c").mkdir()
-    found = runs.read([tmp_path / "a", tmp_path, seed1])
+    found = records.read([tmp_path / "a", tmp_path, seed1])
     assert [run.seed for run in found.runs] == [0, 1]
     assert found.problems[0] == f"{tmp_path}/a/c: an empty folder"
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="is no folder: give run folders"):
-        runs.read([tmp_path / "nowhere"])
+        records.read([tmp_path / "nowhere"])
 
 
 def test_settings_of_an_earlier_version_take_todays_defaults(run):
@@ -132,11 +132,11 @@ def test_settings_are_read_without_running_anything():
 
 def test_a_difference_names_what_only_one_side_has(tmp_path):
     both = [
-        runs.read_run(write_run(tmp_path / str(i), BASELINE, bindings))[0].settings
+        records.read_run(write_run(tmp_path / str(i), BASELINE, bindings))[0].settings
         for i, bindings in enumerate([(), ["Runner.steps = 500", "Runner.log_every = 7"]])
     ]
     assert both[1].difference(both[0]) == (("Runner.steps", 500),)
-    adalfl = runs.read_run(write_run(tmp_path / "adalfl"))[0].settings
+    adalfl = records.read_run(write_run(tmp_path / "adalfl"))[0].settings
     difference = dict(both[0].difference(adalfl))
     assert difference["representations.nn.beta"] is NOT_SET
     line = settings.describe(both[0].difference(adalfl))
@@ -150,7 +150,7 @@ def test_only_runs_of_one_configuration_are_averaged(tmp_path):
         write_run(tmp_path / f"short{seed}", BASELINE, ["Runner.steps = 5"], seed, 0.5)
     write_run(tmp_path / "watched", BASELINE, ["Runner.evaluate_every = 9"], 2, 2.01)
     write_run(tmp_path / "lost", BASELINE, (), 3, status="diverged")
-    groups, lines = group(runs.read([tmp_path]).runs)
+    groups, lines = group(records.read([tmp_path]).runs)
     assert lines == []
     full, short = sorted(groups, key=lambda g: -len(g.runs))
     assert full.tests == {0: 0.01, 1: 1.01, 2: 2.01}
@@ -165,7 +165,7 @@ def test_of_two_runs_of_a_seed_the_finished_then_the_newer_one_counts(tmp_path):
     write_run(tmp_path / "old", BASELINE, test=0.1, started="2026-01-01")
     new = write_run(tmp_path / "new", BASELINE, test=0.2, started="2026-02-01")
     write_run(tmp_path / "going_on", BASELINE, status="unfinished", started="2026-03-01")
-    (found,), lines = group(runs.read([tmp_path]).runs)
+    (found,), lines = group(records.read([tmp_path]).runs)
     assert found.tests == {0: 0.2}
     assert lines == [
         f"{tmp_path}/{name}: configuration and seed of {new} again; left out"

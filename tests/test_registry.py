@@ -6,10 +6,10 @@ import gin
 import pytest
 
 from metaloss import BACKBONES, REPRESENTATIONS
-from metaloss.catalogue import catalogue
-from metaloss.config import load
+from metaloss.config.catalogue import catalogue
+from metaloss.config.configuration import load
+from metaloss.config.registry import FAILED_PLUGINS, REGISTRIES, Registry, UnknownComponentError
 from metaloss.errors import ConfigError, InputError
-from metaloss.registry import FAILED_PLUGINS, REGISTRIES, Registry, UnknownComponentError
 
 
 def test_a_component_is_the_plain_class_and_known_to_gin_by_the_same_words(kind):

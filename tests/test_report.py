@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from metaloss.analysis import tables
-from metaloss.analysis.paper import Value
-from metaloss.analysis.statistics import summarize
+from metaloss.experiments.reports import tables
+from metaloss.experiments.reports.paper import Value
+from metaloss.experiments.statistics import summarize
 from tests.conftest import tool
 from tests.small_runs import write_methods, write_run
 

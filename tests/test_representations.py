@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import metaloss
-from metaloss import REPRESENTATIONS, links, smooth
+from metaloss import REPRESENTATIONS, links
 from metaloss.analysis import curves
 from metaloss.errors import ConfigError, InputError
-from metaloss.export import load_loss
-from metaloss.trajectory import Trajectory, flat
+from metaloss.representations.parts import smooth
+from metaloss.representations.saved.learned_loss import load_loss
+from metaloss.representations.saved.trajectory import Trajectory, flat
 
 CLASSES = {n: c for n, c in REPRESENTATIONS.items() if isinstance(c, type)}  # not `pretrained`
 BUILT_IN = sorted(n for n, c in CLASSES.items() if c.__module__.startswith("metaloss."))

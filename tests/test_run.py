@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaloss import checkpoint, launch
-from metaloss.export import load_loss
-from metaloss.run import Run
+from metaloss.machine import sealed
+from metaloss.representations.saved.learned_loss import load_loss
+from metaloss.runs import launch
+from metaloss.runs.run import Run
 
 QUICK = [
     "Runner.steps = 14",
@@ -72,7 +73,7 @@ def assert_same_state(a: Path, b: Path) -> None:
         elif name not in (".state.seconds", ".metrics_bytes"):  # the clock, and its digits
             assert x == y, name
 
-    one, other = (checkpoint.load(folder / "checkpoint.pt") for folder in (a, b))
+    one, other = (sealed.load(folder / "checkpoint.pt") for folder in (a, b))
     del one["events"], other["events"]  # files that are named by the clock
     compare(one, other, "")
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from metaloss import checkpoint
-from metaloss.run_folder import RunFolder
+from metaloss.machine import sealed
+from metaloss.runs import checkpoint
+from metaloss.runs.folder import RunFolder
 from tests.conftest import REPOSITORY
 
 SMALL = (
@@ -23,7 +24,7 @@ SMALL = (
     "--gin_param=backbones.mlp.hidden = (4,)",
 )
 FILES = {
-    ".lock", "checkpoint.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
+    ".lock", "sealed.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
     "initialization", "loss", "meta.json", "metrics.jsonl", "result.json",
 }  # fmt: skip
 
@@ -125,7 +126,7 @@ def killed(start):
     class Killed(BaseException):
         """As the kernel does it: no handler of ours runs."""
 
-    save, saved = checkpoint.save, []
+    save, saved = sealed.save, []
 
     def save_then_die(path, state):
         save(path, state)
@@ -145,9 +146,9 @@ def killed(start):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_stops_the_resume_and_changes_nothing(killed):
     path = killed.folder.checkpoint
-    checkpoint.previous(path).unlink()
+    sealed.previous(path).unlink()
     whole = path.read_bytes()
-    state = checkpoint.load(path)
+    state = sealed.load(path)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
@@ -157,12 +158,12 @@ def test_a_damaged_checkpoint_stops_the_resume_and_changes_nothing(killed):
         assert code == 2
         assert line.startswith(f"error: {path} is no whole checkpoint (")
         assert contents(killed.folder) == before
-    checkpoint.save(path, state | {"config": "another"})
+    sealed.save(path, state | {"config": "another"})
     code, line = killed("--resume")
     expected = f"error: {path} is of another configuration: nothing was changed"
     assert (code, line) == (2, expected)
     del state["state"]["steps"]
-    checkpoint.save(path, state)
+    sealed.save(path, state)
     code, line = killed("--resume")
     assert code == 2
     assert line.startswith(f"error: {path} is no whole checkpoint (of another version: KeyError")
@@ -207,5 +208,5 @@ def test_sigterm_ends_the_process_with_143(start):
         process.kill()
     result = json.loads(folder.result.read_text())
     assert (result["status"], result["test"]) == ("stopped", None)
-    state = checkpoint.load(folder.checkpoint)
+    state = sealed.load(folder.checkpoint)
     assert state["state"]["steps"] == result["steps"] < 100000

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import metaloss
-from metaloss import seeding
 from metaloss.backbones import BACKBONES
 from metaloss.engines.exact import Exact
 from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.machine import seeding
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.stack import Stack
 

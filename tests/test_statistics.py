@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaloss.analysis.statistics import compare, corrected, holm, summarize
+from metaloss.experiments.statistics import compare, corrected, holm, summarize
 
 PROBABILITIES = st.lists(st.floats(0, 1) | st.none(), max_size=6)
 

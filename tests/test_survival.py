@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaloss import checkpoint, launch, lock, tensorboard
-from metaloss.analysis import pictures
-from metaloss.loggers import Progress
-from metaloss.run import Run
-from metaloss.run_folder import RunFolder
+from metaloss.machine import lock, sealed
+from metaloss.runs import launch, pictures, tensorboard
+from metaloss.runs.folder import RunFolder
+from metaloss.runs.progress import Progress
+from metaloss.runs.run import Run
 from tests import lives
 from tests.conftest import REPOSITORY
 from tests.test_run import INITIALIZATION, QUICK, assert_same_state, rows
@@ -114,13 +114,13 @@ def test_killed_between_the_two_moves_of_a_checkpoint(whole, tmp_path):
     folder = tmp_path / "run"
     moved = f".partial {folder / 'checkpoint.pt'}"
     for expected in (False, True):  # the first checkpoint has none before it
-        killed = lives.at(folder, "checkpoint.previous.pt" if expected else moved, lives.kill)
+        killed = lives.at(folder, "sealed.previous.pt" if expected else moved, lives.kill)
         assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch, killed)[0] == KILLED
-        assert not (folder / "checkpoint.previous.pt").exists()
+        assert not (folder / "sealed.previous.pt").exists()
     for _ in range(2):
         killed = lives.at(folder, moved, lives.kill)
         assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch, killed)[0] == KILLED
-        assert (folder / "checkpoint.previous.pt").exists()
+        assert (folder / "sealed.previous.pt").exists()
         assert not (folder / "checkpoint.pt").exists()
     assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch)[0] == 0
     assert_same_run(folder, whole[0])
@@ -207,7 +207,7 @@ def dead(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         return tmp_path / "run"
 
-    monkeypatch.setattr("metaloss.inspection.show", lambda board, state: None)
+    monkeypatch.setattr("metaloss.runs.inspection.show", lambda board, state: None)
     monkeypatch.setattr(pictures, "draw", lives.sketched)
     return dead
 
@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(moment, at, damage, de
 def test_metrics_that_are_cut_short_are_refused(dead, train):
     folder = dead(13)
     path = folder / "metrics.jsonl"
-    size = checkpoint.load(folder / "checkpoint.pt")["metrics_bytes"]
+    size = sealed.load(folder / "checkpoint.pt")["metrics_bytes"]
     content = path.read_bytes()
     path.write_bytes(content[: size - 1])
     code, lines = train(*arguments(folder))
@@ -323,8 +323,8 @@ def test_a_full_disk_ends_the_run_in_one_line(moment, disk, whole, tmp_path):
     assert all(line.startswith(("initialization ", "training ", "warning: without figures"))
                for line in lines[:-1])  # fmt: skip
     assert not list(folder.rglob("*.partial"))
-    if checkpoint.exists(folder / "checkpoint.pt"):
-        assert checkpoint.load_last(folder / "checkpoint.pt")[1] is None
+    if sealed.exists(folder / "checkpoint.pt"):
+        assert sealed.load_last(folder / "checkpoint.pt")[1] is None
     (place / "filler").unlink(missing_ok=True)
     code, lines = lives.lead(arguments(folder), log, lives.sketch)
     assert code == 0, lines
@@ -472,7 +472,7 @@ def test_a_run_does_not_lose_its_result_to_its_figures(dead, whole, tmp_path, mo
     def broken(*arguments, **options):
         raise ValueError("no font\nat all")
 
-    monkeypatch.setattr("metaloss.inspection.show", broken)
+    monkeypatch.setattr("metaloss.runs.inspection.show", broken)
     monkeypatch.setattr(pictures, "draw", broken)
     folder = tmp_path / "run"
     assert run(folder) == 0

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from metaloss import config, lock, saving
+from metaloss import config
 from metaloss.errors import ConfigError, InputError
-from metaloss.launchers.base import Job, Launcher
-from metaloss.launchers.local import Local
-from metaloss.launchers.process import LoggedProcess
-from metaloss.run_folder import RunFolder
-from metaloss.sweeps import cells, commands
-from metaloss.sweeps.standing import Standing, last_lines, seconds_left, standing
+from metaloss.experiments.launchers.base import Job, Launcher
+from metaloss.experiments.launchers.local import Local
+from metaloss.experiments.launchers.process import LoggedProcess
+from metaloss.experiments.sweeps import cells, commands
+from metaloss.experiments.sweeps.standing import Standing, last_lines, seconds_left, standing
+from metaloss.machine import lock
+from metaloss.runs import checkpoint
+from metaloss.runs.folder import RunFolder
 from tests.conftest import REPOSITORY, tool
 
 SPEC = """
@@ -238,7 +240,9 @@ def test_what_takes_one_seed_at_a_time_goes_on_to():
 
 def test_only_runs_of_one_step_are_one_process(fake, monkeypatch):
     steps = {"seed0": 4, "seed1": 8, "seed2": 4, "seed3": 0}
-    monkeypatch.setattr(saving, "positions", lambda folder: [(0, steps[folder.path.name]), (0, 0)])
+    monkeypatch.setattr(
+        checkpoint, "positions", lambda folder: [(0, steps[folder.path.name]), (0, 0)]
+    )
     parts = fake.together(grid(4, seeds_at_once=4))
     assert [[cell.seed for cell in part] for part in parts] == [[0, 2], [1], [3]]
 
@@ -315,7 +319,7 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     """By submitit's local executor: its warning is a real signal, and it starts the job again."""
     import submitit
 
-    from metaloss.launchers.process import Requeued
+    from metaloss.experiments.launchers.process import Requeued
 
     code = (
         "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1]);"
@@ -338,8 +342,8 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
 
 
 def test_launchers_say_what_they_lack(monkeypatch, tmp_path):
-    from metaloss.launchers.ray import Ray
-    from metaloss.launchers.slurm import Slurm
+    from metaloss.experiments.launchers.ray import Ray
+    from metaloss.experiments.launchers.slurm import Slurm
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "submitit", None)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaloss import checkpoint
-from metaloss.sweeps import cells
-from metaloss.sweeps.standing import standing
+from metaloss.experiments.sweeps import cells
+from metaloss.experiments.sweeps.standing import standing
+from metaloss.machine import sealed
 from tests.conftest import REPOSITORY
 
 KILLS = 30
@@ -62,7 +62,7 @@ def numbers(folder):
     """What a run has computed: all that it leaves but for times, memory and places."""
     result = json.loads((folder / "result.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    state = checkpoint.load(folder / "checkpoint.pt")["state"]
+    state = sealed.load(folder / "checkpoint.pt")["state"]
     loss = folder / "loss" / "model.safetensors"
     return {
         "result": {k: v for k, v in result.items() if k not in ("seconds", "peak_memory_bytes")},

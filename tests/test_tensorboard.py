@@ -13,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from metaloss import checkpoint, launch
-from metaloss.analysis import board, records
-from metaloss.loggers import read_metrics
-from metaloss.run import Run
-from metaloss.tensorboard import GROUPS, bindings, scalars
+from metaloss.experiments import records
+from metaloss.experiments.reports import board
+from metaloss.machine import sealed
+from metaloss.runs import launch
+from metaloss.runs.metrics import read_metrics
+from metaloss.runs.run import Run
+from metaloss.runs.tensorboard import GROUPS, bindings, scalars
 from tests.conftest import tool
 
 QUICK = [
@@ -185,9 +187,7 @@ def test_looking_at_a_run_does_not_change_it(run, tmp_path):
     """θ, φ, optimizers and streams are the same whether a loss is inspected often or never."""
     extra = ("Runner.evaluate_every = 1", "Runner.figures = 14", "Runner.samples = 14")
     train(tmp_path / "run", extra=extra)
-    one, other = (
-        checkpoint.load(path / "checkpoint.pt")["state"] for path in (run, tmp_path / "run")
-    )
+    one, other = (sealed.load(path / "checkpoint.pt")["state"] for path in (run, tmp_path / "run"))
     for part in ("model", "learner", "streams", "global"):
         assert_equal(one[part], other[part])
 
@@ -221,7 +221,7 @@ def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
 
     load_loss(tmp_path / "run")
     assert load_loss(tmp_path / "run").trajectory.steps.tolist()[-1] == 14
-    assert records.read(tmp_path / "run").status == "unfinished"
+    assert records.read_whole(tmp_path / "run").status == "unfinished"
 
 
 # --- several runs ---
@@ -310,5 +310,5 @@ def test_a_board_takes_nothing_away(seeds, show, tmp_path):
 
 
 def test_equal_seeds_are_counted_once(run):
-    record = records.read(run)
+    record = records.read_whole(run)
     assert board.groups([record, record]) == {}

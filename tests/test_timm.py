@@ -11,7 +11,7 @@ from torch import nn
 
 from metaloss import BACKBONES, REPRESENTATIONS, links
 from metaloss.errors import ConfigError
-from metaloss.problem import Problem
+from metaloss.problem.problem import Problem
 from tests.test_hypergradient import meta_gradient, relative
 
 pytestmark = pytest.mark.filterwarnings(

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import metaloss
-from metaloss import load_loss, transfer
+from metaloss import load_loss
 from metaloss.errors import InputError, RunFolderError
-from metaloss.loggers import read_metrics
-from metaloss.trajectory import flat
+from metaloss.experiments import transfer
+from metaloss.representations.saved.trajectory import flat
+from metaloss.runs.metrics import read_metrics
 from tests.conftest import FORMAT_1, tool
 
 TASK = ("--gin_file=tasks/digits_mlp.gin", "--gin_param=backbones.mlp.hidden = (4,)")
@@ -47,7 +48,7 @@ def test_a_frozen_loss_trains_as_plain_training_on_it_does(train, tmp_path):
     assert code == 0, stderr
     trained = metaloss.load_model(tmp_path / "run")
     data = trained.data
-    from metaloss import seeding
+    from metaloss.machine import seeding
 
     with seeding.drawing_from(seeding.stream(0, "theta")):
         model = trained.plan.backbone(input_shape=data.input_shape, outputs=10)
@@ -78,7 +79,7 @@ def test_a_replayed_loss_is_that_of_each_step(train, tmp_path, over, expected):
 
 
 def test_a_replay_that_was_stopped_goes_on_bit_for_bit(train, tmp_path, monkeypatch):
-    from metaloss.run import Run
+    from metaloss.runs.run import Run
 
     arguments = (
         *TASK, "--gin_file=transfer/schedule.gin", LOSS, "--gin_param=Runner.steps = 8",
@@ -175,7 +176,7 @@ def test_a_loss_is_transferred_and_compared(run, tmp_path):
 
 
 def test_a_stopped_run_stops_the_others_and_goes_on(run, tmp_path, monkeypatch):
-    from metaloss import launch
+    from metaloss.runs import launch
 
     arguments = (
         FORMAT_1,

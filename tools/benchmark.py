@@ -61,10 +61,11 @@ def main(command_line: list[str] | None = None) -> int:
 
     import torch
 
-    from metaloss.benchmark import report
-    from metaloss.benchmark.contenders import CONTENDERS
-    from metaloss.benchmark.measure import measure
-    from metaloss.benchmark.pairs import PAIRS
+    sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is beside the package
+    from benchmarks import report
+    from benchmarks.contenders import CONTENDERS
+    from benchmarks.measure import measure
+    from benchmarks.pairs import PAIRS
     from metaloss.errors import InputError, did_you_mean
 
     def chosen(kind: str, asked: list[str] | None, known: list[str]) -> list[str]:

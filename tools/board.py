@@ -40,13 +40,14 @@ def main(command_line: list[str] | None = None) -> int:
     """Gathers the runs and starts TensorBoard on them, until it ends."""
     arguments, rest = parse_arguments(command_line)
 
-    from metaloss.analysis import board, records
     from metaloss.errors import InputError
+    from metaloss.experiments import records
+    from metaloss.experiments.reports import board
 
     found = []
-    for path in [run for given in arguments.run for run in records.find(given)]:
+    for path in [run for given in arguments.run for run in records.find(given)[0] or [given]]:
         try:
-            found.append(records.read(path))
+            found.append(records.read_whole(path))
         except InputError as error:
             print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
     if not found:

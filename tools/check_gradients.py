@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from metaloss.certification import Certificate
+    from metaloss.testing.certification.certify import Certificate
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,8 +48,8 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, certifies, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss import certification_report as report
     from metaloss.errors import InputError
+    from metaloss.testing.certification import report
 
     done: list[Certificate] = []
     try:
@@ -74,8 +74,11 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
     Raises:
         InputError: an unknown word, or a gin file or plugin that cannot be used.
     """
-    from metaloss import certification, certification_grid, checks, config, plugins, seeding
+    from metaloss import config
+    from metaloss.config import checks, plugins
     from metaloss.engines import ENGINES
+    from metaloss.machine import seeding
+    from metaloss.testing.certification import certify, grid
 
     plugins.load_all(arguments.plugin)
     for engine in arguments.engine:
@@ -84,19 +87,19 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
         with seeding.drawing_from(seeding.stream(arguments.seed, "phi")):
             plan = config.load(arguments.gin_file, arguments.gin_param).build()
         folder = Path(arguments.data_dir or os.environ.get("METALOSS_DATA") or "data")
-        case = certification.planned_case(plan, folder, arguments.seed, arguments.examples)
+        case = certify.planned_case(plan, folder, arguments.seed, arguments.examples)
         for engine in arguments.engine or ("exact", "sweep"):
             for warm in (0, 2):
-                yield certification.certify(case, engine, warm, 3 if engine == "sweep" else 1)
+                yield certify.certify(case, engine, warm, 3 if engine == "sweep" else 1)
         return
     for words, known, flag in (
-        (arguments.optimizer, certification_grid.OPTIMIZERS, "--optimizer"),
-        (arguments.loss, certification_grid.LOSSES, "--loss"),
-        (arguments.backbone, certification_grid.MODELS, "--backbone"),
+        (arguments.optimizer, grid.OPTIMIZERS, "--optimizer"),
+        (arguments.loss, grid.LOSSES, "--loss"),
+        (arguments.backbone, grid.MODELS, "--backbone"),
     ):
         for word in words:
             checks.choice(word, flag, known)
-    yield from certification_grid.certificates(
+    yield from grid.certificates(
         arguments.engine, arguments.optimizer, arguments.loss, arguments.backbone
     )
 

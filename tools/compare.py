@@ -34,13 +34,14 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse_arguments(command_line)
 
     import metaloss  # noqa: F401  (its components register themselves)
-    from metaloss import plugins
-    from metaloss.analysis import comparison, formats, output
+    from metaloss.config import plugins
     from metaloss.errors import InputError
+    from metaloss.experiments.reports import comparison, formats, output
+    from metaloss.machine.files import check_output
 
     try:
         if arguments.output is not None:
-            output.check(arguments.output, (".html", ".png"))
+            check_output(arguments.output, (".html", ".png"))
         plugins.load_all(arguments.plugin)
         pair, problems = comparison.read(arguments.run_a, arguments.run_b)
         document = comparison.document(pair, problems)

@@ -53,10 +53,12 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, distills, and turns what the user got wrong into one line and exit code 2."""
     asked = parse_arguments(command_line)
 
-    from metaloss import distillation, plugins, transfer
-    from metaloss.analysis import formats, formula_report
+    from metaloss.analysis import formulas
+    from metaloss.config import plugins
     from metaloss.errors import InputError
-    from metaloss.export import load_loss
+    from metaloss.experiments import transfer
+    from metaloss.experiments.reports import formats, formula_report
+    from metaloss.representations.saved.learned_loss import load_loss
 
     try:
         if asked.train and not (asked.output and asked.gin_file):
@@ -64,9 +66,9 @@ def main(command_line: list[str] | None = None) -> int:
         plugins.load_all(asked.plugin)
         whole = load_loss(asked.loss)
         loss = whole if asked.step is None else whole.at(asked.step)
-        classes = distillation.classes_of(loss, asked.classes)
-        found = distillation.distill(loss.representation, classes, asked.largest, asked.term)
-        chosen = None if asked.output is None else distillation.of_size(found, asked.size)
+        classes = formulas.classes_of(loss, asked.classes)
+        found = formulas.distill(loss.representation, classes, asked.largest, asked.term)
+        chosen = None if asked.output is None else formulas.of_size(found, asked.size)
         report = formula_report.document(found, loss.summary, classes)
         print(formats.markdown(report, {}))
         if chosen is None:

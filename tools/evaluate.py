@@ -39,8 +39,8 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, evaluates, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss import launch
     from metaloss.errors import InputError
+    from metaloss.runs import launch
 
     try:
         print(launch.evaluate(**vars(arguments)))

@@ -37,9 +37,11 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse_arguments(command_line)
 
     import metaloss  # noqa: F401  (its components register themselves)
-    from metaloss import plugins
-    from metaloss.analysis import indices, paper_figures, pictures, records
+    from metaloss.analysis import indices, paper_figures
+    from metaloss.config import plugins
     from metaloss.errors import InputError
+    from metaloss.experiments import records
+    from metaloss.runs import pictures
 
     failed = False
     drawn: list[Path] = []
@@ -51,10 +53,10 @@ def main(command_line: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    for path in [found for given in arguments.run for found in records.find(given)]:
+    for path in [found for given in arguments.run for found in records.find(given)[0] or [given]]:
         try:
-            record = records.read(path)
-            title = pictures.title(vars(record))
+            record = records.read_whole(path)
+            title = record.title
             pictures.draw(path, title)
         except InputError as error:
             message = str(error).splitlines()[0]

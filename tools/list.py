@@ -29,8 +29,8 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse_arguments(command_line)
 
     import metaloss  # noqa: F401  (its components register themselves)
-    from metaloss import plugins
-    from metaloss.catalogue import catalogue
+    from metaloss.config import plugins
+    from metaloss.config.catalogue import catalogue
     from metaloss.errors import InputError
 
     try:

@@ -32,9 +32,10 @@ def main() -> int:
 
     from pathlib import Path
 
-    from metaloss import launch
     from metaloss.errors import InputError
-    from metaloss.run_folder import RunFolder, read_json
+    from metaloss.machine.files import read_json
+    from metaloss.runs import launch
+    from metaloss.runs.folder import RunFolder
 
     try:
         for method, files in RUNS.items():

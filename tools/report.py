@@ -35,8 +35,8 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, reports, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.analysis.publish import publish
     from metaloss.errors import InputError
+    from metaloss.experiments.reports.publish import publish
 
     try:
         publish(arguments.runs, arguments.format, arguments.output)

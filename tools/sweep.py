@@ -49,7 +49,7 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse_arguments(command_line)
 
     from metaloss.errors import InputError
-    from metaloss.sweeps import commands
+    from metaloss.experiments.sweeps import commands
 
     try:
         return commands.carry_out(Path(__file__).with_name("train.py"), **vars(arguments))

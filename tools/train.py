@@ -56,8 +56,9 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, runs, and turns what the user got wrong into one line and exit code 2."""
     flags = vars(parse_arguments(command_line))
 
-    from metaloss import launch, processes
     from metaloss.errors import InputError, LostProcessError
+    from metaloss.machine import processes
+    from metaloss.runs import launch
 
     try:
         with processes.joined(flags.pop("patience")):

@@ -47,9 +47,10 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, trains, and turns what the user got wrong into one line and exit code 2."""
     asked = parse_arguments(command_line)
 
-    from metaloss import plugins, transfer
+    from metaloss.config import plugins
     from metaloss.errors import InputError
-    from metaloss.export import load_loss
+    from metaloss.experiments import transfer
+    from metaloss.representations.saved.learned_loss import load_loss
 
     try:
         plugins.load_all(asked.plugin)

@@ -15,7 +15,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from metaloss.sweeps.cells import load
+from metaloss.experiments.sweeps.cells import load
 
 BASELINE = [0.0127, 0.0136, 0.0155]  #: MNIST + LeNet-5 on the task loss (docs/results.md)
 CHEAP = [0.0087, 0.0082, 0.0084]  #: the same by ablations/cheap.gin (docs/performance.md)

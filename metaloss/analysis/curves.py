@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from metaloss.representations.base import Representation
-from metaloss.trajectory import Trajectory
+from metaloss.representations.saved.trajectory import Trajectory
 
 TARGETS = (0.1, 0.5, 0.9)  #: of regression, where targets are scaled to [0, 1]
 

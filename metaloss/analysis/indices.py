@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from metaloss.analysis.curves import LossCurves
-from metaloss.export import LearnedLoss
-from metaloss.problem import TaskLoss
+from metaloss.links import TaskLoss
+from metaloss.representations.saved.learned_loss import LearnedLoss
 
 #: A slope is near zero below this part of the mean absolute slope.
 NEAR_ZERO = 0.05

@@ -1,7 +1,7 @@
 """Backbones: recipes for base models f_θ."""
 
 from metaloss.backbones.base import BACKBONES
-from metaloss.registry import import_components
+from metaloss.config.registry import import_components
 
 import_components(__name__, __path__)
 

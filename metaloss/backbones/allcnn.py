@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import nn
 
-from metaloss import checks
 from metaloss.backbones.base import BACKBONES, kaiming_normal, require_image
+from metaloss.config import checks
 
 #: Output channels, kernel, stride, padding of each convolution but the last; None is dropout.
 LAYERS = (

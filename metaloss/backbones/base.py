@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from metaloss.config.registry import Registry
 from metaloss.errors import ConfigError
-from metaloss.registry import Registry
 
 BACKBONES = Registry("backbones", supplied=("input_shape", "outputs"))
 

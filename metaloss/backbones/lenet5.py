@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import nn
 
-from metaloss import checks
 from metaloss.backbones.base import BACKBONES, require_image, xavier_uniform
+from metaloss.config import checks
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

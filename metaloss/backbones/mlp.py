@@ -8,8 +8,8 @@ from math import prod
 
 from torch import nn
 
-from metaloss import checks
 from metaloss.backbones.base import BACKBONES, xavier_uniform
+from metaloss.config import checks
 
 
 @BACKBONES.register("mlp")

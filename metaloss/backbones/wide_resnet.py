@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from metaloss import checks
 from metaloss.backbones.base import BACKBONES, require_image
+from metaloss.config import checks
 from metaloss.errors import ConfigError
 
 

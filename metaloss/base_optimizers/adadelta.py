@@ -7,10 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from metaloss import checks
-from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
 from metaloss.base_optimizers.quotient import effective_gradient
-from metaloss.update import Hyperparameters, State, Update, certify
+from metaloss.config import checks
 
 
 @BASE_OPTIMIZERS.register("adadelta")

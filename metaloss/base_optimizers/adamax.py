@@ -7,8 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from metaloss import checks
-from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.base_optimizers.base import (
+    BASE_OPTIMIZERS,
+    GroupStep,
+    Hyperparameters,
+    State,
+    certify,
+)
 from metaloss.base_optimizers.quotient import (
     Quotient,
     QuotientUpdate,
@@ -16,7 +21,7 @@ from metaloss.base_optimizers.quotient import (
     means,
     times,
 )
-from metaloss.update import GroupStep, Hyperparameters, State, certify
+from metaloss.config import checks
 
 
 @BASE_OPTIMIZERS.register("adamax")

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from metaloss import checks
 from metaloss.base_optimizers.adam import AdamUpdate
-from metaloss.base_optimizers.base import BASE_OPTIMIZERS
-from metaloss.update import certify
+from metaloss.base_optimizers.base import BASE_OPTIMIZERS, certify
+from metaloss.config import checks
 
 
 @BASE_OPTIMIZERS.register("adamw")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaloss.update import GroupStep, Hyperparameters, Update
+from metaloss.base_optimizers.base import GroupStep, Hyperparameters, Update
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from metaloss import checks
-from metaloss.base_optimizers.base import BASE_OPTIMIZERS
+from metaloss.base_optimizers.base import (
+    BASE_OPTIMIZERS,
+    GroupStep,
+    Hyperparameters,
+    State,
+    Update,
+    certify,
+)
 from metaloss.base_optimizers.quotient import effective_gradient, effective_gradients
-from metaloss.update import GroupStep, Hyperparameters, State, Update, certify
+from metaloss.config import checks
 
 
 @BASE_OPTIMIZERS.register("sgd")

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from metaloss import snapshot
-from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError, UnsupportedModelError
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.stacked import Stacked
+from metaloss.problem import snapshot
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.stacked import Stacked
 
 
 @ENGINES.register("auto")

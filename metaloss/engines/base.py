@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from metaloss.batches import StepBatch
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.registry import Registry
-from metaloss.vectors import Vector
+from metaloss.config.registry import Registry
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.vectors import Vector
 
 Draw = Callable[[], StepBatch]  #: gives the next batch
 
@@ -35,7 +35,7 @@ class Engine(ABC):
     M_φ, and stand in the model and the optimizer afterwards; the gradient is what the class says
     (the exact ones agree with each other); `state_dict` holds what the engine carries from one
     call to the next. In several processes the gradient is that of the whole batch: what is a mean
-    over a batch passes `metaloss.distributed.mean`, unless `Problem` has seen to it.
+    over a batch passes `metaloss.machine.distributed.mean`, unless `Problem` has seen to it.
     """
 
     #: Whether the gradient is that of the steps themselves, up to rounding.

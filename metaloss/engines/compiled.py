@@ -10,16 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metaloss import checks, distributed, seeding, snapshot, traced_sgd
-from metaloss.batches import MicroBatches, StepBatch
+from metaloss.base_optimizers.base import update_of
+from metaloss.config import checks
+from metaloss.engines import traced_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
+from metaloss.engines.traced_step import Given, trace
 from metaloss.errors import UnsupportedModelError
-from metaloss.gradient_transform import refuse_hooks
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.traced_step import Given, trace
-from metaloss.update import update_of
+from metaloss.machine import distributed, seeding
+from metaloss.problem import snapshot
+from metaloss.problem.batches import MicroBatches, StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.refusals import refuse_hooks
 
 #: How many kinds of steps an engine compiles, each for seconds: of batches of other shapes.
 MOST_KINDS = 8
@@ -153,7 +156,7 @@ def _kind(problem: Problem, batches: Sequence[StepBatch]) -> Any:
         for part in batch
     ]
     modes = problem.model.training, problem.autocast, parameter.dtype, parameter.device
-    return tuple(parts), modes, traced_sgd.branches(problem.optimizer)
+    return tuple(parts), modes, traced_step.branches(problem.optimizer)
 
 
 def _compile(graph: Any, given: Sequence[Tensor]) -> Callable[..., Sequence[Any]]:

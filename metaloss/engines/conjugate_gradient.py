@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.engines.base import ENGINES
 from metaloss.engines.implicit import Dense, Hessian, Implicit, dot, plus
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from metaloss import checks, distributed, snapshot
-from metaloss.batches import StepBatch
+from metaloss.config import checks
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.machine import distributed
+from metaloss.problem import snapshot
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 Noise = list[Tensor]  #: one tensor per meta-parameter; that of α, relative to α, comes last
 

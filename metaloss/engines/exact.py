@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaloss import seeding
-from metaloss.base_step import BaseStep, Pass
-from metaloss.batches import StepBatch
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.engines.sweep import SweepRollout
 from metaloss.errors import UnsupportedModelError
-from metaloss.forward_mode import ForwardMode
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.vectors import Vector
+from metaloss.machine import seeding
+from metaloss.problem.base_step import BaseStep, Pass
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.forward_mode import ForwardMode
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.vectors import Vector
 
 
 @ENGINES.register("exact")

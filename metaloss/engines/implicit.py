@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import checks, distributed
-from metaloss.batches import StepBatch, examples
+from metaloss.config import checks
 from metaloss.engines.base import Rollout, RolloutEngine
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.vectors import Vector, gradient
+from metaloss.machine import distributed
+from metaloss.problem.batches import StepBatch, examples
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.vectors import Vector, gradient
 
 Dense = list[Tensor]  #: a vector over θ without gaps
 Hessian = Callable[[Dense], Dense]  #: q -> (H + λI) q

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import checks, seeding
-from metaloss.base_step import BaseStep, Pass
-from metaloss.batches import StepBatch
-from metaloss.embeddings import refuse_tied_padding
+from metaloss.config import checks
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
 from metaloss.engines.one_step import OneStepRollout
 from metaloss.errors import ConfigError
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.vectors import Vector
+from metaloss.machine import seeding
+from metaloss.problem.base_step import BaseStep, Pass
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.refusals import refuse_tied_padding
+from metaloss.problem.vectors import Vector
 
 
 @ENGINES.register("logit_difference")

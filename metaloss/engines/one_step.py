@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from metaloss import distributed
-from metaloss.base_step import BaseStep, Pass
-from metaloss.batches import StepBatch
 from metaloss.engines.base import Rollout
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.vectors import Vector, add, gradient, inner
+from metaloss.machine import distributed
+from metaloss.problem.base_step import BaseStep, Pass
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.vectors import Vector, add, gradient, inner
 
 #: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
 #: do not feel u; the first may be, where the pass has a slope.

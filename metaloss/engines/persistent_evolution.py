@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metaloss import checks, snapshot
-from metaloss.batches import StepBatch
+from metaloss.config import checks
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.evolution import (
     Noise,
@@ -16,8 +15,10 @@ from metaloss.engines.evolution import (
     step_for_real,
     zero,
 )
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.problem import snapshot
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 
 @ENGINES.register("persistent_evolution")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import distributed, seeding
-from metaloss.base_step import BaseStep
-from metaloss.batches import StepBatch
+from metaloss.base_optimizers.taken_step import KeepState
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.taken_step import KeepState
-from metaloss.vectors import Vector, add, gradient
+from metaloss.machine import distributed, seeding
+from metaloss.problem.base_step import BaseStep
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.vectors import Vector, add, gradient
 
 
 @ENGINES.register("sweep")

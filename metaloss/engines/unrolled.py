@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss import distributed, replicas
-from metaloss.batches import StepBatch, examples
+from metaloss.base_optimizers.base import State
 from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
-from metaloss.gradient_transform import transform
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.reentrant import refusing_reentrant_checkpoints
-from metaloss.update import State
-from metaloss.vectors import Vector, add, copy, gradient
+from metaloss.machine import distributed
+from metaloss.problem import replicas
+from metaloss.problem.batches import StepBatch, examples
+from metaloss.problem.gradient_transform import transform
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
+from metaloss.problem.refusals import refusing_reentrant_checkpoints
+from metaloss.problem.vectors import Vector, add, copy, gradient
 
 
 @ENGINES.register("unrolled")

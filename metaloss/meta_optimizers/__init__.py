@@ -1,7 +1,7 @@
 """Meta-optimizers: how the meta-parameters improve, offline or online."""
 
+from metaloss.config.registry import import_components
 from metaloss.meta_optimizers.base import META_OPTIMIZERS
-from metaloss.registry import import_components
 
 import_components(__name__, __path__)
 

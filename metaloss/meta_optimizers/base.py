@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from metaloss.descents.base import Descent, Group
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
-from metaloss.errors import InputError, MissingGradientError
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.rates.base import Rate
-from metaloss.registry import Registry
-from metaloss.vectors import Vector
+from metaloss.config.registry import Registry
+from metaloss.engines.base import Draw
+from metaloss.errors import InputError
+from metaloss.problem.problem import Problem
 
 
 @dataclass
@@ -110,171 +105,6 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave; `attach` comes first."""
-
-
-class MetaDescent:
-    """The meta-parameters of a problem on their way down, guarded against unusable gradients.
-
-    Args:
-        meta: the meta-parameters.
-        descent: a recipe for how they move.
-        meta_lr: η of φ.
-        rate_meta_lr: η of a learned base learning rate's parameter; None takes that of φ.
-
-    Raises:
-        MissingGradientError: there is nothing to learn.
-    """
-
-    def __init__(
-        self,
-        meta: MetaParameters,
-        descent: Callable[..., Descent],
-        meta_lr: float,
-        rate_meta_lr: float | None = None,
-    ) -> None:
-        groups = []
-        if meta.phi:
-            groups.append(Group(meta.named_phi, meta_lr))
-        if meta.ratios is not None:
-            groups.append(Group({"lr": meta.x}, rate_meta_lr or meta_lr))
-        if not groups:
-            raise MissingGradientError(
-                "there is nothing to learn: the loss has no parameter that requires a gradient"
-            )
-        self._meta = meta
-        self._names = ", ".join(name for group in groups for name in group.tensors)
-        self._descent = descent(groups=groups)
-        self._usable = False  # whether any gradient has been usable so far
-
-    def descend(self, found: Hypergradient) -> MetaStep:
-        """One step; skipped, and said so, where the gradient or the task loss is not finite.
-
-        Raises:
-            MissingGradientError: no meta-parameter has a gradient; or the very first gradient is
-                not finite although both losses are.
-        """
-        gradients = [*found.phi]
-        if self._meta.ratios is not None:
-            gradients.append(self._meta.through_rate(found.alpha))
-        given = self.given(gradients)
-        device = found.task_loss.device
-        norm = torch.linalg.vector_norm(torch.cat([part.to(device).flatten() for part in given]))
-        both = norm + found.task_loss
-        finite = both - both == 0  # neither infinite nor NaN, in fewer calls than isfinite makes
-        self.move(found, gradients, finite)
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
-
-    def given(self, gradients: Vector) -> list[Tensor]:
-        """The gradients that there are, of the shapes of the meta-parameters.
-
-        Raises:
-            MissingGradientError: there is none.
-        """
-        given = [gradient for gradient in gradients if gradient is not None]
-        if not given:
-            raise MissingGradientError(
-                f"no meta-parameter received a gradient ({self._names}): the base step does not "
-                "depend on them, as with an output bias alone or a loss that is constant in the "
-                "prediction"
-            )
-        return given
-
-    def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
-        """One step along gradients, if they and the task loss are finite.
-
-        Args:
-            found: what is to be told of, should there never be a usable gradient.
-            gradients: of the shapes of the meta-parameters.
-            finite: bool [].
-
-        Raises:
-            MissingGradientError: see `descend`.
-        """
-        if not self._usable:  # later, nothing here waits for the device
-            self._usable = bool(finite)
-            both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
-            if not self._usable and bool(both):
-                raise MissingGradientError(
-                    f"no meta-parameter received a finite gradient ({self._names}) although both "
-                    "losses are finite: look for a derivative of the loss or the model that is "
-                    "infinite or NaN"
-                )
-        self._descent.descend(gradients, finite)
-        self._meta.write_rate()
-
-    def branch(self) -> Hashable | None:
-        """Of the descent; None before the first usable gradient, and where a rate is learned."""
-        if not self._usable or self._meta.ratios is not None:
-            return None
-        return self._descent.branch()
-
-    def replayed(self) -> None:
-        """A CUDA graph has made a step: counts it."""
-        self._descent.replayed()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "descent": self._descent.state_dict(),
-            "usable": self._usable,
-            "x": float(self._meta.x),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._descent.load_state_dict(state["descent"])
-        self._usable = state["usable"]
-        self._meta.x.fill_(state["x"])
-        self._meta.write_rate()
-
-
-class StackedDescent(MetaDescent):
-    """The descents of stacked problems, so that what is not elementwise stays each one's own.
-
-    They save themselves: this one has no state.
-
-    Args:
-        members: each over views of its part of the stacked meta-parameters.
-    """
-
-    def __init__(self, members: Sequence[MetaDescent]) -> None:
-        self._members = members
-
-    def descend(self, found: Hypergradient) -> MetaStep:
-        """One step of each, see `MetaDescent.descend`."""
-        given = self._members[0].given(found.phi)
-        norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in given])
-        norm = torch.linalg.vector_norm(norms, dim=0)  # [S]
-        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
-        for i, member in enumerate(self._members):
-            gradients = [None if gradient is None else gradient[i] for gradient in found.phi]
-            own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
-            member.move(own, gradients, finite[i])
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
-
-    def branch(self) -> Hashable | None:
-        branches = tuple(member.branch() for member in self._members)
-        return None if None in branches else branches
-
-    def replayed(self) -> None:
-        for member in self._members:
-            member.replayed()
-
-
-def refuse_mixing(rate: Rate | None, engine: Engine) -> None:
-    """Refuses what would not keep a stack's seeds apart.
-
-    Raises:
-        InputError: a learning rate is learned, or the engine is not `elementwise`.
-    """
-    if rate is not None:
-        raise InputError(
-            "a learned learning rate is one number of the optimizer, which a stack has once: train "
-            "these seeds one at a time"
-        )
-    if not engine.elementwise:
-        raise InputError(
-            f"engine '{ENGINES.name_of(engine)}' mixes the numbers of a vector, which would be of "
-            "all seeds together: train them one at a time"
-        )
 
 
 META_OPTIMIZERS = Registry("meta_optimizers", MetaOptimizer)

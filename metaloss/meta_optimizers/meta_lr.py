@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from metaloss.descents.adam import Adam
-from metaloss.descents.base import Descent
+from metaloss.base_optimizers.rates.base import Rate
+from metaloss.base_optimizers.rates.raw import Raw
 from metaloss.engines.base import Draw
 from metaloss.engines.exact import Exact
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.descents.adam import Adam
+from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.problem import Problem
-from metaloss.rates.base import Rate
-from metaloss.rates.raw import Raw
+from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("meta_lr")

@@ -6,21 +6,16 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
-from metaloss import checks
-from metaloss.descents.adam import Adam
-from metaloss.descents.base import Descent
+from metaloss.base_optimizers.rates.base import Rate
+from metaloss.config import checks
 from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import (
-    META_OPTIMIZERS,
-    MetaDescent,
-    MetaOptimizer,
-    MetaStep,
-    StackedDescent,
-    refuse_mixing,
-)
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.rates.base import Rate
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.by_gradient import MetaDescent
+from metaloss.meta_optimizers.descents.adam import Adam
+from metaloss.meta_optimizers.descents.base import Descent
+from metaloss.meta_optimizers.stacked import StackedDescent, refuse_mixing
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("online_one_step")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.problem import Problem
+from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("replay")
@@ -30,7 +30,7 @@ class Replay(MetaOptimizer):
     steps = 0
 
     def __init__(self, path: str, over: int | None = None) -> None:
-        from metaloss.export import load_loss  # which knows of problems
+        from metaloss.representations.saved.learned_loss import load_loss  # which knows of problems
 
         if over is not None:
             checks.integer(over, "replay.over", minimum=1)

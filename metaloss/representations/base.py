@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metaloss.config.registry import Registry
 from metaloss.errors import InputError
-from metaloss.registry import Registry
 
 
 class Representation(nn.Module, ABC):

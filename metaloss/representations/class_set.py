@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks
-from metaloss.activations import SmoothLeakyReLU
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts.activations import SmoothLeakyReLU
 
 CONTEXTS = ("mean", "attention")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metaloss import smooth
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import smooth
 
 
 @REPRESENTATIONS.register("cross_entropy")

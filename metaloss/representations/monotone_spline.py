@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks, smooth
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import smooth
 
 STARTS = ("cross_entropy", "squared_error")
 FLAT = 0.01  #: slope at the start of what is flat in the known loss; softplus knows no 0

@@ -8,8 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metaloss import activations, checks, network
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import activations, network
 
 HIDDEN_ACTIVATIONS = ("smooth_leaky_relu", "relu", "tanh", "softplus")
 OUTPUT_ACTIVATIONS = ("identity", "softplus", "smooth_leaky_relu")
@@ -24,7 +25,7 @@ class NN(Representation):
     Kaiming-normal. `activation="relu", output="softplus"` is the form of ML³ (Bechtle et al.,
     2021), which the paper finds prone to flat regions (appendix B.1).
 
-    Its gradients in the prediction, and their gradients, are closed forms (see metaloss.network).
+    Its gradients in the prediction, and their gradients, are closed forms (see `parts.network`).
     Under autocast it computes in the precision of its parameters.
 
     Args:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks, smooth
+from metaloss.config import checks
 from metaloss.errors import ConfigError
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import smooth
 
 
 @REPRESENTATIONS.register("poly")

@@ -20,7 +20,9 @@ def pretrained(path: str, step: int | None = None) -> Representation:
         RunFolderError, UnknownComponentError: it cannot be loaded, see `metaloss.load_loss`.
         InputError: the step was not recorded.
     """
-    from metaloss.export import load_loss  # which is of representations itself
+    from metaloss.representations.saved.learned_loss import (
+        load_loss,  # which is of representations itself
+    )
 
     loss = load_loss(path)
     if step is not None:

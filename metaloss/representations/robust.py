@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks, smooth
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import smooth
 
 REACH = 14.0  #: log(2 - α) stays within ± REACH: α from about -10⁶ to 2 - 10⁻⁶
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 POINTS = 20  #: predictions at which the scale is taken, the midpoints of equal cells of (0, 1)

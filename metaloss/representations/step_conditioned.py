@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.errors import ConfigError, InputError
 from metaloss.representations.base import REPRESENTATIONS, Representation
 

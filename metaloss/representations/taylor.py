@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 

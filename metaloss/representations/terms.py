@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metaloss import expressions
 from metaloss.errors import ConfigError
 from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.parts import expressions
 
 
 @REPRESENTATIONS.register("terms")
@@ -20,7 +20,7 @@ class Terms(Representation):
     What `tools/distill.py` makes of a learned loss. By default the cross-entropy's term -y log f.
 
     Args:
-        terms: such as "y*log(f)", "(1-y)*f^2" or "e^2" (e = f - y), see `metaloss.expressions`.
+        terms: such as "y*log(f)", "(1-y)*f^2" or "e^2" (e = f - y), see `parts.expressions`.
         coefficients: c at the start.
 
     Raises:

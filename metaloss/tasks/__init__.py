@@ -1,6 +1,6 @@
 """Tasks: data, task loss and metric."""
 
-from metaloss.registry import import_components
+from metaloss.config.registry import import_components
 from metaloss.tasks.base import TASKS
 
 import_components(__name__, __path__)

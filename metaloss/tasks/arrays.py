@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.errors import ConfigError, DataError, did_you_mean
-from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks import own_data, scaling
-from metaloss.tasks.base import TASKS, Data, Task, with_validation
-from metaloss.tasks.images import Images, by_channel, mean_and_deviation
+from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
+from metaloss.tasks.preparation import own_data, scaling
+from metaloss.tasks.preparation.images import Images, by_channel, mean_and_deviation
+from metaloss.tasks.preparation.splits import with_validation
 
 CHANNELS = (1, 3, 4)  # a dimension of such a size can be that of the channels
 VALIDATION = ("x_valid", "y_valid")
@@ -42,7 +42,7 @@ class Arrays(Task):
             or 4.
         standardize: inputs by the training examples' mean and deviation (of each channel, or
             column), regression targets to [0, 1] by their range; False: both as they are.
-        padding, flip: augmentation of images, see `metaloss.tasks.images.Images`.
+        padding, flip: augmentation of images, see `metaloss.tasks.preparation.images.Images`.
     """
 
     def __init__(

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaloss.checkpoint import write_atomically
 from metaloss.errors import DataError, RunFolderError
-from metaloss.tasks.base import TASKS, Data, Task, regression_data
+from metaloss.machine.files import write_atomically
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation.splits import regression_data
 
 URL = "https://ndownloader.figshare.com/files/5976036"  # as in scikit-learn
 SHA256 = "aaa5c9a6afe2225cc2aed2723682ae403280c4a3695a2ddda4ffb5d8215ea681"

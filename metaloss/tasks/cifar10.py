@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metaloss.batches import Batch
-from metaloss.tasks import official
+from metaloss.problem.batches import Batch
 from metaloss.tasks.base import TASKS
+from metaloss.tasks.preparation import official
 
 
 @TASKS.register("cifar10")

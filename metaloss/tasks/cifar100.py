@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metaloss.batches import Batch
-from metaloss.tasks import cifar10, official
+from metaloss.problem.batches import Batch
+from metaloss.tasks import cifar10
 from metaloss.tasks.base import TASKS
+from metaloss.tasks.preparation import official
 
 
 @TASKS.register("cifar100")

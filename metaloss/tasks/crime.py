@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from metaloss.errors import DataError
-from metaloss.tasks.base import TASKS, Data, Task, regression_data
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation.splits import regression_data
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/communities/communities.data"
 ROWS, FIELDS, NOT_PREDICTIVE = 1994, 128, 5

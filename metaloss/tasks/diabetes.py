@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from metaloss.tasks.base import TASKS, Data, Task, regression_data
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation.splits import regression_data
 
 
 @TASKS.register("diabetes")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaloss.tasks import scaling
-from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation import scaling
+from metaloss.tasks.preparation.splits import image_classification_data
 
 
 @TASKS.register("digits")

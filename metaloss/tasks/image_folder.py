@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss import checks
-from metaloss.batches import Batch
+from metaloss.config import checks
 from metaloss.errors import DataError
-from metaloss.objective import CLASSIFICATION
-from metaloss.tasks import own_data
-from metaloss.tasks.base import TASKS, Data, Task, hold_out, with_validation
-from metaloss.tasks.images import Images, mean_and_deviation
+from metaloss.problem.batches import Batch
+from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
+from metaloss.tasks.preparation import own_data
+from metaloss.tasks.preparation.images import Images, mean_and_deviation
+from metaloss.tasks.preparation.splits import hold_out, with_validation
 
 Files = list[tuple[Path, str]]  # with their classes
 
@@ -35,7 +35,7 @@ class ImageFolder(Task):
             images are all of one size and stay so.
         grayscale: one channel in place of three.
         test_fraction: share of the images for the test split where there is no `test/`.
-        padding, flip: augmentation, see `metaloss.tasks.images.Images`.
+        padding, flip: augmentation, see `metaloss.tasks.preparation.images.Images`.
     """
 
     def __init__(

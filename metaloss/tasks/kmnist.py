@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from metaloss.tasks import mnist
-from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
-from metaloss.tasks.images import Images, by_channel
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation.images import Images, by_channel
+from metaloss.tasks.preparation.splits import image_classification_data
 
 
 @TASKS.register("kmnist")

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.batches import Batch
 from metaloss.errors import DataError
-from metaloss.tasks.base import TASKS, Data, Task, image_classification_data
-from metaloss.tasks.images import Images, by_channel
+from metaloss.problem.batches import Batch
+from metaloss.tasks.base import TASKS, Data, Task
+from metaloss.tasks.preparation.images import Images, by_channel
+from metaloss.tasks.preparation.splits import image_classification_data
 
 FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 

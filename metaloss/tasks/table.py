@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaloss import checks
+from metaloss.config import checks
 from metaloss.errors import ConfigError, DataError, did_you_mean
-from metaloss.objective import CLASSIFICATION, REGRESSION
-from metaloss.tasks import own_data
-from metaloss.tasks.base import TASKS, Data, Task, hold_out
-from metaloss.tasks.columns import Columns, read
-from metaloss.tasks.encoding import Encoding, mean, one_hot
+from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
+from metaloss.tasks.preparation import own_data
+from metaloss.tasks.preparation.columns import Columns, read
+from metaloss.tasks.preparation.encoding import Encoding, mean, one_hot
+from metaloss.tasks.preparation.splits import hold_out
 
 
 @TASKS.register("table")

@@ -14,8 +14,8 @@ from metaloss import links
 from metaloss.engines.base import RolloutEngine
 from metaloss.engines.exact import Exact
 from metaloss.engines.unrolled import Unrolled
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 from metaloss.representations.nn import NN
 from metaloss.testing.base import float64, require
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaloss.taken_step import TakenStep
+from metaloss.base_optimizers.base import State
+from metaloss.base_optimizers.taken_step import TakenStep
 from metaloss.testing.base import float64, require
-from metaloss.update import State
 
 SIZE = 5
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaloss.descents.base import Descent, Group
+from metaloss.meta_optimizers.descents.base import Descent, Group
 from metaloss.testing.base import float64, require
 
 
 def check_descent(recipe: Callable[..., Descent], **arguments: Any) -> None:
-    """Holds a descent to the contract in `metaloss.descents.base`.
+    """Holds a descent to the contract in `metaloss.meta_optimizers.descents.base`.
 
     Args:
         recipe: called with the groups.

@@ -9,13 +9,14 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from metaloss import links, seeding
-from metaloss.batches import Batch
+from metaloss import links
+from metaloss.base_optimizers.rates.raw import Raw
 from metaloss.engines.base import Engine, Hypergradient
 from metaloss.engines.unrolled import Unrolled
-from metaloss.meta_parameters import MetaParameters
-from metaloss.problem import Problem
-from metaloss.rates.raw import Raw
+from metaloss.machine import seeding
+from metaloss.problem.batches import Batch
+from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 from metaloss.representations.nn import NN
 from metaloss.testing.base import float64, require
 

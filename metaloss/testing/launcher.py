@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from metaloss.launchers.base import Job, Launcher
-from metaloss.launchers.process import END
+from metaloss.experiments.launchers.base import Job, Launcher
+from metaloss.experiments.launchers.process import END
 from metaloss.testing.base import require
 
 #: Prints a word and ends with an exit code.
@@ -15,7 +15,7 @@ PROGRAM = "import sys; print(sys.argv[1]); sys.exit(int(sys.argv[2]))"
 
 
 def check_launcher(launcher: Launcher) -> None:
-    """Holds a launcher to the contract in `metaloss.launchers.base`; starts three processes.
+    """Holds a launcher to the contract of `launchers.base`; starts three processes.
 
     Args:
         launcher: on this machine.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from metaloss.rates.base import Rate
+from metaloss.base_optimizers.rates.base import Rate
 from metaloss.testing.base import float64, require
 
 
 def check_rate(rate: Rate, alpha: float = 0.01) -> None:
-    """Holds a rate to the contract in `metaloss.rates.base`.
+    """Holds a rate to the contract in `metaloss.base_optimizers.rates.base`.
 
     Args:
         rate: the parametrisation.

@@ -1,0 +1,253 @@
+"""The contenders: ways to make one training step, each of them one function.
+
+Each takes a model, a learned loss M_φ and the task loss, and gives back a step: from a training and
+a validation batch to a new θ (in the model), and where the loss is learned to a new φ. All train
+by the same optimizer, `base_optimizer`, and learn φ by the same Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaloss.engines import ENGINES
+from metaloss.learner import AdaLFL
+from metaloss.links import TaskLoss, by_labels
+from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.meta_optimizers.meta_lr import MetaLR
+from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.problem.batches import Batch
+from metaloss.stack import Stack
+
+Step = Callable[[Batch, Batch], None]  #: (training batch, validation batch)
+META_LR = 1e-5
+
+
+def base_optimizer(model: nn.Module) -> torch.optim.SGD:
+    """SGD with Nesterov momentum and weight decay, as the paper trains its larger nets."""
+    return torch.optim.SGD(
+        model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+
+
+def baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Plain training on the task loss: what the others are measured against."""
+    optimizer = base_optimizer(model)
+
+    def step(train: Batch, valid: Batch) -> None:
+        optimizer.zero_grad()
+        task_loss(model(train[0]), train[1]).backward()
+        optimizer.step()
+
+    return step
+
+
+def adalfl(
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    engine: str,
+    every: int = 1,
+    recorded: bool = False,
+) -> Step:
+    """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
+    online = OnlineOneStep(META_LR, every, engine=engine)
+    return _learner(model, loss, task_loss, online, recorded)
+
+
+def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Plain training on the task loss, as a CUDA graph."""
+    return _learner(model, None, task_loss, None, recorded=True)
+
+
+def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Learns the base learning rate on the task loss, and no loss (paper, Algorithm 4)."""
+    return _learner(model, None, task_loss, MetaLR(META_LR))
+
+
+def _learner(
+    model: nn.Module,
+    loss: nn.Module | None,
+    task_loss: TaskLoss,
+    adaptation: MetaOptimizer | None,
+    recorded: bool = False,
+) -> Step:
+    learner = AdaLFL(
+        model,
+        base_optimizer(model),
+        loss,
+        task_loss,
+        meta_lr=None,
+        adaptation=adaptation,
+        cuda_graphs=recorded,
+    )
+
+    def step(train: Batch, valid: Batch) -> None:
+        learner.step(train, valid)
+
+    return step
+
+
+def seeds_at_once(
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    seeds: int,
+    learning: bool = True,
+    recorded: bool = False,
+) -> Step:
+    """The steps of so many seeds at once, by the exact engine, or of as many baselines."""
+    pairs = [(model, loss), *((deepcopy(model), deepcopy(loss)) for _ in range(seeds - 1))]
+    learners = [
+        AdaLFL(
+            own_model,
+            base_optimizer(own_model),
+            own_loss if learning else None,
+            task_loss,
+            meta_lr=None,
+            adaptation=OnlineOneStep(META_LR, engine="exact") if learning else None,
+            cuda_graphs=recorded,
+        )
+        for own_model, own_loss in pairs
+    ]
+    stack = Stack(learners)
+
+    def step(train: Batch, valid: Batch) -> None:
+        both = (tuple(torch.stack([part] * seeds) for part in batch) for batch in (train, valid))
+        stack.step(*both)
+
+    return step
+
+
+def by_hand(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """Double backward in plain torch: the optimizer's step written out, θ' by functional_call."""
+    settings = base_optimizer(model).defaults
+    lr, momentum, decay = (settings[name] for name in ("lr", "momentum", "weight_decay"))
+    theta = dict(model.named_parameters())
+    velocities = [torch.zeros_like(p) for p in theta.values()]
+    phi = list(loss.parameters())
+    adam = torch.optim.Adam(phi, lr=META_LR)
+
+    def step(train: Batch, valid: Batch) -> None:
+        learned_loss = loss(*by_labels(model(train[0]), train[1])).mean()
+        grads = torch.autograd.grad(learned_loss, list(theta.values()), create_graph=True)
+        moved: list[Tensor] = []
+        for k, (parameter, grad) in enumerate(zip(theta.values(), grads, strict=True)):
+            decayed = grad + decay * parameter.detach()
+            velocity = momentum * velocities[k] + decayed
+            moved.append(parameter.detach() - lr * (decayed + momentum * velocity))
+            velocities[k] = velocity.detach()
+        outputs = functional_call(model, dict(zip(theta, moved, strict=True)), (valid[0],))
+        phi_grads = torch.autograd.grad(task_loss(outputs, valid[1]), phi)
+        for weight, grad in zip(phi, phi_grads, strict=True):
+            weight.grad = grad
+        adam.step()
+        with torch.no_grad():
+            torch._foreach_copy_(list(theta.values()), moved)
+
+    return step
+
+
+def higher(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """higher, one context a step, the parameters copied back (momentum is lost, as is usual)."""
+    import higher
+
+    optimizer, adam = base_optimizer(model), torch.optim.Adam(loss.parameters(), lr=META_LR)
+
+    def step(train: Batch, valid: Batch) -> None:
+        adam.zero_grad()
+        with higher.innerloop_ctx(model, optimizer) as (fast, differentiable):
+            differentiable.step(loss(*by_labels(fast(train[0]), train[1])).mean())
+            task_loss(fast(valid[0]), valid[1]).backward()
+            with torch.no_grad():
+                for parameter, value in zip(model.parameters(), fast.parameters(), strict=True):
+                    parameter.copy_(value)
+        adam.step()
+
+    return step
+
+
+def torchopt(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """TorchOpt's MetaSGD, the graph cut after every step."""
+    import torchopt
+
+    settings = base_optimizer(model).defaults
+    names = ("lr", "momentum", "weight_decay", "nesterov")
+    differentiable = torchopt.MetaSGD(model, **{name: settings[name] for name in names})
+    adam = torch.optim.Adam(loss.parameters(), lr=META_LR)
+
+    def step(train: Batch, valid: Batch) -> None:
+        adam.zero_grad()
+        differentiable.step(loss(*by_labels(model(train[0]), train[1])).mean())
+        task_loss(model(valid[0]), valid[1]).backward()
+        torchopt.stop_gradient(model)
+        torchopt.stop_gradient(differentiable)
+        adam.step()
+
+    return step
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How to start, and what a turn is."""
+
+    start: Callable[[nn.Module, nn.Module, TaskLoss], Step]
+    steps: int = 1  #: in a turn, which is timed as a whole
+    plain_network: bool = False  #: whether M_φ is a `PlainNetwork`
+    package: str | None = None  #: that must be installed for it
+    counted: bool = True  #: whether its memory can be: compiled code takes its own, unseen on a CPU
+    recorded: bool = False  #: whether its steps are CUDA graphs, which takes a GPU
+
+
+_PEERS = {
+    "torch": Contender(by_hand),
+    "higher": Contender(higher, package="higher"),
+    "torchopt": Contender(torchopt, package="torchopt"),
+}
+
+#: By name. The peers come twice: by the closed-form derivatives of `representations.nn`, which are
+#: this project's, and by a network that leaves everything to autograd, which is what they bring.
+CONTENDERS: dict[str, Contender] = {
+    "baseline": Contender(baseline),
+    "exact": Contender(partial(adalfl, engine="exact")),
+    **{
+        f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
+        for k in (4, 20)
+    },
+    "compiled": Contender(partial(adalfl, engine="compiled"), counted=False),
+    "compiled_every_4": Contender(
+        partial(adalfl, engine="compiled", every=4), steps=4, counted=False
+    ),
+    "baseline_recorded": Contender(recorded_baseline, recorded=True),
+    "exact_recorded": Contender(partial(adalfl, engine="exact", recorded=True), recorded=True),
+    **{
+        f"{name}_{seeds}_seeds": Contender(
+            partial(seeds_at_once, seeds=seeds, learning=name == "exact")
+        )
+        for name in ("baseline", "exact")
+        for seeds in (3, 10)
+    },
+    "exact_10_seeds_recorded": Contender(
+        partial(seeds_at_once, seeds=10, recorded=True), recorded=True
+    ),
+    "exact_plain_network": Contender(partial(adalfl, engine="exact"), plain_network=True),
+    "meta_lr": Contender(meta_lr),
+    **_PEERS,
+    **{
+        f"{name}_plain_network": Contender(peer.start, plain_network=True, package=peer.package)
+        for name, peer in _PEERS.items()
+    },
+    **{
+        name: Contender(partial(adalfl, engine=name))
+        for name in ENGINES
+        if name not in ("exact", "auto", "compiled")
+    },
+}

@@ -1,0 +1,91 @@
+"""Plugins: components from elsewhere, loaded before a gin file is read.
+
+Three sources, in this order: installed packages with an entry point in the group
+`metaloss.plugins` (its value is a module to import), the Python files of a `plugins` folder, and
+what `--plugin` names. A plugin that does not load warns; its reason shows in the next
+unknown-name error. One that `--plugin` asked for by name is an error at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from metaloss.config.registry import FAILED_PLUGINS
+from metaloss.errors import ConfigError
+
+GROUP = "metaloss.plugins"
+
+#: The folder of a checkout; beside an installed package, "plugins" would be a stranger's.
+_ROOT = Path(__file__).parent.parent
+FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
+
+
+def load_all(asked: list[str], folder: Path | None = FOLDER) -> None:
+    """Loads the plugins of every source.
+
+    Args:
+        asked: modules ("my_package.losses") or files ("my_loss.py"), as given to `--plugin`.
+        folder: each `*.py` in it is a plugin.
+
+    Raises:
+        ConfigError: a plugin in `asked` does not load.
+    """
+    FAILED_PLUGINS.clear()
+    for entry_point in entry_points(group=GROUP):
+        try:
+            entry_point.load()
+        except (Exception, SystemExit) as error:  # a stranger's code: anything may come
+            _remember_failure(f"{entry_point.name} ({entry_point.value})", error)
+    for file in sorted(folder.glob("*.py")) if folder else ():
+        try:
+            load_file(file)
+        except (Exception, SystemExit) as error:
+            _remember_failure(str(file), error)
+    for name in asked:
+        try:
+            load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
+
+
+def load_file(path: Path) -> ModuleType:
+    """Imports a file as a module of the synthetic package `metaloss_plugins`; once per path.
+
+    Instances of its classes can then be pickled within the process, and no top-level package called
+    "plugins" is needed.
+    """
+    path = path.resolve()
+    name = f"metaloss_plugins.{path.stem}"
+    package = sys.modules.setdefault("metaloss_plugins", ModuleType("metaloss_plugins"))
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if loaded.__file__ != str(path):
+            raise ImportError(f"a plugin of the same name was loaded from {loaded.__file__}")
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no plugin file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    setattr(package, path.stem, module)
+    return module
+
+
+def _remember_failure(plugin: str, error: BaseException) -> None:
+    FAILED_PLUGINS[plugin] = _reason(error)
+    print(f"warning: plugin {plugin} did not load: {_reason(error)}", file=sys.stderr)
+
+
+def _reason(error: BaseException) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, launchers, transfer, reports. Nothing here trains by itself."""

@@ -1,0 +1,103 @@
+"""Groups: the runs of one configuration, one a seed. Only these are averaged."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from metaloss.experiments.records import STATUSES, Record
+from metaloss.experiments.settings import Settings
+from metaloss.experiments.statistics import Summary, summarize
+
+#: The paper's methods, as the columns of its Table 1.
+METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        settings: those of all of them.
+        runs: one a seed, by seed.
+    """
+
+    settings: Settings
+    runs: tuple[Record, ...]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Task and backbone."""
+        return self.runs[0].task, self.runs[0].backbone
+
+    @property
+    def method(self) -> str:
+        """The runs' word for themselves."""
+        return self.settings.method
+
+    @property
+    def finished(self) -> list[Record]:
+        """The runs with a result."""
+        return [run for run in self.runs if run.status == "finished"]
+
+    @cached_property
+    def tests(self) -> dict[int, float]:
+        """The metric on the test split of the finished runs, by seed."""
+        return {run.seed: run.test for run in self.finished if run.test is not None}
+
+    @property
+    def summary(self) -> Summary | None:
+        """Mean and deviation of `tests`; None if there is none."""
+        return summarize(list(self.tests.values())) if self.tests else None
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many runs have no result, by status, in the order of `STATUSES`."""
+        counts = Counter(run.status for run in self.runs)
+        return {status: counts[status] for status in STATUSES[1:] if counts[status]}
+
+    @property
+    def metric(self) -> str | None:
+        """The word for what is measured, "mse" or "error_rate"; None before any evaluation."""
+        return next((run.metric for run in self.runs if run.metric is not None), None)
+
+
+def group(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
+    """Sorts runs by configuration.
+
+    Returns:
+        The groups, by task, backbone and method; and a line for each run that is left out, since
+        its seed is there twice.
+    """
+    by_key: dict[object, list[Record]] = defaultdict(list)
+    for run in runs:
+        by_key[run.settings.key].append(run)
+    groups, lines = [], []
+    for members in by_key.values():
+        by_seed: dict[int, list[Record]] = defaultdict(list)
+        for run in members:
+            by_seed[run.seed].append(run)
+        kept = []
+        for _, same in sorted(by_seed.items()):
+            *others, best = sorted(same, key=_standing)
+            kept.append(best)
+            lines += [
+                f"{run.path}: configuration and seed of {best.path} again; left out"
+                for run in others
+            ]
+        groups.append(Group(kept[0].settings, tuple(kept)))
+    return sorted(groups, key=_order), lines
+
+
+def _order(group: Group) -> tuple[str, str, int, str]:
+    """By task and backbone; then the paper's methods in its order, and others after them."""
+    known = METHODS.index(group.method) if group.method in METHODS else len(METHODS)
+    return *group.pair, known, group.method
+
+
+def _standing(run: Record) -> tuple[bool, bool, str]:
+    """Of the runs of one configuration and seed the last holds: ended before not, then newest."""
+    ended = run.status in ("finished", "diverged")
+    return ended, run.status != "damaged", str(run.meta.get("started", ""))

@@ -1,0 +1,1 @@
+"""Reports: tables and figures of many runs, and the pages that hold them."""

@@ -1,0 +1,108 @@
+"""The table of all runs that have no place in the paper's, and their comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from metaloss.experiments.groups import Group
+from metaloss.experiments.records import mean_of
+from metaloss.experiments.reports.paper import STRUCTURE
+from metaloss.experiments.reports.placement import METHOD
+from metaloss.experiments.reports.tables import (
+    COMPARISON_HEAD,
+    COMPARISONS,
+    DASH,
+    GIB,
+    Cell,
+    Footnotes,
+    Table,
+    comparison_cells,
+    outcome,
+    without_repeats,
+)
+from metaloss.experiments.settings import Difference, describe
+from metaloss.experiments.statistics import Comparison, compare, corrected
+
+OF_THE_METHOD = {METHOD, *STRUCTURE}
+
+
+def results(groups: Sequence[Group]) -> Table:
+    """All groups that no table of the paper has a place for, by task, base model and method."""
+    rows, footnotes = [], Footnotes()
+    for group in groups:
+        seconds = mean_of(group.finished, "seconds")
+        memory = mean_of(group.finished, "peak_memory_bytes")
+        texts = (
+            (group.metric or DASH).replace("_", " "),
+            outcome(group),
+            f"{seconds:.3g}" if seconds else DASH,
+            f"{memory / GIB:.2f}" if memory else DASH,
+        )
+        rows.append((*_names(group, groups, footnotes), *map(Cell, texts)))
+    return Table(
+        "Runs outside the paper's tables",
+        "Test error: mean±sample standard deviation (n seeds); seconds and peak memory of a "
+        "finished run, with its initialisation.",
+        ("Task", "Model", "Method", "metric", "test", "seconds", "GiB"),
+        without_repeats(rows, 2),
+        3,
+        footnotes.lines(),
+    )
+
+
+def tests(groups: Sequence[Group]) -> Table | None:
+    """The groups outside the paper's tables against the baseline; None where there is none."""
+    rows, footnotes = [], Footnotes()
+    for group, comparison in against_baseline(groups):
+        task, backbone, method = _names(group, groups, footnotes)
+        compared = Cell(f"{method.text} - baseline", "name")
+        rows.append((task, backbone, compared, *comparison_cells(comparison)))
+    if not rows:
+        return None
+    return Table(
+        "Runs outside the paper's tables, paired by seed",
+        COMPARISONS.replace("one row", "one task and model"),
+        ("Task", "Model", "compared", *COMPARISON_HEAD),
+        without_repeats(rows, 2),
+        3,
+        footnotes.lines(),
+    )
+
+
+def differing(group: Group, others: Sequence[Group]) -> Difference:
+    """The parameters in which a group differs from others of its pair, with its own values.
+
+    Of other methods only those that both have, and not what makes them another method.
+    """
+    found: set[tuple[str, Any]] = set()
+    for other in others:
+        difference = group.settings.difference(other.settings)
+        if other.pair == group.pair and other.method == group.method:
+            found.update(difference)
+        elif other.pair == group.pair:
+            both = group.settings.values.keys() & other.settings.values.keys() - OF_THE_METHOD
+            found.update((name, value) for name, value in difference if name in both)
+    return tuple(sorted(found, key=lambda item: item[0]))
+
+
+def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Comparison]]:
+    """Each group compared with the baseline of its pair whose settings are nearest."""
+    for pair in dict.fromkeys(group.pair for group in groups):
+        of_pair = [group for group in groups if group.pair == pair]
+        baselines = [group for group in of_pair if group.method == "baseline"]
+        made = {}
+        for group in of_pair:
+            if group in baselines or not baselines:
+                continue
+            nearest = min(baselines, key=lambda b: len(group.settings.difference(b.settings)))
+            comparison = compare(group.tests, nearest.tests)
+            if comparison is not None:
+                made[group] = comparison
+        yield from zip(made, corrected(list(made.values())), strict=True)
+
+
+def _names(group: Group, groups: Sequence[Group], footnotes: Footnotes) -> tuple[Cell, Cell, Cell]:
+    mark = footnotes.mark(describe(differing(group, groups)))
+    task, backbone = group.pair
+    return Cell(task, "name"), Cell(backbone, "name"), Cell(group.method + mark, "name")

@@ -1,0 +1,145 @@
+"""Settings: what a run was made with, parameter by parameter, and how two runs differ in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaloss.config.gin_files import Reference, bindings_of, flatten
+from metaloss.config.registry import REGISTRIES, parameters_of
+from metaloss.errors import ConfigError
+from metaloss.runs.runner import Runner
+
+#: Parameters by which a run is watched; its numbers do not depend on them.
+WATCHING = frozenset(
+    f"Runner.{name}"
+    for name in ("log_every", "evaluate_every", "checkpoint_every", "samples", "figures")
+)
+REQUIRED = ("Runner.task", "Runner.backbone", "Runner.method")
+
+
+class _NotSet:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+#: The value of a parameter that the other run has and this one has not.
+NOT_SET = _NotSet()
+
+#: How settings differ: pairs of a parameter and its value here, in the order of the names.
+Difference = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of a complete config.gin.
+
+    Attributes:
+        values: by `scope/kind.name.parameter`; references are kept as they are written.
+        assumed: parameters that the file does not have, since an earlier version wrote it; their
+            values are today's defaults.
+    """
+
+    values: Mapping[str, Any]
+    assumed: tuple[str, ...] = ()
+
+    def component(self, parameter: str) -> str:
+        """The name of the component that a Runner's parameter refers to: "mnist", "lenet5"."""
+        return repr(self.values.get(parameter)).rpartition(".")[2].removesuffix("()")
+
+    @property
+    def method(self) -> str:
+        """The run's word for itself."""
+        return str(self.values["Runner.method"])
+
+    @property
+    def key(self) -> frozenset[tuple[str, Any]]:
+        """Equal for two runs whose numbers may be averaged."""
+        return frozenset(item for item in self.values.items() if item[0] not in WATCHING)
+
+    def difference(self, other: Settings, ignored: frozenset[str] = WATCHING) -> Difference:
+        """The parameters in which these settings differ from others, with their values here."""
+        names = sorted((self.values.keys() | other.values.keys()) - ignored)
+        return tuple(
+            (name, self.values.get(name, NOT_SET))
+            for name in names
+            if self.values.get(name, NOT_SET) != other.values.get(name, NOT_SET)
+        )
+
+
+def read(text: str, place: str) -> Settings:
+    """Reads a complete config.
+
+    Args:
+        text: its content.
+        place: names it in errors.
+
+    Raises:
+        ConfigError: it is no gin, or is cut short.
+    """
+    values = {name: _frozen(value) for name, value in bindings_of(text, place).items()}
+    missing = [name for name in REQUIRED if name not in values]
+    if missing:
+        raise ConfigError(f"{place} does not set {missing[0]}: it is cut short, or no run's config")
+    defaults = _defaults(values)
+    # What gin has no word for (a function as a default, say) is never written.
+    assumed = [name for name, value in defaults.items() if _is_plain(value) and name not in values]
+    return Settings(defaults | values, tuple(assumed))
+
+
+def describe(difference: Difference) -> str:
+    """A difference in one line, as gin files write it."""
+    return ", ".join(
+        f"{name} not set" if value is NOT_SET else f"{name} = {value!r}"
+        for name, value in difference
+    )
+
+
+def brief(difference: Difference) -> str:
+    """A difference for a legend or a title: the parameters by their last word."""
+    return describe(tuple((name.rpartition(".")[2], value) for name, value in difference))
+
+
+def component_of(parameter: str) -> str:
+    """The component that a parameter belongs to, with its scope."""
+    return parameter.rpartition(".")[0]
+
+
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Today's defaults of every component in use that is known here."""
+    found = {"Runner": (Runner, ())} | {
+        path: (component, registry.supplied)
+        for name, value in values.items()
+        for item in flatten(value)
+        if isinstance(item, Reference)
+        for path, registry, component in _known(item, name)
+    }
+    return {
+        f"{path}.{name}": _frozen(parameter.default)
+        for path, (component, supplied) in found.items()
+        for name, parameter in parameters_of(component).items()
+        if parameter.default is not parameter.empty and name not in supplied
+    }
+
+
+def _known(reference: Reference, parameter: str) -> list[tuple[str, Any, Any]]:
+    """The registered component of a reference: its path, registry and class; none if unknown."""
+    own_scope, _, selector = reference.name.rpartition("/")
+    scope = own_scope or parameter.rpartition("/")[0]
+    kind, _, name = selector.rpartition(".")
+    registry = REGISTRIES.get(kind)
+    if registry is None or name not in registry:
+        return []
+    return [(f"{scope}/{selector}".lstrip("/"), registry, registry[name])]
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can be compared and hashed."""
+    if isinstance(value, dict):
+        return tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(item, (bool, int, float, str, type(None))) for item in flatten(value))

@@ -1,0 +1,237 @@
+"""What `tools/sweep.py` is asked for: plan, run, status, retry and report."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from metaloss.config import plugins
+from metaloss.errors import InputError, RunFolderError
+from metaloss.experiments.launchers.base import Job, Launcher
+from metaloss.experiments.sweeps.cells import Cell, choose, load
+from metaloss.experiments.sweeps.standing import (
+    OPEN,
+    STATES,
+    Standing,
+    State,
+    last_lines,
+    seconds_left,
+    standing,
+)
+from metaloss.runs import checkpoint
+from metaloss.runs.folder import RunFolder
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a sweep's runs are made, and with what.
+
+    Attributes:
+        root: their folders are below it.
+        train: `tools/train.py`.
+        flags: of `tools/train.py`, the same for every run: `--data_dir`, `--device`, `--plugin`,
+            `--cuda_graphs`.
+    """
+
+    root: Path
+    train: Path
+    flags: tuple[str, ...] = ()
+
+    def job(self, cells: Sequence[Cell], threads: int) -> Job:
+        """The command line of a configuration's cells: begins them, or goes on with them."""
+        first = cells[0]
+        folder = RunFolder(self.root / first.name)
+        command = (
+            sys.executable,
+            str(self.train),
+            *first.arguments(),
+            *(f"--seed={cell.seed}" for cell in cells),
+            *self.flags,
+            f"--output_dir={folder.path if len(cells) == 1 else folder.path.parent}",
+            f"--threads={threads}",
+            "--resume",
+        )
+        return Job(first.name, command, str(folder.log.absolute()))
+
+    def together(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """The cells that one process makes: of one configuration, and of one step if begun."""
+        groups: dict[tuple[str, object], list[Cell]] = defaultdict(list)
+        for cell in cells:
+            step = cell.seed if cell.at_once == 1 else _step(RunFolder(self.root / cell.name))
+            groups[cell.group, step].append(cell)
+        parts = (
+            [group[i : i + group[0].at_once] for i in range(0, len(group), group[0].at_once)]
+            for group in groups.values()
+        )
+        return sorted(itertools.chain(*parts), key=lambda part: part[0].seed)
+
+
+def carry_out(
+    train: Path,
+    command: str,
+    spec: Sequence[str],
+    output_dir: Path = Path("runs"),
+    launcher: str | None = None,
+    gin_param: Sequence[str] = (),
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    plugin: Sequence[str] = (),
+    cuda_graphs: bool = False,
+    output: Path | None = None,
+) -> int:
+    """What `tools/sweep.py` is asked for; the arguments are its flags, `train` is `tools/train.py`.
+
+    Returns:
+        The exit code: 0, or 1 if a run has failed or was interrupted.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is started.
+    """
+    plugins.load_all(list(plugin))
+    chosen = [] if launcher is None else [f"Sweep.launcher = @launchers.{launcher}()"]
+    starter, cells = load(spec, [*gin_param, *chosen])
+    cells = choose(cells, only, limit)
+    flags = [f"--device={device}", *(f"--plugin={name}" for name in plugin)]
+    flags += ["--cuda_graphs"] if cuda_graphs else []
+    flags += [] if data_dir is None else [f"--data_dir={data_dir}"]
+    site = Site(output_dir, train, tuple(flags))
+    if command == "plan":
+        print(plan(cells, starter, site))
+    elif command == "status":
+        print(status(cells, starter, site))
+    elif command == "report":
+        report(cells, site, output)
+    else:
+        say = partial(print, flush=True)
+        return 0 if run(cells, starter, site, say, retry=command == "retry") else 1
+    return 0
+
+
+def plan(cells: Sequence[Cell], launcher: Launcher, site: Site) -> str:
+    """Every configuration with its seeds, and the command line of the first."""
+    lines = []
+    for group in dict.fromkeys(cell.group for cell in cells):
+        members = [cell for cell in cells if cell.group == group]
+        seeds = ", ".join(str(cell.seed) for cell in members)
+        job = site.job(members[: members[0].at_once], launcher.threads)
+        lines += [f"{site.root / group}: seeds {seeds}", f"    {job.line}"]
+    return "\n".join([*lines, status(cells, launcher, site, open_only=True)])
+
+
+def run(
+    cells: Sequence[Cell], launcher: Launcher, site: Site, say: Say, *, retry: bool = False
+) -> bool:
+    """Starts what is waiting or was interrupted, and waits for it; a failed run stops no other.
+
+    Args:
+        cells: of the sweep.
+        launcher: what starts them.
+        site: where.
+        say: takes a line as each run ends.
+        retry: start what has failed too.
+
+    Returns:
+        Whether nothing is failed or interrupted now.
+
+    Raises:
+        InputError: the launcher cannot be used.
+    """
+    wanted: tuple[State, ...] = (*OPEN, "failed") if retry else OPEN
+    todo = [cell for cell in cells if standing(cell, site.root).state in wanted]
+    if not todo:
+        say(f"nothing to start: {_counts([standing(cell, site.root) for cell in cells])}")
+    started: dict[str, list[Cell]] = {}
+
+    def jobs() -> Iterator[Job]:
+        for part in site.together(todo):
+            # else another sweeper was quicker
+            left = [cell for cell in part if standing(cell, site.root).state in wanted]
+            if left:
+                started[left[0].name] = left
+                yield site.job(left, launcher.threads)
+
+    began, done = time.monotonic(), 0
+    for job, _ in launcher.launch(jobs()):
+        first, *others = started[job.name]
+        for other in others:  # of whose process the log is the first one's
+            log = RunFolder(site.root / other.name).log
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("\n".join(last_lines(Path(job.log))) + "\n")
+        for cell in (first, *others):
+            done += 1
+            left = (time.monotonic() - began) * (len(todo) - done) / done
+            found = _line(standing(cell, site.root))
+            say(f"[{done}/{len(todo)}, {_duration(left)} left] {found}")
+    ended = Counter(standing(cell, site.root).state for cell in todo)
+    return not (ended["failed"] or ended["interrupted"])
+
+
+def status(
+    cells: Sequence[Cell], launcher: Launcher, site: Site, *, open_only: bool = False
+) -> str:
+    """Where every cell is, and how long it will take."""
+    found = [standing(cell, site.root) for cell in cells]
+    shown = [] if open_only else [_line(s) for s in sorted(found, key=_order)]
+    parallel = launcher.parallel * max(cell.at_once for cell in cells)
+    left = seconds_left(found, parallel)
+    pending = any(s.state in ("running", *OPEN) for s in found)
+    last = _counts(found)
+    if left and pending:
+        last += f"; about {_duration(left)} left, {parallel} at a time"
+    return "\n".join([*shown, last])
+
+
+def report(cells: Sequence[Cell], site: Site, output: Path | None) -> None:
+    """The paper's tables and curves from the runs that there are.
+
+    Raises:
+        InputError: no run has begun, or the file cannot be written.
+    """
+    from metaloss.experiments.reports.publish import publish
+
+    folders = [folder for cell in cells if (folder := site.root / cell.name).is_dir()]
+    if not folders:
+        raise InputError(f"no run of this sweep is in {site.root}: start it with `run`")
+    publish(folders, None, output)
+
+
+def _step(folder: RunFolder) -> object:
+    """Where a run's last checkpoint stands; one that cannot be read is alone with its trouble."""
+    try:
+        return checkpoint.positions(folder)[0]
+    except RunFolderError:
+        return folder.path
+
+
+def _order(standing: Standing) -> tuple[int, str, int]:
+    return STATES.index(standing.state), standing.cell.group, standing.cell.seed
+
+
+def _line(s: Standing) -> str:
+    took = f" ({_duration(s.seconds)})" if s.seconds else ""
+    return f"{s.state:11} {s.cell.name}{took}{': ' * bool(s.detail)}{s.detail}"
+
+
+def _counts(found: Sequence[Standing]) -> str:
+    count = Counter(s.state for s in found)
+    parts = [f"{count[state]} {state}" for state in STATES if count[state]]
+    return f"{len(found)} runs: {', '.join(parts)}"
+
+
+def _duration(seconds: float) -> str:
+    """1:02:03, 2:03 or 3 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

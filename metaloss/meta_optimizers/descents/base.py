@@ -1,0 +1,59 @@
+"""What a descent is: how the meta-parameters move along their gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from metaloss.config.registry import Registry
+
+
+@dataclass(frozen=True)
+class Group:
+    """Meta-parameters that share a meta learning rate."""
+
+    tensors: Mapping[str, Tensor]  #: by name; changed in place
+    meta_lr: float  #: η
+
+
+class Descent(ABC):
+    """Moves meta-parameters; a recipe's result, made afresh for each phase.
+
+    Contract: a gradient that is not finite, or comes with a task loss that is not, changes nothing,
+    and neither does `descend` wait for the device; `state_dict` and `load_state_dict` continue it
+    bit for bit.
+
+    Args:
+        groups: the meta-parameters.
+    """
+
+    @abstractmethod
+    def descend(self, gradients: Sequence[Tensor | None], finite: Tensor) -> None:
+        """One step.
+
+        Args:
+            gradients: aligned with the groups' tensors in their order; None leaves one as it is.
+            finite: bool [], whether the step may be made.
+        """
+
+    def branch(self) -> Hashable | None:
+        """What Python decides by in the next step; None if no CUDA graph can hold it."""
+        return None
+
+    def replayed(self) -> None:  # noqa: B027
+        """A CUDA graph has made a step: counts it."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+
+DESCENTS = Registry("descents", Descent, supplied=("groups",))

@@ -1,0 +1,1 @@
+"""The base level: passes over a model, its gradient along a step, and what is refused."""

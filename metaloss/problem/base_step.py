@@ -1,0 +1,47 @@
+"""A base step that was made, and what the meta-gradient needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.problem.batches import Batch
+from metaloss.problem.forward_mode import KeepPrimals
+from metaloss.problem.gradient_transform import Transformed
+from metaloss.problem.vectors import Vector
+
+
+@dataclass
+class Pass:
+    """The model's passes over one batch of a base step."""
+
+    batch: Batch
+    share: int  #: the step's loss has 1/share of this batch's: the mean over micro-batches
+    #: ∂M_φ/∂f, of that share, shaped like the outputs, with a graph to φ. None where none was asked
+    #: for, and of micro-batches, where the pass that gives the outputs again takes it again.
+    slope: Tensor | None
+    direct: Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
+    primals: KeepPrimals  #: of the forward pass; empty unless asked for
+    buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
+    random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
+
+
+@dataclass
+class BaseGradient:
+    """How g = ∇_θ M_φ over a step's batch came about; g itself need not be kept."""
+
+    passes: list[Pass]  #: one, or one for each micro-batch
+    examples: int  #: in this process's batch
+    learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
+    transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
+
+
+@dataclass
+class BaseStep:
+    """One base step θ → θ'."""
+
+    gradient: BaseGradient
+    along: Vector  #: g as the optimizer had it; empty where running the one pass again gives it
+    taken: TakenStep

@@ -1,0 +1,302 @@
+"""Problem: the base level of the bilevel problem, as functions of θ and φ.
+
+A model f_θ, the torch.optim object that trains it, the learned loss M_φ it descends and the task
+loss L_T it is judged by. Everything at the meta level sees the base level through this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from metaloss import links
+from metaloss.base_optimizers.base import update_of
+from metaloss.base_optimizers.taken_step import KeepState, TakenStep
+from metaloss.links import Link, TaskLoss
+from metaloss.machine import distributed, seeding
+from metaloss.problem import batches, replicas, vectors
+from metaloss.problem.base_step import BaseGradient, BaseStep, Pass
+from metaloss.problem.batches import Batch, Outputs, StepBatch
+from metaloss.problem.followed import follow
+from metaloss.problem.forward_mode import KeepPrimals
+from metaloss.problem.gradient_transform import GradientTransform, Transformed
+from metaloss.problem.refusals import (
+    refuse_float16,
+    refuse_hooks,
+    refuse_unshareable,
+    refusing_reentrant_checkpoints,
+)
+from metaloss.representations.base import Representation
+
+
+class Problem:
+    """The base level: `model`, `optimizer`, the learned loss and the task loss.
+
+    Args:
+        model: maps inputs to outputs [batch, C], or to what the link and the task loss take. Its
+            mode (train or eval) is the caller's business.
+        optimizer: a certified torch.optim object over parameters of the model. Parameters that
+            need no gradient, or that the optimizer does not hold, stay as they are.
+        loss: M_φ as a representation, `(prediction, target) -> loss [batch]`; its parameters are φ.
+            None: the task loss itself is descended, and there is no φ.
+        task_loss: L_T, `(outputs, labels) -> scalar`.
+        link: how outputs and labels become prediction and target.
+        autocast: the lower precision in which the model's passes are made; None: its own.
+        outputs: what the model returns -> the tensor of outputs; None where it returns that.
+        gradient_transform: what happens to the base gradient before the optimizer's step (see
+            gradient_transform.py); None: nothing.
+
+    Raises:
+        UncertifiedOptimizerError: the optimizer's class has no certified step.
+        InputError, UnsupportedModelError: the model's parameters cannot be followed, or it cannot
+            be shared by processes (see `metaloss.problem.refusals`); or the autocast is float16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: nn.Module | None,
+        task_loss: TaskLoss,
+        link: Link,
+        autocast: torch.dtype | None = None,
+        outputs: Outputs | None = None,
+        gradient_transform: GradientTransform | None = None,
+    ) -> None:
+        update_of(optimizer)
+        refuse_float16(autocast)
+        refuse_unshareable(model)
+        followed = follow(model, optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.task_loss = task_loss
+        self.link = link
+        self.autocast = autocast
+        self.outputs = outputs
+        self.gradient_transform = gradient_transform
+        self.theta, self.theta_names, self.others = followed.theta, followed.names, followed.others
+        self._tied = followed.tied  # most models are spared the search for other names
+        self.named_phi: dict[str, nn.Parameter] = (
+            {}
+            if loss is None
+            else {name: p for name, p in loss.named_parameters() if p.requires_grad}
+        )
+        self.phi = list(self.named_phi.values())
+        self.device = self.theta[0].device
+        self._stepped = False  # whether a base step has shown that the model can be followed
+        self._unasked = True  # whether the loss was asked if it is made for such pairs
+        self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
+        replicas.start_alike([model] if loss is None else [model, loss])
+
+    def forward(self, inputs: Any) -> Tensor:
+        """f_θ(x): outputs [batch, C], in θ's own precision."""
+        if self.autocast is None:
+            return batches.outputs_of(batches.call(self.model, inputs), self.outputs)
+        # Within an outer autocast, cached casts of the weights would outlive the base step.
+        with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
+            outputs = batches.outputs_of(batches.call(self.model, inputs), self.outputs)
+            return outputs.to(self.theta[0].dtype)
+
+    def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
+        """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
+
+        Args:
+            outputs: f_θ(x), [batch, C].
+            labels: as the link takes them.
+
+        Returns:
+            A scalar; of a stack of problems one for each, [S].
+
+        Raises:
+            InputError: the learned loss is not made for such pairs.
+        """
+        if self.loss is None:
+            return self.task_loss(outputs, labels)
+        prediction, target, *weights = self.link(outputs, labels)
+        if self._unasked:
+            self._unasked = False
+            if isinstance(self.loss, Representation):
+                self.loss.require_pairs(prediction, target)
+        return links.mean(self.loss(prediction, target), *weights)
+
+    def shares(self, batch: StepBatch) -> Iterator[Tensor]:
+        """M_φ of a step's batch with its graph, in shares of one micro-batch each; scalars."""
+        parts = batches.parts(batch)
+        for inputs, labels in parts:
+            yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
+
+    def plain_step(self, batch: StepBatch) -> Tensor:
+        """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
+
+        Gives M_φ on the batch before it, a scalar without graph. Raises as `base_step`.
+        """
+        update_of(self.optimizer)
+        made, g = self._gradient(batch, loss_graph=False, keep_primals=False, replay=False)
+        self._set_gradients(g)
+        self.optimizer.step()
+        return made.learned_loss
+
+    def base_step(
+        self,
+        batch: StepBatch,
+        *,
+        loss_graph: bool = False,
+        keep_primals: bool = False,
+        keep: KeepState = "nothing",
+    ) -> BaseStep:
+        """The same step, with what it takes to go back through it.
+
+        Args:
+            batch: micro-batches make the step together, along the mean of their gradients.
+            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the passes.
+            keep_primals: keep the intermediate values that a forward-mode pass can reuse.
+            keep: how much of the optimizer's state before the step to keep.
+
+        Raises:
+            UnsupportedModelError: the model has reentrant activation checkpoints, or gradients that
+                are sparse.
+            InputError: a parameter has hooks.
+        """
+        made, g = self._gradient(batch, loss_graph, keep_primals, loss_graph or keep != "nothing")
+        # Whether running the one pass again gives g itself.
+        again = len(made.passes) == 1 and made.transformed is None and not distributed.several()
+        along = [] if again or keep == "nothing" else vectors.copy(g)
+        return BaseStep(made, along, self.take_step(g, keep))
+
+    def _gradient(
+        self, batch: StepBatch, loss_graph: bool, keep_primals: bool, replay: bool
+    ) -> tuple[BaseGradient, vectors.Vector]:
+        """g over all of a step's batch, and how it came about; running statistics move here."""
+        refuse_hooks(self.theta)
+        parts = batches.parts(batch)
+        passes: list[Pass] = []
+        losses: list[Tensor] = []
+        grads: list[Tensor | None] = [None] * len(self.theta)
+        for part in parts:
+            made, loss, gradient = self._pass(part, len(parts), loss_graph, keep_primals, replay)
+            passes.append(made)
+            losses.append(loss)
+            grads = vectors.add(grads, gradient)
+        examples = batches.examples(batch)
+        grads, learned_loss = replicas.mean_step(
+            self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
+        )
+        transformed = None
+        if self.gradient_transform is not None:
+            transformed = Transformed(self.gradient_transform, grads)
+            grads = transformed.values()
+        return BaseGradient(passes, examples, learned_loss, transformed), grads
+
+    def _pass(
+        self, batch: Batch, share: int, loss_graph: bool, keep_primals: bool, replay: bool
+    ) -> tuple[Pass, Tensor, vectors.Vector]:
+        """A share of M_φ on one batch, and of its gradient; neither with a graph.
+
+        The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
+        That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
+        φ without one through the backbone. Whether M_φ looks at θ itself too (a learned regulariser
+        that holds the model) is found out in the first step. Of micro-batches nothing is kept that
+        grows with their number but the batches themselves.
+        """
+        inputs, labels = batch
+        random_state = seeding.global_state(self.device)
+        buffers = self.copy_buffers() if replay else {}
+        primals = KeepPrimals()
+        looks_at_theta = self._looks_at_theta
+        loss_graph = loss_graph and (share == 1 or looks_at_theta)
+        with nullcontext() if self._stepped else refusing_reentrant_checkpoints():
+            with primals if keep_primals and share == 1 else nullcontext():
+                outputs = self.forward(inputs)
+            free = outputs.detach().requires_grad_()
+            loss = _share(self.learned_loss(free, labels), share)
+            slope, *direct = torch.autograd.grad(
+                loss,
+                [free, *self.theta] if looks_at_theta else [free],
+                torch.ones_like(loss),
+                create_graph=loss_graph,
+                allow_unused=True,
+            )
+            slope = torch.zeros_like(free) if slope is None else slope
+            grads: vectors.Vector = torch.autograd.grad(
+                outputs, self.theta, slope.detach(), allow_unused=True
+            )
+        if looks_at_theta:
+            self._looks_at_theta = any(part is not None for part in direct)
+            grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
+        self._stepped = True
+        kept = slope if loss_graph and (share == 1 or self._looks_at_theta) else None
+        made = Pass(batch, share, kept, direct, primals, buffers, random_state)
+        return made, loss.detach(), grads
+
+    def slope(self, outputs: Tensor, part: Pass) -> Tensor:
+        """∂M_φ/∂f of a pass once more, with a graph to φ, at its outputs; both [batch, C]."""
+        free = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = _share(self.learned_loss(free, part.batch[1]), part.share).sum()
+            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
+        return slope
+
+    def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
+        """Lets the optimizer step along g: of the shapes of `theta`, None for unused parameters.
+
+        Raises:
+            UnsupportedModelError: a gradient is sparse.
+        """
+        self._set_gradients(grads)
+        return TakenStep(self.optimizer, self.theta, keep)
+
+    def _set_gradients(self, grads: vectors.Vector) -> None:
+        for parameter, grad in zip(self.theta, grads, strict=True):
+            parameter.grad = vectors.laid_out(grad, parameter)
+
+    def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
+        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
+
+        Returns:
+            A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
+            not use a parameter; none has a graph.
+        """
+        parts = batches.parts(batch)
+        losses: list[Tensor] = []
+        v: list[Tensor | None] = [None] * len(self.theta)
+        with self.replaced({}, self.copy_buffers()):
+            for inputs, labels in parts:
+                loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
+                ones = torch.ones_like(loss)
+                v = vectors.add(v, torch.autograd.grad(loss, self.theta, ones, allow_unused=True))
+                losses.append(loss.detach())
+        found, (loss,) = distributed.mean_beside(
+            v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
+        )
+        return loss, found
+
+    def copy_buffers(self) -> dict[str, Tensor]:
+        """The model's buffers by name, in their shapes, for passes that must leave them alone."""
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def replaced(
+        self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Within it, the model has other parameters and buffers, by name, of the same shapes.
+
+        A backward pass belongs inside too: activation checkpoints run the model again in it.
+        """
+        if not theta and not buffers:
+            return nullcontext()
+        return _reparametrize_module(
+            self.model,
+            {**buffers, **theta},
+            tie_weights=self._tied or bool(buffers),
+            stack_weights=True,  # else a module that the model holds twice would not be put back
+        )
+
+
+def _share(loss: Tensor, share: int) -> Tensor:
+    """loss / share, as a loop over micro-batches writes it; the loss itself where it is alone."""
+    return loss if share == 1 else loss / share

@@ -1,0 +1,116 @@
+"""Refusals: models whose gradient the passes would get wrong, each with the reason and the mend."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.machine import distributed
+
+Embedding = nn.Embedding | nn.EmbeddingBag
+
+
+def refuse_untrue_gradients(model: nn.Module, theta: Iterable[nn.Parameter]) -> None:
+    """Raises UnsupportedModelError for an embedding that no engine differentiates as it trains."""
+    for embedding in _trained(model, theta):
+        for argument in ("max_norm", "scale_grad_by_freq"):
+            if getattr(embedding, argument):
+                raise UnsupportedModelError(
+                    f"the model has {embedding}, whose {argument} makes its gradient another than "
+                    "its derivative: leave it out, or freeze its weight"
+                )
+
+
+def refuse_tied_padding(model: nn.Module, theta: Iterable[nn.Parameter]) -> None:
+    """Raises UnsupportedModelError for a padding row that another layer's gradient moves."""
+    held = [p for module in model.modules() for p in module.parameters(recurse=False)]
+    for embedding in _trained(model, theta):
+        tied = sum(parameter is embedding.weight for parameter in held) > 1
+        if embedding.padding_idx is not None and tied:
+            raise UnsupportedModelError(
+                f"the model has {embedding}, whose weight another layer has too: its padding row "
+                "moves, but not by its own gradient, which a difference of outputs does not see"
+            )
+
+
+def _trained(model: nn.Module, theta: Iterable[nn.Parameter]) -> Iterator[Embedding]:
+    trained = set(theta)
+    for module in model.modules():
+        if isinstance(module, Embedding) and module.weight in trained:
+            yield module
+
+
+#: What torch says of the two cases.
+_WITHOUT_GRADIENT = "None of the inputs have requires_grad=True"
+
+
+_WITHIN_GRAD = "When use_reentrant=True, torch.utils.checkpoint is incompatible"
+
+
+@contextmanager
+def refusing_reentrant_checkpoints() -> Iterator[None]:
+    """Within it belong a forward pass of the model and the backward pass to its parameters.
+
+    Raises:
+        UnsupportedModelError: the model has a reentrant checkpoint.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", _WITHOUT_GRADIENT, UserWarning)
+        try:
+            yield
+        except (UserWarning, RuntimeError) as error:
+            if not str(error).startswith((_WITHOUT_GRADIENT, _WITHIN_GRAD)):
+                raise
+            raise UnsupportedModelError(
+                "the model has reentrant activation checkpoints, whose gradients do not pass "
+                "through torch.autograd.grad: give its checkpoints use_reentrant=False"
+            ) from error
+
+
+def refuse_float16(dtype: torch.dtype | None) -> None:
+    """Raises InputError for the lower precision in which gradients would vanish."""
+    if dtype is torch.float16:
+        raise InputError(
+            "gradients underflow in float16 without a GradScaler, which the meta-gradient does not "
+            "pass through: take torch.bfloat16, which needs none"
+        )
+
+
+def refuse_unshareable(model: nn.Module) -> None:
+    """Refuses models whose gradients cannot be averaged over processes from outside.
+
+    Raises:
+        InputError: the model is wrapped in DataParallel or DistributedDataParallel, or has
+            SyncBatchNorm in several processes.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(
+            f"the model is wrapped in {type(model).__name__}, whose gradients do not pass through "
+            "torch.autograd.grad: give the plain module, and start the script with torchrun; "
+            "metaloss averages over its processes by itself"
+        )
+    if distributed.several() and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise InputError(
+            "the model has SyncBatchNorm layers, which no forward-mode pass follows: give it with "
+            "plain BatchNorm, whose batch statistics are then each process's own"
+        )
+
+
+def refuse_hooks(parameters: Iterable[nn.Parameter]) -> None:
+    """Raises InputError if a parameter has hooks of its own.
+
+    torch.autograd.grad runs tensor hooks in the base pass and in that of the task loss alike, and
+    hooks after accumulation in none: neither is what a plain loop does, or what is differentiated.
+    """
+    for parameter in parameters:
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise InputError(
+                f"a parameter of shape {tuple(parameter.shape)} has a gradient hook, and what it "
+                "does in a step cannot be followed: remove it, and give what it changes as "
+                "`gradient_transform`"
+            )

@@ -1,0 +1,53 @@
+"""Replicas: one model in several processes, which see different examples and stay equal.
+
+What `metaloss.machine.distributed` averages of it. In a single process there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from metaloss.machine import distributed
+
+
+def start_alike(modules: Sequence[nn.Module]) -> None:
+    """Gives every process the modules of the first one.
+
+    Raises:
+        InputError: they are of other shapes in another process.
+    """
+    if not distributed.several():
+        return
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
+    distributed.require_equal(shapes, "has a model or a loss of other shapes")
+    distributed.spread(tensors)
+
+
+def mean_step(
+    model: nn.Module,
+    theta: Sequence[Tensor],
+    grads: list[Tensor | None],
+    loss: Tensor,
+    examples: int,
+) -> tuple[list[Tensor | None], Tensor]:
+    """g and M_φ of a training pass in all processes' shares; the running statistics move alike.
+
+    Differentiable in g; as they are in a single process.
+    """
+    if not distributed.several():
+        return grads, loss
+    moved = [
+        statistic
+        for module in model.modules()
+        if isinstance(module, _NormBase) and module.training
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    grads, (loss, *means) = distributed.mean_beside(grads, theta, [loss, *moved], examples)
+    for statistic, value in zip(moved, means, strict=True):
+        statistic.data.copy_(value)  # of no interest to a graph that has saved it
+    return grads, loss

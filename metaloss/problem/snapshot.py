@@ -1,0 +1,81 @@
+"""Snapshots: the base level as it was, for steps that are made on trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaloss.machine import distributed, seeding
+from metaloss.problem import batches
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.problem import Problem
+
+
+def take(problem: Problem) -> dict[str, Any]:
+    """θ, buffers and the optimizer's state, not its settings; plain data that can be saved."""
+    return {
+        "model": model_values(problem.model),
+        "optimizer": copy.deepcopy(problem.optimizer.state_dict()["state"]),
+    }
+
+
+def model_values(model: nn.Module) -> dict[str, Any]:
+    """Copies of all that a forward or a base step may change in a model."""
+    state = {
+        name: value.clone() if torch.is_tensor(value) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+    return {
+        "state": state,
+        "not_persistent": {n: b.clone() for n, b in model.named_buffers() if n not in state},
+    }
+
+
+@torch.no_grad()
+def set_model_values(model: nn.Module, values: dict[str, Any]) -> None:
+    """Sets a model to what `model_values` gave."""
+    model.load_state_dict(values["state"])
+    for name, value in values["not_persistent"].items():
+        model.get_buffer(name).copy_(value)
+
+
+def put_back(problem: Problem, snapshot: dict[str, Any]) -> None:
+    """Sets the base level to what `take` gave."""
+    set_model_values(problem.model, snapshot["model"])
+    settings = problem.optimizer.state_dict()["param_groups"]
+    problem.optimizer.load_state_dict(
+        {"state": copy.deepcopy(snapshot["optimizer"]), "param_groups": settings}
+    )
+
+
+@contextmanager
+def on_trial(problem: Problem) -> Iterator[None]:
+    """Within it, base steps may be made; afterwards model, optimizer and generators are as before.
+
+    Gradients in `.grad` are gone.
+    """
+    before, random_state = take(problem), seeding.global_state(problem.device)
+    try:
+        yield
+    finally:
+        put_back(problem, before)
+        seeding.set_global_state(random_state, problem.device)
+        for parameter in problem.theta:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
+    """L_T on a batch at the current θ, without gradient; running statistics stay."""
+    with problem.replaced({}, problem.copy_buffers()):
+        losses = [
+            problem.task_loss(problem.forward(inputs), labels)
+            for inputs, labels in batches.parts(batch)
+        ]
+    loss = torch.stack(losses).mean()
+    return distributed.mean_beside([], [], [loss], batches.examples(batch))[1][0]

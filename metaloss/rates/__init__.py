@@ -1,8 +1,0 @@
-"""Rates: parametrisations of a learned base learning rate."""
-
-from metaloss.rates.base import RATES
-from metaloss.registry import import_components
-
-import_components(__name__, __path__)
-
-__all__ = ["RATES"]

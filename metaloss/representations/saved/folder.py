@@ -1,0 +1,262 @@
+"""The files of a learned loss: JSON and safetensors, which are data and cannot run code.
+
+config.json              format, representation and its arguments, link, step, where it comes from
+model.safetensors        φ
+trajectory.safetensors   φ at the recorded steps of a training (optional)
+README.md                the same for people
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss import links
+from metaloss.config.plugins import GROUP
+from metaloss.config.registry import UnknownComponentError
+from metaloss.errors import InputError, RunFolderError
+from metaloss.links import Link
+from metaloss.machine import seeding
+from metaloss.machine.circumstances import versions
+from metaloss.machine.files import read_json, write_atomically, write_json
+from metaloss.representations.base import REPRESENTATIONS, Representation
+from metaloss.representations.saved import card
+from metaloss.representations.saved.trajectory import Trajectory, flat
+
+FORMAT = 2  #: 1 had no step, origin and versions; both are read
+CONFIG, PHI, TRAJECTORY, CARD = (
+    "config.json", "model.safetensors", "trajectory.safetensors", "README.md",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SavedLoss:
+    """What the files hold."""
+
+    representation: Representation
+    link: Link
+    step: int | None = None  #: base step that φ is of, where it is known
+    trajectory: Trajectory | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)  #: plain data
+
+
+# --- writing ---
+
+
+def write(folder: Path, saved: SavedLoss) -> None:
+    """Writes a learned loss; each file whole or not at all.
+
+    Raises:
+        InputError: the link is none that can be named, or the representation's arguments or the
+            provenance are not plain data.
+        RunFolderError: the folder cannot be written to.
+    """
+    config = {
+        "format": FORMAT,
+        "representation": REPRESENTATIONS.name_of(saved.representation),
+        "arguments": saved.representation.arguments(),
+        "link": links.to_json(saved.link),
+        "step": saved.step,
+        "origin": _origin(type(saved.representation).__module__),
+        "versions": versions(),
+        "provenance": saved.provenance,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be written to: {error}") from error
+    except TypeError as error:
+        raise InputError(f"{folder / CONFIG}: arguments and provenance: {error}") from error
+    tensors = {PHI: saved.representation.state_dict()}
+    if saved.trajectory is None:
+        (folder / TRAJECTORY).unlink(missing_ok=True)  # an earlier loss's
+    else:
+        tensors[TRAJECTORY] = {"steps": saved.trajectory.steps, "phi": saved.trajectory.phi}
+    for name, content in tensors.items():
+        _write_tensors(folder / name, content)
+    readme = card.text(config, saved.link, flat(saved.representation).numel(), saved.trajectory)
+    write_atomically(folder / CARD, lambda path: path.write_text(readme, "utf-8"))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file with a checksum, which the format itself has not."""
+    from safetensors.torch import save
+
+    # Copies: safetensors refuses tensors that share memory, as tied parameters do.
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    content = save(own, {"sha256": digest(own)})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@functools.cache
+def _origin(module: str) -> dict[str, str | None]:
+    """Where a representation's class is from: its module, and the distribution that brought it."""
+    package = module.partition(".")[0]
+    if package == "metaloss":
+        return {"module": module, "distribution": package, "version": versions().get(package)}
+    if package == "metaloss_plugins":  # a file, loaded by metaloss.config.plugins
+        return {"module": f"{module.partition('.')[2]}.py", "distribution": None, "version": None}
+    brought = [
+        point.dist.name
+        for point in entry_points(group=GROUP)
+        if point.dist is not None and point.module.partition(".")[0] == package
+    ]
+    brought += packages_distributions().get(package, []) if not brought else []
+    found = brought[0] if brought else None
+    return {"module": module, "distribution": found, "version": version(found) if found else None}
+
+
+# --- reading ---
+
+
+def read(folder: str | Path) -> SavedLoss:
+    """The learned loss of a run folder, or of a folder that `write` wrote; draws nothing random.
+
+    Raises:
+        RunFolderError: there is none, a file is damaged or no learned loss's, or its format is
+            newer.
+        UnknownComponentError: no component has the representation's name: a plugin is missing.
+    """
+    folder = _place(Path(folder))
+    path = folder / CONFIG
+    config = read_json(path)
+    _check(config, path)
+    representation = _build(config, path)
+    try:
+        representation.load_state_dict(_read_tensors(folder / PHI), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(f"{folder / PHI} does not fit: {reason}") from error
+    try:
+        link = links.from_json(config["link"])
+    except InputError as error:
+        raise RunFolderError(f"{path}: {error}") from error
+    step, provenance = config.get("step"), config["provenance"]
+    if config["format"] == 1:
+        step = provenance.get("steps")
+    trajectory = None
+    if (folder / TRAJECTORY).exists():
+        trajectory = read_trajectory(folder)
+        count = flat(representation).numel()
+        if trajectory.phi.shape[1] != count:
+            raise RunFolderError(
+                f"{folder / TRAJECTORY} does not fit: its φ has {trajectory.phi.shape[1]} numbers, "
+                f"the loss {count}"
+            )
+    return SavedLoss(representation, link, step, trajectory, provenance)
+
+
+def read_trajectory(folder: str | Path) -> Trajectory:
+    """φ over the training, of a run folder or of a folder that `write` wrote.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged or no trajectory.
+    """
+    path = _place(Path(folder)) / TRAJECTORY
+    tensors = _read_tensors(path)
+    steps, phi = tensors.get("steps"), tensors.get("phi")
+    if (
+        steps is None
+        or phi is None
+        or (steps.ndim, phi.ndim) != (1, 2)
+        or not len(steps) == len(phi) > 0
+        or bool((steps.diff() <= 0).any())
+    ):
+        raise RunFolderError(f"{path} holds no trajectory: steps [T], ascending, and phi [T, P]")
+    return Trajectory(steps, phi)
+
+
+def _place(folder: Path) -> Path:
+    """The folder of the loss itself, given that or the run's."""
+    for place in (folder / "loss", folder):
+        if (place / CONFIG).is_file():
+            return place
+    run = " · it is a run that learned none, or has not exported it yet"
+    raise RunFolderError(
+        f"there is no learned loss in {folder}: no {CONFIG}, nor loss/{CONFIG}"
+        f"{run if (folder / 'config.gin').is_file() else ''}"
+    )
+
+
+def _check(config: Mapping[str, Any], path: Path) -> None:
+    """Whether the config is one that this version reads."""
+    found = config.get("format")
+    if type(found) is not int or found < 1:
+        raise RunFolderError(f"{path} is not that of a learned loss: it has no format of one")
+    if found > FORMAT:
+        raise RunFolderError(
+            f"{path} has format {found}, of a newer metaloss; this one, version "
+            f"{versions().get('metaloss', 'unknown')}, reads formats up to {FORMAT}"
+        )
+    kinds: dict[str, Any] = {"representation": str, "arguments": dict, "provenance": dict}
+    for name, kind in {**kinds, "link": (str, dict)}.items():
+        if not isinstance(config.get(name), kind):
+            raise RunFolderError(f"{path} is damaged: {name} = {config.get(name)!r}")
+    if not isinstance(config.get("step"), (int, type(None))):
+        raise RunFolderError(f"{path} is damaged: step = {config['step']!r}")
+
+
+def _build(config: Mapping[str, Any], path: Path) -> Representation:
+    """The representation, with parameters of no meaning yet."""
+    name = config["representation"]
+    component: Any = REPRESENTATIONS.get(name)
+    if component is None:
+        missing = REPRESENTATIONS.describe_unknown(name)
+        raise UnknownComponentError(f"{path}: {missing}{_plugin(config.get('origin'))}")
+    if not inspect.isclass(component):
+        raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
+    try:
+        with seeding.drawing_from(torch.Generator()):
+            representation: Representation = REPRESENTATIONS[name](**config["arguments"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{path}: representations.{name} refuses its arguments: {reason}"
+        raise RunFolderError(message) from error
+    return representation
+
+
+def _plugin(origin: Any) -> str:
+    """How to get the plugin that a representation was saved from, as far as config.json says."""
+    if not isinstance(origin, dict) or not isinstance(origin.get("module"), str):
+        return ""
+    module, distribution = origin["module"], origin.get("distribution")
+    if distribution == "metaloss":
+        return f" · it was saved by metaloss {origin.get('version')}, which has it"
+    load = f"load it by --plugin={module}, or import it first"
+    if distribution is None:
+        return f" · it was saved from the plugin {module}: {load}"
+    return f" · it was saved from {module} of {distribution} {origin.get('version')}: {load}"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in memory of their own."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
+        raise RunFolderError(f"{path} is damaged: its checksum does not match")
+    return tensors

@@ -1,0 +1,1 @@
+"""One run: the Runner, its loop, its folder, checkpoints, metrics and pictures."""

@@ -1,0 +1,84 @@
+"""Inspection: what a run tells of its learned loss while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss import links
+from metaloss.analysis import curves, indices
+from metaloss.representations.saved.learned_loss import LearnedLoss
+from metaloss.representations.saved.trajectory import Trajectory, flat
+from metaloss.runs.folder import RunFolder
+from metaloss.runs.state import State
+from metaloss.runs.tensorboard import TensorBoard
+
+EXAMPLES = 256  #: training examples that the loss is looked at on
+POINTS = 101  #: of a curve in TensorBoard, which shows it small
+
+
+def numbers(state: State) -> dict[str, float]:
+    """The indices of the loss as it is now (see `indices`).
+
+    Without a learned loss only "effective_base_lr", which is then the optimizer's own, learned or
+    not, so that it stands beside that of a learned loss.
+    """
+    base_lr = float(state.learner.problem.optimizer.param_groups[0]["lr"])
+    if state.loss is None:
+        return {"effective_base_lr": base_lr}
+    phi = flat(state.loss)
+    now = Trajectory(torch.tensor([state.steps]), phi[None])
+    outputs, labels = _examples(state)
+    objective = state.data.objective
+    return {
+        **indices.of_curves(curves.sample(state.loss, now, classes(state))),
+        "phi_distance": float((phi - state.samples.get(0, phi)).norm()),
+        "effective_base_lr": indices.effective_base_lr(
+            LearnedLoss(state.loss, objective.link), objective.loss, outputs, labels, base_lr
+        ),
+    }
+
+
+def show(board: TensorBoard, state: State) -> None:
+    """The loss so far in TensorBoard: its curves, what to know first, and two histograms."""
+    if state.loss is None:
+        return
+    from metaloss.analysis import loss_figures  # matplotlib takes half a second
+
+    sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
+    title = f"step {state.steps:,}"
+    board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
+    found = indices.warnings(numbers(state))
+    board.text("loss/warnings", "; ".join(found) or "none", state.steps)
+    board.histogram("loss/phi", flat(state.loss), state.steps)
+    with torch.no_grad():
+        losses = state.loss(*state.data.objective.link(*_examples(state)))
+    board.histogram("loss/per_example", losses, state.steps)
+
+
+def conclude(board: TensorBoard, folder: RunFolder, config: str, result: Mapping[str, Any]) -> None:
+    """The animation and the hyper-parameters in TensorBoard, once a run has ended."""
+    gif = folder.figures / "loss.gif"
+    if gif.is_file():
+        board.animation("loss/animation", gif.read_bytes(), result["steps"])
+    test = {} if result["test"] is None else {f"test/{result['metric']}": result["test"]}
+    board.hparams(config, test, result["steps"])
+
+
+def classes(state: State) -> int | None:
+    """C in classification, None in regression."""
+    return state.data.outputs if state.data.objective.link is links.probabilities else None
+
+
+@torch.no_grad()
+def _examples(state: State) -> tuple[Tensor, Tensor]:
+    """The model's outputs on the first training examples, in eval mode, and their labels."""
+    inputs, labels = next(state.data.in_order("train", EXAMPLES))
+    training = state.model.training
+    state.model.eval()
+    outputs = state.model(inputs)
+    state.model.train(training)
+    return outputs, labels

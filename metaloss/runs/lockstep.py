@@ -1,0 +1,219 @@
+"""Lockstep: the steps of one run, or of several seeds' runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss.engines.base import Draw
+from metaloss.errors import InputError
+from metaloss.learner import AdaLFL
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.problem.batches import Batch
+from metaloss.runs import checkpoint
+from metaloss.runs.folder import RunFolder
+from metaloss.runs.run import Follower, Run
+from metaloss.runs.state import Phase
+from metaloss.stack import Stack
+from metaloss.tasks.base import Data
+
+
+class Lockstep:
+    """Runs of one configuration that make their steps together; of one alone, its own.
+
+    Each has its own data, random streams, folder and end: one that diverges ends, and the others go
+    on.
+
+    Args:
+        runs: of as many seeds.
+
+    Raises:
+        InputError: a component of theirs takes one seed at a time.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._states = [run.state for run in runs]
+        self._stack: Stack | None = None
+        self._data: StackedData | None = None
+        if len(runs) > 1:
+            self._data = StackedData([state.data for state in self._states])
+            self._stack = Stack([state.learner for state in self._states])
+            self._learner()  # refuses now what it would refuse after the folders are written
+            for run in runs:
+                run.label = f"seed {run.seed}"
+
+    def restore(self, folders: Sequence[RunFolder], config: str) -> None:
+        """Goes on from the folders' checkpoints, if there are any; changes no file.
+
+        Raises:
+            RunFolderError: a checkpoint is damaged or another configuration's.
+            InputError: the checkpoints stand at different steps.
+        """
+        at = self._common(folders)
+        for run, folder in zip(self._runs, folders, strict=True):
+            run.restore(folder, config, at)
+        if self._stack is not None:
+            self._stack.join()
+
+    def execute(self) -> list[dict[str, Any]]:
+        """Carries the restored runs out; gives the content of each one's result.json."""
+        skipped = torch.tensor([int(state.skipped) for state in self._states])
+        if self._stack is not None:
+            skipped = skipped.to(self._stack.problem.device)
+            for state, count in zip(self._states, skipped, strict=True):
+                state.skipped = count  # a view: all are counted at once
+        steps, results = self._steps(), [dict[str, Any]() for _ in self._runs]
+        with ExitStack() as opened:
+            following = {i: run.follow() for i, run in enumerate(self._runs)}
+            for follower in following.values():
+                opened.callback(follower.close)
+            asking = {i: next(follower) for i, follower in following.items()}
+            while following:
+                for i in [i for i, asks in asking.items() if not asks]:
+                    results[i] = _result(following.pop(i))
+                    del asking[i]
+                if following:
+                    made = next(steps)
+                    if self._stack is not None and made.skipped is not None:
+                        skipped += made.skipped
+                        made.skipped = None
+                    each = [made] if self._stack is None else made.members()
+                    asking = {i: follower.send(each[i]) for i, follower in following.items()}
+        return results
+
+    def rehearse(self) -> None:
+        """One step of each phase, without files, to see that they work."""
+        learner, initialization = self._learner()
+        if initialization is not None:
+            train, objective = self._draws("init_")
+            assert objective is not None
+            initialization.step(train, objective)
+        learner.step(*self._draws(""))
+
+    def _learner(self) -> tuple[AdaLFL, MetaOptimizer | None]:
+        """What makes the steps, and the initialisation's meta-optimizer while it is at work."""
+        initializing = [at_work for state in self._states if (at_work := state.initializing)]
+        if self._stack is None:
+            return self._states[0].learner, next(iter(initializing), None)
+        return self._stack, self._stack.together(initializing) if initializing else None
+
+    def _steps(self) -> Iterator[MetaStep]:
+        """The steps of both phases, for as long as they are asked for."""
+        learner, initialization = self._learner()
+        if initialization is not None:
+            train, objective = self._draws("init_")
+            assert objective is not None
+            start = self._states[0].init_steps
+            yield from learner.initializing(initialization, train, objective, self._redraw, start)
+        while True:
+            yield learner.step(*self._draws(""))
+
+    def _draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
+        """Give the next batches of all, see `State.draws`."""
+        first = self._states[0]
+        if self._data is None:
+            return first.draws(phase)
+        train, objective = first.asked(phase)
+        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+
+    def _draw(self, split: str, size: int, stream: str) -> Batch:
+        assert self._data is not None
+        return self._data.draw(split, size, [state.stream(stream) for state in self._states])
+
+    def _redraw(self) -> None:
+        for state in self._states:
+            state.redraw_model()
+
+    def _common(self, folders: Sequence[RunFolder]) -> checkpoint.Position | None:
+        """The latest position at which all runs have a checkpoint; None for one run's latest.
+
+        They are saved one after another, so a process that is killed may leave some one ahead.
+        """
+        if self._stack is None:
+            return None
+        found = [checkpoint.positions(folder) for folder in folders]
+        common = set(found[0]).intersection(*found[1:])
+        if not common:
+            standing = ", ".join(
+                f"seed {run.seed} at meta-step {at[0][0]}, step {at[0][1]}"
+                for run, at in zip(self._runs, found, strict=True)
+            )
+            raise InputError(
+                f"only runs that stand at the same step go on together ({standing}): --resume each "
+                "alone, by its --seed and its own --output_dir"
+            )
+        return max(common)
+
+
+def _result(follower: Follower[dict[str, Any]]) -> dict[str, Any]:
+    """Lets a run finish."""
+    try:
+        next(follower)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("a run asks for no step after its last one")
+
+
+class StackedData:
+    """Each seed's batches are those that it draws alone, but a device gathers all by one call.
+
+    Args:
+        members: of one task; their splits become views.
+
+    Raises:
+        InputError: their splits are of other sizes.
+    """
+
+    def __init__(self, members: Sequence[Data]) -> None:
+        self._members = members
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        for split in members[0].splits:
+            sizes = [len(member.splits[split][1]) for member in members]
+            if len(set(sizes)) > 1:
+                raise InputError(
+                    f"the seeds have {split} splits of other sizes ({', '.join(map(str, sizes))}): "
+                    "train them one at a time"
+                )
+            inputs, labels = (
+                torch.cat(parts)
+                for parts in zip(*(member.splits[split] for member in members), strict=True)
+            )
+            self._splits[split] = inputs, labels
+            views = zip(inputs.split(sizes[0]), labels.split(sizes[0]), strict=True)
+            for member, view in zip(members, views, strict=True):
+                member.splits[split] = view
+        images = [member.images for member in members if member.images is not None]
+        self._images = images and replace(
+            images[0],
+            mean=torch.stack([each.mean for each in images])[:, None],
+            deviation=torch.stack([each.deviation for each in images])[:, None],
+        )
+
+    def draw(self, split: str, batch_size: int, generators: Sequence[torch.Generator]) -> Batch:
+        """Inputs [S, batch, ...] and labels [S, batch, ...], see `Data.draw`.
+
+        Args:
+            generators: of each seed.
+        """
+        inputs, labels = self._splits[split]
+        examples = len(labels) // len(self._members)
+        chosen = [
+            member.choose(split, batch_size, generator)
+            for member, generator in zip(self._members, generators, strict=True)
+        ]
+        index = torch.cat([index + i * examples for i, (index, _) in enumerate(chosen)])
+        index = index.to(inputs.device, non_blocking=True)
+        inputs, labels = inputs[index], labels[index]
+        windows = [window for _, window in chosen if window is not None]
+        if self._images and windows:
+            inputs = self._images.cut(inputs, torch.cat(windows))
+        seeds = (len(self._members), -1)
+        inputs, labels = inputs.unflatten(0, seeds), labels.unflatten(0, seeds)
+        return (self._images.prepare(inputs) if self._images else inputs), labels

@@ -1,0 +1,212 @@
+"""State: everything that decides how a run goes on, and nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from metaloss.engines.base import Draw
+from metaloss.learner import AdaLFL
+from metaloss.machine import distributed, seeding
+from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem.batches import Batch
+from metaloss.representations.saved.trajectory import Trajectory, flat
+from metaloss.runs.precision import cosine, set_float32
+from metaloss.runs.runner import Runner
+
+#: Whose streams batches are drawn from: the training's, or the initialisation's.
+Phase = Literal["", "init_"]
+#: A kind of batches: the split, how many examples, and the stream that draws them.
+Asked = tuple[str, int, str]
+Arranged = TypeVar("Arranged", nn.Module, Tensor)
+
+#: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
+STREAMS = ("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective")
+
+
+class State:
+    """Data, model, learner, random streams and counters of a run.
+
+    Args:
+        plan: the components of the run.
+        seed: decides θ_0, the validation split, all batches and dropout masks.
+        device: where data and model live.
+        data_dir: see `Task.load`.
+        cuda_graphs: see `AdaLFL`; the run is the same one without.
+
+    Raises:
+        DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
+        InputError: a batch has fewer examples than there are processes.
+    """
+
+    def __init__(
+        self,
+        plan: Runner,
+        seed: int,
+        device: torch.device,
+        data_dir: Path,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._seed = seed
+        set_float32(plan.precision)
+        self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
+        self._seed_globally("global")  # dropout
+        self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
+        self.model = self._arranged(self._draw_model("theta").to(device).train())
+        self.loss = None if plan.representation is None else plan.representation.to(device)
+        objective = self.data.objective
+        self.learner = AdaLFL(
+            self.model,
+            plan.base_optimizer(self.model.parameters()),
+            self.loss,
+            objective.loss,
+            link=objective.link,
+            meta_lr=None,
+            adaptation=plan.adaptation,
+            autocast=torch.bfloat16 if plan.precision == "bf16" else None,
+            steps=plan.steps,
+            cuda_graphs=cuda_graphs,
+        )
+        if self.loss is not None:
+            labels = self.data.splits["train"][1][:2]
+            outputs = torch.zeros(len(labels), self.data.outputs, device=device)
+            self.loss.require_pairs(*objective.link(outputs, labels))
+        if plan.initialization is not None:
+            plan.initialization.attach(self.learner.problem)
+        for size in self._batch_sizes():
+            distributed.share(size)  # refuses what is too small now, not after the first steps
+        self.init_steps = 0  # meta-steps of the initialisation made so far
+        self.steps = 0  # base steps of the training made so far
+        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
+        self.seconds = 0.0  # spent before the process that runs now
+        self.samples: dict[int, Tensor] = {}  # φ by base step
+        self.latest: dict[str, float] = {}  # numbers of the latest meta-step
+
+    @property
+    def initializing(self) -> MetaOptimizer | None:
+        """The initialisation's meta-optimizer, while it is at work."""
+        initialization = self._plan.initialization
+        if initialization is None or self.init_steps >= initialization.steps:
+            return None
+        return initialization
+
+    def draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
+        """Give the next training batch, and the next one that the task loss is taken on, if any."""
+        train, objective = self.asked(phase)
+        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+
+    def asked(self, phase: Phase) -> tuple[Asked, Asked | None]:
+        """The batches of a phase's training, and of its task loss if it has one."""
+        meta_optimizer = self._plan.initialization if phase else self._plan.adaptation
+        train: Asked = ("train", self._plan.task.batch_size, f"{phase}train")
+        if meta_optimizer is None:
+            return train, None
+        size = self._objective_size(meta_optimizer)
+        return train, (meta_optimizer.objective, size, f"{phase}objective")
+
+    def stream(self, name: str) -> torch.Generator:
+        """What draws one kind of batches, see `STREAMS`."""
+        return self._streams[name]
+
+    def redraw_model(self) -> None:
+        """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
+        self.model.load_state_dict(self._draw_model("init_theta").state_dict())
+
+    def precision_cosine(self) -> float | None:
+        """Between the meta-gradients in the run's lower precision and in float32, as φ is now.
+
+        None where the precision is no lower, or the loss has no parameters.
+        """
+        problem = self.learner.problem
+        if problem.autocast is None or not problem.phi:
+            return None
+        stream = seeding.stream(self._seed, "precision")
+        size = self._plan.task.batch_size
+        train, objective = (self.data.draw(split, size, stream) for split in ("train", "valid"))
+        return cosine(problem, train, objective)
+
+    def sample_loss(self) -> None:
+        """Keeps φ as it is now, for the trajectory."""
+        if self.loss is not None:
+            self.samples[self.steps] = flat(self.loss)
+
+    def trajectory(self) -> Trajectory:
+        """The samples of φ so far."""
+        return Trajectory.of(self.samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
+
+        Of several processes all take part; any number of them can go on from it.
+        """
+        own, *others = distributed.gather(seeding.global_state(self._device))
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.learner.problem.optimizer.state_dict(),
+            "learner": self.learner.state_dict(),
+            "initialization": self.initializing.state_dict() if self.initializing else {},
+            "init_steps": self.init_steps,
+            "steps": self.steps,
+            "skipped": int(self.skipped),
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "latest": self.latest,
+            "streams": {name: stream.get_state() for name, stream in self._streams.items()},
+            "global": own,
+            "global_of_others": others,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.init_steps, self.steps = state["init_steps"], state["steps"]
+        self.learner.problem.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state["learner"])
+        if self.initializing:
+            # θ is drawn anew at each step, and the model that stands here is the seed's θ_0.
+            self.initializing.load_state_dict(state["initialization"])
+        else:
+            self.model.load_state_dict(state["model"])
+        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
+        for name, stream in self._streams.items():
+            stream.set_state(state["streams"][name])
+        generators = [state["global"], *state.get("global_of_others", [])]
+        if distributed.rank() < len(generators):
+            seeding.set_global_state(generators[distributed.rank()], self._device)
+        else:
+            self._seed_globally(f"global/from {self.init_steps + self.steps}")
+
+    def _seed_globally(self, stream: str) -> None:
+        """Torch's global generators, from which dropout masks come: each process has its own."""
+        name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
+        torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
+
+    def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:
+        return meta_optimizer.objective_batch_size or self._plan.task.batch_size
+
+    def _batch_sizes(self) -> list[int]:
+        """Of every kind of batch that the run draws."""
+        meta_optimizers = (self._plan.initialization, self._plan.adaptation)
+        asked = [("train", self._plan.task.batch_size)]
+        asked += [(m.objective, self._objective_size(m)) for m in meta_optimizers if m is not None]
+        return [min(size, len(self.data.splits[split][1])) for split, size in asked]
+
+    def _draw(self, split: str, size: int, stream: str) -> Batch:
+        inputs, labels = self.data.draw(split, size, self._streams[stream])
+        return self._arranged(inputs) if inputs.dim() == 4 else inputs, labels
+
+    def _arranged(self, what: Arranged) -> Arranged:
+        """A model or images in the run's memory format."""
+        if self._plan.memory_format == "contiguous":
+            return what
+        return what.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _draw_model(self, stream: str) -> nn.Module:
+        with seeding.drawing_from(self._streams[stream]):
+            return self._plan.backbone(input_shape=self.data.input_shape, outputs=self.data.outputs)

@@ -1,0 +1,187 @@
+"""The TensorBoard view of a run: what metrics.jsonl says, and pictures beside it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaloss.machine.files import writing
+from metaloss.runs.metrics import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from metaloss.runs.events import Writer
+
+
+#: TensorBoard's group of a number that does not belong to a split or to a training step.
+GROUPS = {
+    **dict.fromkeys(
+        ("task_loss", "gradient_norm", "skipped", "base_lr", "effective_base_lr"), "meta"
+    ),
+    **dict.fromkeys(
+        ("scale", "flatness", "argmin", "argmin_target", "wrong_slope", "turns", "phi_distance"),
+        "loss",
+    ),
+}
+
+
+def layout(metric: str) -> dict[str, Any]:
+    """The custom-scalars tab: learning curves and the learned loss's indices side by side.
+
+    Args:
+        metric: "error_rate" or "mse".
+    """
+    charts = {
+        metric: [f"{split}/{metric}$" for split in ("train", "valid", "test")],
+        "task loss": ["train/loss$", "valid/loss$"],
+        "learned loss": ["train/learned_loss$"],
+        "base learning rate (5.5)": ["meta/base_lr$", "meta/effective_base_lr$"],
+        "scale (5.5)": ["loss/scale$"],
+        "flatness (5.6) and slope away from the target": ["loss/flatness$", "loss/wrong_slope$"],
+        "prediction of least loss (5.7)": ["loss/argmin$", "loss/argmin_target$"],
+        "distance of phi from its start": ["loss/phi_distance$"],
+    }
+    return {"learning curves and indices": {k: ["Multiline", v] for k, v in charts.items()}}
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The numbers of a row of metrics by their tag, `group/name`; those that are null are not."""
+    found = {
+        f"{GROUPS.get(name, row.get('split', 'train'))}/{name}": value
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and name not in ("step", "seconds")
+    }
+    if "learned_loss" in row:  # the clock of a training step; other rows of the step repeat it
+        found["time/seconds"] = row["seconds"]
+    return found
+
+
+class TensorBoard:
+    """A view of the metrics: one TensorBoard run for the training, one for the initialisation.
+
+    Tags are grouped as `train/ valid/ test/` (of a split, or of the training step), `meta/` (the
+    meta-step, learning rates), `loss/` (the learned loss) and `time/`.
+
+    Args:
+        folder: the run folder.
+        starts: the first step of each phase that is still to come, 0 if all of it is: a TensorBoard
+            that runs forgets what it has seen from there on.
+        kept: the `sizes` that belong to the run so far; what a killed process wrote after its last
+            checkpoint is cut off, since it will be written again.
+
+    Raises:
+        RunFolderError: from each method: an event file cannot be written.
+    """
+
+    def __init__(self, folder: Path, starts: dict[str, int], kept: dict[str, int]) -> None:
+        self._folder = folder
+        self._starts = starts
+        self._kept = kept
+        self._writers: dict[str, Writer] = {}
+        self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
+
+    def scalars(self, row: Row) -> None:
+        """Draws a row's numbers as `group/name`, by the row's phase and step."""
+        writer, step = self._writer(row["phase"]), row["step"]
+        for tag, value in scalars(row).items():
+            writer.add_scalar(tag, value, step)
+        if "learned_loss" in row:
+            before, then = self._last.get(row["phase"], (step, 0.0))
+            if before < step and then < row["seconds"]:
+                rate = (step - before) / (row["seconds"] - then)
+                writer.add_scalar("time/steps_per_second", rate, step)
+            self._last[row["phase"]] = step, row["seconds"]
+
+    def begin(self, config: str, metric: str) -> None:
+        """Shows the configuration, unchanged, and lays out the custom-scalars tab."""
+        text = "    " + config.replace("\n", "\n    ")
+        self._writer("train").add_text("config", text, 0)
+        self._writer("train").add_custom_scalars(layout(metric))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Shows a text."""
+        self._writer("train").add_text(tag, text, step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Shows a figure with a step slider."""
+        self._writer("train").add_figure(tag, figure, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Shows how values are distributed, those of them that are finite."""
+        finite = values[values.isfinite()]
+        if finite.numel():
+            self._writer("train").add_histogram(tag, finite, step)
+
+    def animation(self, tag: str, gif: bytes, step: int) -> None:
+        """Shows a GIF, which the images tab plays."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = Image.open(io.BytesIO(gif)).size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._writer("train")._get_file_writer().add_summary(summary, step)
+
+    def hparams(self, config: str, metrics: dict[str, float], step: int) -> None:
+        """Fills the hparams tab with the bindings of the configuration; once, at the run's end.
+
+        Args:
+            config: the complete configuration.
+            metrics: tags of scalars that the run has, with their last values.
+            step: the last one.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        # SummaryWriter.add_hparams would write the metrics' scalars a second time.
+        for summary in hparams(bindings(config), metrics):
+            self._writer("train")._get_file_writer().add_summary(summary, step)
+
+    def close(self) -> None:
+        """Ends the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, phase: str) -> Writer:
+        if phase not in self._writers:
+            from metaloss.runs.events import Writer
+
+            folder = self._folder if phase == "train" else self._folder / phase
+            start = self._starts[phase]
+            for path in folder.glob(f"{EVENTS}*"):
+                kept = self._kept.get(str(path.relative_to(self._folder)), 0) if start else 0
+                with writing(path):
+                    if not kept:
+                        path.unlink()
+                    elif path.stat().st_size > kept:
+                        os.truncate(path, kept)
+            self._writers[phase] = Writer(folder, start)
+        return self._writers[phase]
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the event files of a run folder, by their paths in it."""
+    paths = [*folder.glob(f"{EVENTS}*"), *folder.glob(f"*/{EVENTS}*")]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in paths}
+
+
+def bindings(config: str) -> dict[str, bool | int | float | str]:
+    """The bindings of a complete configuration, a line each; what is no number stays text."""
+    found: dict[str, bool | int | float | str] = {}
+    for line in config.splitlines():
+        name, equals, text = line.partition(" = ")
+        if not equals or name.startswith("#"):
+            continue
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        found[name] = value if isinstance(value, (bool, int, float, str)) else text
+    return found
+
+
+EVENTS = "events.out.tfevents."  #: how the names of TensorBoard's event files begin

@@ -1,0 +1,258 @@
+"""Trained models: a run's model and the data it was trained on, to evaluate and predict with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaloss import config
+from metaloss.errors import ConfigError, DataError, InputError, RunFolderError, did_you_mean
+from metaloss.machine import sealed, seeding
+from metaloss.runs import evaluation
+from metaloss.runs.folder import RunFolder
+from metaloss.runs.precision import set_float32
+from metaloss.runs.runner import Runner
+from metaloss.tasks.base import SPLITS, Data, Task, find_data_dir
+from metaloss.tasks.preparation.images import Images
+
+BYTES, NUMBERS = "bytes (uint8)", "numbers"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of inputs, on the CPU."""
+
+    values: Tensor  #: class probabilities [n, C], or values in the target's own unit [n, outputs]
+    classes: Tensor | None  #: index of the predicted class [n], int64; None in regression
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A run's model as its checkpoint has it.
+
+    Attributes:
+        model: in eval mode.
+        data: what it was trained on, on the model's device.
+        plan: the components of the run.
+        folder: of the run.
+        seed: of the run.
+        step: base steps made so far.
+    """
+
+    model: nn.Module
+    data: Data
+    plan: Runner
+    folder: RunFolder
+    seed: int
+    step: int
+
+    def evaluate(self, split: str = "test", data: Data | None = None) -> dict[str, float]:
+        """Means over all examples of a split, see `metaloss.runs.evaluation.evaluate`.
+
+        Args:
+            split: "train", "valid" or "test"; as in the run, the first two are drawn by its seed.
+            data: another data set, by `other_task`; None: the run's own.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        data = self.data if data is None else data
+        if split not in SPLITS:
+            near, known = did_you_mean(split, SPLITS), ", ".join(SPLITS)
+            raise InputError(f"no split {split!r}{near} · there are: {known}")
+        return evaluation.evaluate(self.model, data, split)
+
+    @torch.no_grad()
+    def predict(self, raw: Tensor) -> Prediction:
+        """The model's answer to raw inputs, prepared as its training's were.
+
+        Args:
+            raw: as the task's files hold them, `[n, *data.input_shape]`; see
+                `metaloss.runs.predictions.read`.
+
+        Raises:
+            DataError: they are of another shape; bytes where the training images were numbers, or
+                the other way round; or the task does not say how raw inputs are prepared.
+        """
+        how, device = _preparation(self.data), self.data.splits["train"][0].device
+        shape, kind = list(self.data.input_shape), _kind(self.data)
+        if list(raw.shape[1:]) != shape:
+            raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
+        # To images, bytes are other numbers than floats are: 255 times as large.
+        if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
+            raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
+        parts = torch.split(raw, evaluation.CHUNK)
+        found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
+        if self.data.objective.metric == "error_rate":
+            return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
+        targets = self.data.targets
+        return Prediction((found if targets is None else targets.undo(found)).cpu(), None)
+
+    def other_task(
+        self, bindings: Sequence[str], data_dir: str | Path | None = None
+    ) -> tuple[Task, Data]:
+        """Another task for the model, the inputs and targets scaled as the training's were.
+
+        Args:
+            bindings: of gin, on top of the run's, such as "tasks.arrays.path = 'other.npz'" or
+                "Runner.task = @tasks.kmnist()".
+            data_dir: see `Task.load`; None: $METALOSS_DATA, or ./data.
+
+        Raises:
+            ConfigError: a binding changes something besides the task, or nothing reads it.
+            DataError: the data cannot be read, or is not of the model's kind.
+        """
+        parsed = config.load([self.folder.config], bindings)
+        unread = [binding for binding in parsed.unread if "--gin_param" in binding]  # not the run's
+        if unread:
+            raise ConfigError(f"nobody reads: {', '.join(unread)}")
+        here = set(config.load([self.folder.config]).text.splitlines())
+        for line in sorted(here ^ set(parsed.text.splitlines())):
+            name = line.partition(" = ")[0]
+            if name != "Runner.task" and "tasks." not in name and not line.startswith("import "):
+                raise ConfigError(f"{name} belongs to the trained model: only its task can change")
+        plan = _build(parsed, self.seed)
+        device = self.data.splits["train"][0].device
+        return plan.task, _prepared_as(self.data, _load_data(plan, self.seed, device, data_dir))
+
+
+def load_model(
+    run: str | Path,
+    device: str | torch.device = "cpu",
+    data_dir: str | Path | None = None,
+) -> TrainedModel:
+    """The model of a run that ended, was stopped or still goes on; changes nothing there.
+
+    Args:
+        run: its folder.
+        device: where model and data go.
+        data_dir: the run's, see `Task.load`; None: $METALOSS_DATA, or ./data.
+
+    Raises:
+        RunFolderError: it is no run folder, has no checkpoint yet or a damaged one, or is still in
+            its initialisation. Where the latest checkpoint alone is damaged, the model is of the
+            one before, with a warning.
+        DataError, ConfigError: the data cannot be read, or a component is not known: a plugin is
+            missing.
+    """
+    folder, device = RunFolder(Path(run)), torch.device(device)
+    if not folder.config.is_file():
+        raise RunFolderError(f"{run} is no run folder: there is no config.gin in it")
+    if not sealed.exists(folder.checkpoint):
+        raise RunFolderError(f"{run} has no checkpoint yet: its first comes at checkpoint_every")
+    saved, damage = sealed.load_last(folder.checkpoint)
+    if damage is not None:
+        warnings.warn(f"{damage}: the model is of the one before", stacklevel=2)
+    seed = folder.seed()
+    if saved.get("config") != folder.config.read_text("utf-8", errors="replace"):
+        raise RunFolderError(f"{folder.checkpoint} is of another configuration")
+    plan = _build(config.load([folder.config]), seed)
+    data = _load_data(plan, seed, device, data_dir)
+    set_float32(plan.precision)
+    with seeding.drawing_from(seeding.stream(seed, "theta")):
+        model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
+    if plan.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    return TrainedModel(
+        model.eval(), data, plan, folder, seed, _restore(model, saved, plan, folder)
+    )
+
+
+def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunFolder) -> int:
+    """Gives the model the checkpoint's parameters and buffers; -> base steps made so far."""
+    try:
+        state = saved["state"]
+        made, step = int(state["init_steps"]), int(state["steps"])
+        model.load_state_dict(state["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+        raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
+    if plan.initialization is not None and made < plan.initialization.steps:
+        raise RunFolderError(
+            f"{folder.path} is at meta-step {made} of {plan.initialization.steps} of its "
+            "initialisation: no model is in training yet"
+        )
+    return step
+
+
+def _build(parsed: config.Config, seed: int) -> Runner:
+    with seeding.drawing_from(seeding.stream(seed, "phi")):
+        plan: Runner = parsed.build()
+    return plan
+
+
+def _load_data(plan: Runner, seed: int, device: torch.device, data_dir: str | Path | None) -> Data:
+    """The data as the run of this seed splits it."""
+    return plan.task.load(find_data_dir(data_dir), seeding.stream(seed, "split")).to(device)
+
+
+# --- another data set ---
+
+
+def _prepared_as(own: Data, other: Data) -> Data:
+    """Another data set with the inputs and targets scaled as the model's own are.
+
+    Each task scales by its own training examples: a model would meet other numbers for the same
+    example.
+
+    Raises:
+        DataError: shapes, kind, classes or columns differ, or a task does not say how it scales.
+    """
+    for what, here, there in (
+        ("inputs", list(own.input_shape), list(other.input_shape)),
+        ("outputs", own.outputs, other.outputs),
+        ("metric", own.objective.metric, other.objective.metric),
+        ("raw inputs", _kind(own), _kind(other)),
+    ):
+        if here != there:
+            raise DataError(f"the model's {what}: {here}, but the other data set's: {there}")
+    _require_same_names("classes", own.classes, other.classes)
+    features = [None if d.encoding is None else d.encoding.features for d in (own, other)]
+    _require_same_names("inputs", *features)
+    how = _preparation(own)
+    _preparation(other)
+    if other.images is not None and isinstance(how, Images):
+        inputs, images = {split: x for split, (x, _) in other.splits.items()}, how
+    else:
+        inputs, images = {split: how.prepare(other.raw(split)) for split in other.splits}, None
+    labels = {split: y for split, (_, y) in other.splits.items()}
+    if own.objective.metric == "mse":
+        if other.targets is not None:
+            labels = {split: other.targets.undo(y) for split, y in labels.items()}
+        if own.targets is not None:
+            labels = {split: own.targets.prepare(y) for split, y in labels.items()}
+        labels = {split: y.float() for split, y in labels.items()}
+    splits = {split: (inputs[split], labels[split]) for split in other.splits}
+    return replace(own, splits=splits, images=images, inputs=None if images else how)
+
+
+def _kind(data: Data) -> str:
+    """What a task's raw inputs are: bytes of images, or numbers."""
+    stored = data.splits["train"][0].dtype
+    return BYTES if stored == torch.uint8 or isinstance(data.inputs, Images) else NUMBERS
+
+
+def _require_same_names(
+    what: str, own: tuple[str, ...] | None, other: tuple[str, ...] | None
+) -> None:
+    if own is None or other is None:
+        return
+    for here, there in zip(own, other, strict=True):
+        if here != there:
+            raise DataError(
+                f"the model's {what} have '{here}' where the other data set's '{there}'"
+            )
+
+
+def _preparation(data: Data) -> Any:
+    if data.preparation is None:
+        raise DataError(
+            "the run's task does not say how raw inputs become the model's: Data.inputs"
+        )
+    return data.preparation

@@ -1,0 +1,1 @@
+"""From files to tensors: columns, images, official data sets, scaling and splits."""

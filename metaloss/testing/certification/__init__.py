@@ -1,0 +1,1 @@
+"""Certificates: the meta-gradients of all components against finite differences."""
