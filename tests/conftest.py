@@ -1,23 +1,18 @@
 """Every test starts from the same seed, on one thread, with nothing bound in gin."""
 
-import importlib.util
 import itertools
 import shutil
-from pathlib import Path
 
 import gin
 import pytest
 import torch
 
 from metaloss.config.registry import REGISTRIES, Registry
+from tests.helpers import tool
 
 torch.set_num_threads(1)
 
 NUMBERS = itertools.count()
-REPOSITORY = Path(__file__).parent.parent
-
-#: A learned loss of 24 parameters, recorded at steps 0, 1, 4 and 20, as format 1 was written.
-FORMAT_1 = REPOSITORY / "tests" / "exports" / "format1"
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +29,6 @@ def kind():
     name = f"throwaway{next(NUMBERS)}"
     yield Registry(name)
     del REGISTRIES[name]
-
-
-def tool(name):
-    """A file of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", REPOSITORY / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
