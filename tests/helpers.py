@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+
+import pytest
+
+from metaloss.runs import inspection, pictures
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,3 +24,25 @@ def tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def sketch(path: Path, title: str) -> list[Path]:
+    """In place of `pictures.draw`: two files, in the way that a run writes its figures."""
+    return pictures._save(path / "figures", {"one.png": b"small", "other.png": b"smaller"})
+
+
+#: Drawing, and what stands in its place in all tests that are not marked `pictures`.
+SKETCHES = (
+    (pictures, "draw", sketch),
+    (inspection, "show", lambda board, state: None),
+)
+_DRAWING = [(module, name, getattr(module, name)) for module, name, _ in SKETCHES]
+
+
+@contextmanager
+def drawn() -> Iterator[None]:
+    """Within it runs draw their pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, function in _DRAWING:
+            patch.setattr(module, name, function)
+        yield

@@ -26,7 +26,7 @@ from metaloss.analysis import (
 )
 from metaloss.representations.saved.learned_loss import LearnedLoss, Trajectory, flat
 from metaloss.runs import launch
-from tests.helpers import tool
+from tests.helpers import drawn, tool
 
 
 def sampled(classes=None, name="nn", steps=(0, 1, 5), grow=1.0, points=41, **arguments):
@@ -325,20 +325,21 @@ def test_flat_parts_are_marked():
 def run(tmp_path_factory):
     """A finished run of AdaLFL."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    code = launch.train(
-        gin_file=["quickstart.gin"],
-        gin_param=[
-            "Runner.steps = 6",
-            "Runner.log_every = 2",
-            "Runner.evaluate_every = 3",
-            "Runner.checkpoint_every = 4",
-            "Runner.figures = 1",
-            "meta_optimizers.offline_unrolled.steps = 2",
-            "backbones.mlp.hidden = (8,)",
-        ],
-        device="cpu",
-        output_dir=str(folder),
-    )
+    with drawn():
+        code = launch.train(
+            gin_file=["quickstart.gin"],
+            gin_param=[
+                "Runner.steps = 6",
+                "Runner.log_every = 2",
+                "Runner.evaluate_every = 3",
+                "Runner.checkpoint_every = 4",
+                "Runner.figures = 1",
+                "meta_optimizers.offline_unrolled.steps = 2",
+                "backbones.mlp.hidden = (8,)",
+            ],
+            device="cpu",
+            output_dir=str(folder),
+        )
     assert code == 0
     return folder
 
@@ -358,6 +359,7 @@ def draw(capsys):
     return command
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_its_pictures_and_they_can_be_drawn_again(run, draw, tmp_path):
     assert {path.name for path in (run / "figures").iterdir()} == ALL
     copy = tmp_path / "copy"
@@ -374,6 +376,7 @@ def test_a_run_leaves_its_pictures_and_they_can_be_drawn_again(run, draw, tmp_pa
             image.load()
 
 
+@pytest.mark.pictures
 def test_runs_side_by_side(run, draw, tmp_path):
     shutil.copytree(run, tmp_path / "one")
     shutil.copytree(run, tmp_path / "two")
@@ -384,6 +387,7 @@ def test_runs_side_by_side(run, draw, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.pictures
 def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(run, draw, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -397,41 +401,44 @@ def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(run, draw, tmp_path):
     assert draw(copy)[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("spoil", "line"),
-    [
-        (lambda run: (run / "config.gin").unlink(), "{run} holds no run: there is no config.gin"),
-        (lambda run: (run / "metrics.jsonl").unlink(), "{run} has no metrics.jsonl: nothing is"),
-        (
-            lambda run: (run / "metrics.jsonl").write_bytes(b'{"phase": "train", "step": 1}\n\0\n'),
-            "{run}/metrics.jsonl is damaged in line 2",
+#: What is done to a run folder, and the error that says so.
+DAMAGE = (
+    (lambda run: (run / "config.gin").unlink(), "{run} holds no run: there is no config.gin"),
+    (lambda run: (run / "metrics.jsonl").unlink(), "{run} has no metrics.jsonl: nothing is"),
+    (
+        lambda run: (run / "metrics.jsonl").write_bytes(b'{"phase": "train", "step": 1}\n\0\n'),
+        "{run}/metrics.jsonl is damaged in line 2",
+    ),
+    (lambda run: (run / "meta.json").write_text("{"), "{run}/meta.json cannot be read"),
+    (lambda run: (run / "result.json").write_text("[]"), "{run}/result.json holds no JSON"),
+    (
+        lambda run: (run / "loss" / "trajectory.safetensors").write_bytes(b"cut"),
+        "{run}/loss/trajectory.safetensors cannot be read",
+    ),
+    (
+        lambda run: (run / "loss" / "trajectory.safetensors").unlink(),
+        "{run}/loss/trajectory.safetensors cannot be read: there is none",
+    ),
+    (
+        lambda run: (run / "loss" / "config.json").write_text(
+            json.dumps({**json.loads((run / "loss/config.json").read_text()), "provenance": {}})
         ),
-        (lambda run: (run / "meta.json").write_text("{"), "{run}/meta.json cannot be read"),
-        (lambda run: (run / "result.json").write_text("[]"), "{run}/result.json holds no JSON"),
-        (
-            lambda run: (run / "loss" / "trajectory.safetensors").write_bytes(b"cut"),
-            "{run}/loss/trajectory.safetensors cannot be read",
-        ),
-        (
-            lambda run: (run / "loss" / "trajectory.safetensors").unlink(),
-            "{run}/loss/trajectory.safetensors cannot be read: there is none",
-        ),
-        (
-            lambda run: (run / "loss" / "config.json").write_text(
-                json.dumps({**json.loads((run / "loss/config.json").read_text()), "provenance": {}})
-            ),
-            "{run}/loss/config.json does not say the number of classes",
-        ),
-    ],
+        "{run}/loss/config.json does not say the number of classes",
+    ),
 )
-def test_a_damaged_run_is_a_line_and_the_others_are_drawn(spoil, line, run, draw, tmp_path):
-    damaged, whole = tmp_path / "damaged", tmp_path / "whole"
-    shutil.copytree(run, damaged)
+
+
+@pytest.mark.pictures
+def test_damaged_runs_are_a_line_each_and_the_others_are_drawn(run, draw, tmp_path):
+    damaged, whole = [tmp_path / f"damaged{i}" for i in range(len(DAMAGE))], tmp_path / "whole"
+    for folder, (spoil, _) in zip(damaged, DAMAGE, strict=True):
+        shutil.copytree(run, folder)
+        spoil(folder)
     shutil.copytree(run, whole)
     shutil.rmtree(whole / "figures")
-    spoil(damaged)
-    code, said = draw(damaged, whole)
+    code, said = draw(*damaged, whole)
     assert code == 2
-    (error,) = [text for text in said.err.splitlines() if text.startswith("error")]
-    assert error.startswith("error: " + line.format(run=damaged))
+    errors = [text for text in said.err.splitlines() if text.startswith("error")]
+    for error, folder, (_, line) in zip(errors, damaged, DAMAGE, strict=True):
+        assert error.startswith("error: " + line.format(run=folder))
     assert {path.name for path in (whole / "figures").iterdir()} == ALL

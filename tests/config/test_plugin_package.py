@@ -104,7 +104,7 @@ def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
     config = json.loads((tmp_path / "run" / "loss" / "config.json").read_text())
     assert (config["representation"], config["arguments"]) == ("tangent", {"scale": 0.55})
     code = (
-        "import torch, metaloss; from metaloss import plugins; plugins.load_all([]);"
+        "import torch, metaloss; from metaloss.config import plugins; plugins.load_all([]);"
         "loss = metaloss.load_loss('run'); print(loss.representation.log_scale.item())"
     )
     learned = float(run(installed / "python", "-c", code, folder=tmp_path))

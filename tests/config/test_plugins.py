@@ -25,7 +25,7 @@ from tests.helpers import ROOT, tool
 
 COMPONENT = """
 from metaloss.representations.squared_error import SquaredError
-from metaloss.registry import REGISTRIES
+from metaloss.config.registry import REGISTRIES
 
 @REGISTRIES[{kind!r}].register({name!r})
 class Thing(SquaredError):

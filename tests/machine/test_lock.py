@@ -19,7 +19,7 @@ from tests.helpers import ROOT
 HOLD = """
 import sys, time
 from pathlib import Path
-from metaloss import lock
+from metaloss.machine import lock
 with lock.holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from metaloss import memory
+from metaloss.machine import memory
 
 memory.keep_freed()
 
