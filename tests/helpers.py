@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -46,3 +47,8 @@ def drawn() -> Iterator[None]:
         for module, name, function in _DRAWING:
             patch.setattr(module, name, function)
         yield
+
+
+def thinned(product: Iterable[tuple], keep: Callable[..., Any]) -> list:
+    """The cases of a product; those that `keep` does not hold of are left to the full run."""
+    return [pytest.param(*case, marks=() if keep(*case) else pytest.mark.full) for case in product]
