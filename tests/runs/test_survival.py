@@ -22,10 +22,9 @@ from metaloss.runs import launch, pictures, tensorboard
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.progress import Progress
 from metaloss.runs.run import Run
-from tests.helpers import ROOT
+from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, rows, sketch
+from tests.helpers import train as run
 from tests.runs import lives
-from tests.runs.test_run import INITIALIZATION, QUICK, assert_same_state, rows
-from tests.runs.test_run import train as run
 
 KILLED = -signal.SIGKILL
 FULL = "cannot be written: [Errno 28] No space left on device"
@@ -33,7 +32,7 @@ FULL = "cannot be written: [Errno 28] No space left on device"
 
 def arguments(folder: Path) -> list[str]:
     """Of a start, or of one that goes on."""
-    parameters = [*QUICK, *INITIALIZATION["adalfl"]]
+    parameters = [*QUICK, *METHODS["adalfl"]]
     return [
         "--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin", "--device=cpu",
         *(f"--gin_param={parameter}" for parameter in parameters), f"--output_dir={folder}",
@@ -208,7 +207,7 @@ def dead(tmp_path, monkeypatch, capsys):
         return tmp_path / "run"
 
     monkeypatch.setattr("metaloss.runs.inspection.show", lambda board, state: None)
-    monkeypatch.setattr(pictures, "draw", lives.sketched)
+    monkeypatch.setattr(pictures, "draw", sketch)
     return dead
 
 
