@@ -30,7 +30,7 @@ def test_what_is_saved_is_loaded(path):
 def test_saving_again_keeps_the_one_before(path):
     for steps in (4, 5):
         sealed.save(path, {"steps": steps})
-    before = path.with_name("sealed.previous.pt")
+    before = path.with_name("checkpoint.previous.pt")
     assert (sealed.load(path), sealed.load(before)) == ({"steps": 5}, {"steps": 4})
     assert set(path.parent.iterdir()) == {path, before}
     assert torch.load(path) == {"steps": 5}  # torch reads it too
@@ -64,7 +64,7 @@ def test_two_damaged_ones_are_both_named(path):
     with pytest.raises(RunFolderError) as caught:
         sealed.load_last(path)
     assert str(caught.value) == (
-        f"neither {path} (File is not a zip file) nor sealed.previous.pt (its checksum does "
+        f"neither {path} (File is not a zip file) nor checkpoint.previous.pt (its checksum does "
         "not match) is a whole checkpoint: the run is left as it was; remove both to start the run "
         "over"
     )

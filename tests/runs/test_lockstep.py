@@ -77,7 +77,7 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         for folder in (one, other)
     ]
     plain = [{name for name in found if "tfevents" not in name} for found in names]
-    assert plain[0] - {"sealed.previous.pt"} == plain[1] - {"sealed.previous.pt"}
+    assert plain[0] - {"checkpoint.previous.pt"} == plain[1] - {"checkpoint.previous.pt"}
     assert_same(rows(one), rows(other), rounding)
     results = [result(folder) for folder in (one, other)]
     for found in results:

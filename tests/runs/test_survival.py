@@ -113,13 +113,13 @@ def test_killed_between_the_two_moves_of_a_checkpoint(whole, tmp_path):
     folder = tmp_path / "run"
     moved = f".partial {folder / 'checkpoint.pt'}"
     for expected in (False, True):  # the first checkpoint has none before it
-        killed = lives.at(folder, "sealed.previous.pt" if expected else moved, lives.kill)
+        killed = lives.at(folder, "checkpoint.previous.pt" if expected else moved, lives.kill)
         assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch, killed)[0] == KILLED
-        assert not (folder / "sealed.previous.pt").exists()
+        assert not (folder / "checkpoint.previous.pt").exists()
     for _ in range(2):
         killed = lives.at(folder, moved, lives.kill)
         assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch, killed)[0] == KILLED
-        assert (folder / "sealed.previous.pt").exists()
+        assert (folder / "checkpoint.previous.pt").exists()
         assert not (folder / "checkpoint.pt").exists()
     assert lives.lead(arguments(folder), tmp_path / "log", lives.sketch)[0] == 0
     assert_same_run(folder, whole[0])
