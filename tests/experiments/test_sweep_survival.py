@@ -20,7 +20,6 @@ from tests.helpers import ROOT, differences, rows
 
 pytestmark = pytest.mark.xdist_group("clock")  # one at a time
 
-KILLS = 30
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
 Sweep.methods = ['methods/baseline.gin', 'methods/adalfl.gin']
@@ -73,7 +72,8 @@ def numbers(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
-def test_30_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.full)])
+def test_kills_change_nothing(count, tmp_path):
     """SIGKILL of the sweeper, or of one of its runs, at random moments; the sweep is started again.
 
     The moments come from a seeded generator; where they fall depends on the machine.
@@ -85,7 +85,7 @@ def test_30_kills_change_nothing(tmp_path):
 
     draw = random.Random(0)
     sweeper, kills = start(spec, disturbed), 0
-    while kills < KILLS:
+    while kills < count:
         time.sleep(draw.uniform(0.2, 3.0))
         if sweeper.poll() is not None:
             if done(spec, disturbed):
