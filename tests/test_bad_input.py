@@ -20,7 +20,7 @@ KINDS = (
     "kinds: backbones, base_optimizers, descents, engines, launchers, meta_optimizers, rates, "
     "representations, tasks"
 )
-INTEGERS = "give a list, each item an integer"
+INTEGERS = "give a list, each item an integer of at least 1"
 A_LOSS = "give one of representations, such as @representations.class_set() or None"
 SIZES = "the run calls it with input_shape, outputs"
 
@@ -56,15 +56,15 @@ BINDINGS = {
         "base_optimizers.sgd.lr must be set: it is %gin.REQUIRED"
     ),
     "Runner.steps = %S\nS = %S": "%S refers to itself",
-    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer",
-    "Runner.steps = True": "Runner.steps = True: give an integer",
+    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer of at least 0",
+    "Runner.steps = True": "Runner.steps = True: give an integer of at least 0",
     "Runner.steps = -1": "Runner.steps = -1: give an integer of at least 0",
     "Runner.log_every = 0": "Runner.log_every = 0: give an integer of at least 1",
     "Runner.method = 3": "Runner.method = 3: give a string in quotes",
     "Runner.method = '../x'": "Runner.method = '../x': give a word; it names a folder",
     "representations.nn.hidden = 'x'": f"representations.nn.hidden = 'x': {INTEGERS}",
     "representations.nn.hidden = (0,)": (
-        "representations.nn.hidden = 0: give an integer of at least 1"
+        f"representations.nn.hidden = (0,): {INTEGERS}"
     ),
     "backbones.mlp.hidden = 3": f"backbones.mlp.hidden = 3: {INTEGERS}",
     "representations.nn.activation = 'rleu'": (
@@ -73,18 +73,18 @@ BINDINGS = {
     ),
     "representations.nn.gamma = 'a'": "representations.nn.gamma = 'a': give a number",
     "meta_optimizers.online_one_step.meta_lr = 'a'": (
-        "meta_optimizers.online_one_step.meta_lr = 'a': give a number"
+        "meta_optimizers.online_one_step.meta_lr = 'a': give a number above 0"
     ),
-    "base_optimizers.sgd.lr = 'a'": "base_optimizers.sgd.lr = 'a': give a number",
-    "base_optimizers.sgd.lr = None": "base_optimizers.sgd.lr = None: give a number",
+    "base_optimizers.sgd.lr = 'a'": "base_optimizers.sgd.lr = 'a': give a number above 0",
+    "base_optimizers.sgd.lr = None": "base_optimizers.sgd.lr = None: give a number above 0",
     "base_optimizers.sgd.lr = -1": "base_optimizers.sgd.lr = -1: give a number above 0",
     "base_optimizers.sgd.lr = 1e999": "base_optimizers.sgd.lr = inf: give a number above 0",
-    "base_optimizers.sgd.momentum = 'x'": "base_optimizers.sgd.momentum = 'x': give a number",
+    "base_optimizers.sgd.momentum = 'x'": "base_optimizers.sgd.momentum = 'x': give a number of at least 0",
     "base_optimizers.sgd.nesterov = 'yes'": (
         "base_optimizers.sgd.nesterov = 'yes': give True or False"
     ),
     "base_optimizers.sgd.nesterov = True": (
-        "base_optimizers.sgd: Nesterov momentum requires a momentum and zero dampening"
+        "base_optimizers.sgd.nesterov = True: give a momentum with it, and no dampening"
     ),
     "Runner.task = @tasks.mnist": "@tasks.mnist: write @tasks.mnist(), to make it",
     "Runner.backbone = @backbones.mlp()": (f"@backbones.mlp(): write @backbones.mlp, {SIZES}"),
@@ -122,7 +122,7 @@ def test_a_wrong_binding_is_explained_with_its_place(refused, binding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer"),
+        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer of at least 0"),
         ("Runner.method = foo", SYNTAX),
         ("backbones.mlp:\n  hidden = 3", "backbones.mlp.hidden = 3: " + INTEGERS),
         ("include 'nowhere.gin'", None),
@@ -189,7 +189,8 @@ def test_a_missing_learning_rate_is_named(refused):
 def test_an_unknown_timm_model_suggests_the_nearest(refused):
     name = "--gin_param=backbones.timm.name = 'resnet81'"
     message = refused("--gin_param=Runner.backbone = @backbones.timm", name)
-    assert "has no model 'resnet81'; did you mean 'resnet18'? · in --gin_param" in message
+    assert ": give a model of timm " in message
+    assert "; did you mean 'resnet18'? · in --gin_param" in message
 
 
 def test_a_loss_without_parameters_cannot_be_learned(refused):

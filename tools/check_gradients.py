@@ -75,8 +75,9 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
         InputError: an unknown word, or a gin file or plugin that cannot be used.
     """
     from metaloss import config
-    from metaloss.config import checks, plugins
+    from metaloss.config import plugins
     from metaloss.engines import ENGINES
+    from metaloss.errors import InputError, did_you_mean
     from metaloss.machine import seeding
     from metaloss.testing.certification import certify, grid
 
@@ -98,7 +99,9 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
         (arguments.backbone, grid.MODELS, "--backbone"),
     ):
         for word in words:
-            checks.choice(word, flag, known)
+            if word not in known:
+                near = did_you_mean(word, known)
+                raise InputError(f"{flag} = {word!r} is unknown{near} · known: {', '.join(known)}")
     yield from grid.certificates(
         arguments.engine, arguments.optimizer, arguments.loss, arguments.backbone
     )

@@ -18,7 +18,8 @@ from typing import Any
 import gin
 from gin import config_parser
 
-from metaloss.config.registry import REGISTRIES, ROOTS, parameters_of
+from metaloss.config.arguments import require_parameters
+from metaloss.config.registry import REGISTRIES, ROOTS
 from metaloss.errors import ConfigError, did_you_mean
 
 #: Shipped gin files: beside the package in a checkout, inside it when installed.
@@ -159,11 +160,12 @@ def bindings_of(text: str, place: str) -> dict[str, Any]:
 
 @contextmanager
 def _placing(place: str) -> Iterator[None]:
-    """Adds to an error where its cause was written."""
+    """Tells an error where its cause was written."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{error} · in {place}") from error.__cause__
+        error.place = place
+        raise
 
 
 def _statements(text: str, place_of: Callable[[int], str]) -> Iterator[tuple[int, Any]]:
@@ -206,15 +208,10 @@ def supplied_to(selector: str) -> tuple[str, ...]:
 
 
 def _check_parameter(selector: str, name: str) -> None:
-    known = list(parameters_of(component_of(selector)))
     supplied = supplied_to(selector)
     if name in supplied:
         raise ConfigError(f"{selector}.{name} is given by the run")
-    if name not in known:
-        settable = [parameter for parameter in known if parameter not in supplied]
-        takes = f"it takes: {', '.join(settable)}" if settable else "it takes none"
-        near = did_you_mean(name, settable)
-        raise ConfigError(f"{short(selector)} has no parameter '{name}'{near}; {takes}")
+    require_parameters([name], component_of(selector), short(selector), supplied)
 
 
 def _import(module: str) -> None:

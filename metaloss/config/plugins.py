@@ -21,7 +21,7 @@ from metaloss.errors import ConfigError
 GROUP = "metaloss.plugins"
 
 #: The folder of a checkout; beside an installed package, "plugins" would be a stranger's.
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parent.parent.parent
 FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
 

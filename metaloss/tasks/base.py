@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaloss import links
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt, Share
 from metaloss.config.registry import Registry
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed
@@ -120,9 +120,7 @@ class Task(ABC):
         valid_fraction: share of the training data held out for validation.
     """
 
-    def __init__(self, batch_size: int = 128, valid_fraction: float = 0.1) -> None:
-        checks.integer(batch_size, "batch_size of a task", minimum=1)
-        checks.number(valid_fraction, "valid_fraction of a task", below=1)
+    def __init__(self, batch_size: PositiveInt = 128, valid_fraction: Share = 0.1) -> None:
         self.batch_size = batch_size
         self.valid_fraction = valid_fraction
 
