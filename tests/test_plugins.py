@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY, tool
 
 COMPONENT = """
 from metaloss.representations.squared_error import SquaredError
-from metaloss.registry import REGISTRIES
+from metaloss.config.registry import REGISTRIES
 
 @REGISTRIES[{kind!r}].register({name!r})
 class Thing(SquaredError):

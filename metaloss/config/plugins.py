@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +22,12 @@ from metaloss.errors import ConfigError
 GROUP = "metaloss.plugins"
 
 #: The folder of a checkout; beside an installed package, "plugins" would be a stranger's.
-_ROOT = Path(__file__).parent.parent.parent
+_ROOT = Path(__file__).parents[2]
 FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
 
-def load_all(asked: list[str], folder: Path | None = FOLDER) -> None:
-    """Loads the plugins of every source.
+def load_all(asked: Sequence[str] = (), folder: Path | None = FOLDER) -> None:
+    """Loads the plugins of every source; once loaded, their components are known by name.
 
     Args:
         asked: modules ("my_package.losses") or files ("my_loss.py"), as given to `--plugin`.
