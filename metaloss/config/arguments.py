@@ -109,6 +109,7 @@ def _checking(function: Any, name: str) -> Any:
                 error.component = name
             raise
 
+    call.__signature__ = signature  # type: ignore[attr-defined]  # gin follows no `__wrapped__`
     return call
 
 

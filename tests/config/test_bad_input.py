@@ -63,9 +63,7 @@ BINDINGS = {
     "Runner.method = 3": "Runner.method = 3: give a string in quotes",
     "Runner.method = '../x'": "Runner.method = '../x': give a word; it names a folder",
     "representations.nn.hidden = 'x'": f"representations.nn.hidden = 'x': {INTEGERS}",
-    "representations.nn.hidden = (0,)": (
-        f"representations.nn.hidden = (0,): {INTEGERS}"
-    ),
+    "representations.nn.hidden = (0,)": (f"representations.nn.hidden = (0,): {INTEGERS}"),
     "backbones.mlp.hidden = 3": f"backbones.mlp.hidden = 3: {INTEGERS}",
     "representations.nn.activation = 'rleu'": (
         "representations.nn.activation = 'rleu': give one of 'smooth_leaky_relu', 'relu', 'tanh', "
