@@ -13,7 +13,6 @@ Prints a line a certificate. Exit codes: 0 all hold, 1 one does not, 2 bad input
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +78,7 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
     from metaloss.engines import ENGINES
     from metaloss.errors import InputError, did_you_mean
     from metaloss.machine import seeding
+    from metaloss.tasks.base import find_data_dir
     from metaloss.testing.certification import certify, grid
 
     plugins.load_all(arguments.plugin)
@@ -87,7 +87,7 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
     if arguments.gin_file:
         with seeding.drawing_from(seeding.stream(arguments.seed, "phi")):
             plan = config.load(arguments.gin_file, arguments.gin_param).build()
-        folder = Path(arguments.data_dir or os.environ.get("METALOSS_DATA") or "data")
+        folder = find_data_dir(arguments.data_dir)
         case = certify.planned_case(plan, folder, arguments.seed, arguments.examples)
         for engine in arguments.engine or ("exact", "sweep"):
             for warm in (0, 2):

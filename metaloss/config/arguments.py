@@ -39,7 +39,7 @@ BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
     Gt: (operator.gt, "above"),
     Ge: (operator.ge, "of at least"),
     Lt: (operator.lt, "below"),
-    Le: (operator.le, "of at most"),
+    Le: (operator.le, "at most"),
 }
 
 WORDS: dict[Any, str] = {

@@ -19,8 +19,9 @@ import gin
 from gin import config_parser
 
 from metaloss.config.arguments import require_parameters
+from metaloss.config.paths import asked_for
 from metaloss.config.registry import REGISTRIES, ROOTS
-from metaloss.errors import ConfigError, did_you_mean
+from metaloss.errors import ConfigError, InputError, did_you_mean
 
 #: Shipped gin files: beside the package in a checkout, inside it when installed.
 _HERE = Path(__file__).parent.parent
@@ -40,8 +41,9 @@ def find(file: str | Path, beside: Path = Path()) -> Path:
         beside: the folder of the file that includes it.
 
     Raises:
-        ConfigError: there is none; the nearest shipped file is named.
+        InputError: there is none; the nearest shipped file is named.
     """
+    file = asked_for(file, "--gin_file")
     for folder in (beside, Path(), CONFIG_DIR, CONFIG_DIR.parent):
         if (folder / file).is_file():
             return folder / file
@@ -100,7 +102,7 @@ class Source:
         if path.resolve() in self.open_files:
             raise ConfigError(f"{path} includes itself")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows editors write a mark
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
         self.open_files.append(path.resolve())
@@ -163,7 +165,7 @@ def _placing(place: str) -> Iterator[None]:
     """Tells an error where its cause was written."""
     try:
         yield
-    except ConfigError as error:
+    except InputError as error:
         error.place = place
         raise
 

@@ -49,7 +49,9 @@ def load_all(asked: Sequence[str] = (), folder: Path | None = FOLDER) -> None:
             _remember_failure(str(file), error)
     for name in asked:
         try:
-            load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+            load_file(Path(name).expanduser()) if name.endswith(".py") else importlib.import_module(
+                name
+            )
         except (Exception, SystemExit) as error:
             raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
 

@@ -43,7 +43,7 @@ class Runner:
         figures: how often the learned loss is drawn into TensorBoard.
 
     Raises:
-        ConfigError: a number is out of its range, or the method is no word.
+        ArgumentError: a number is out of its range, or the method is no word.
     """
 
     def __init__(

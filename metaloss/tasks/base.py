@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaloss import links
 from metaloss.config.arguments import PositiveInt, Share
+from metaloss.config.paths import asked_for
 from metaloss.config.registry import Registry
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed
@@ -138,8 +139,14 @@ class Task(ABC):
 
 
 def find_data_dir(given: str | Path | None = None) -> Path:
-    """The folder of data sets: as given, else $METALOSS_DATA, else ./data."""
-    return Path(given or os.environ.get("METALOSS_DATA") or "data")
+    """The folder of data sets: as given, else $METALOSS_DATA, else ./data.
+
+    Raises:
+        InputError: an empty path was given.
+    """
+    if given is None:
+        return asked_for(os.environ.get("METALOSS_DATA") or "data", "$METALOSS_DATA")
+    return asked_for(given, "--data_dir")
 
 
 def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -444,9 +444,11 @@ def test_the_others_serve_regression(name):
          "representations.monotone_spline.start = 'hinge': give one of 'cross_entropy', "
          "'squared_error'"),
         ("class_set", {"hidden": (8, 0)},
-         "representations.class_set.hidden = (8, 0): give a list, each item an integer of at least 1"),
+         "representations.class_set.hidden = (8, 0): give a list, each item an "
+         "integer of at least 1"),
         ("step_conditioned", {"of": "cross_entropy"},
-         "representations.step_conditioned.of = 'cross_entropy': give a loss that has parameters to change"),
+         "representations.step_conditioned.of = 'cross_entropy': give a loss that has "
+         "parameters to change"),
         ("residual", {"factor": "much"},
          "representations.residual.factor = 'much': give a number above -inf"),
     ],
