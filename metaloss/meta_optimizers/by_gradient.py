@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
@@ -67,9 +66,6 @@ class ByGradient(MetaOptimizer):
         self.problem = problem
         self.meta = MetaParameters(problem, self.learn, self.rate)
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
-
-    @abstractmethod
-    def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep: ...
 
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
         """A base step on each training batch, and a step of the meta-parameters through them."""

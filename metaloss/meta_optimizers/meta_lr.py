@@ -7,6 +7,7 @@ from typing import Literal
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.base_optimizers.rates.raw import Raw
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.engines.exact import Exact
 from metaloss.meta_optimizers.base import META_OPTIMIZERS
 from metaloss.meta_optimizers.descents.adam import Adam
@@ -16,13 +17,13 @@ from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 
 @META_OPTIMIZERS.register("meta_lr")
 def meta_lr(
-    meta_lr: float = 1e-5,
-    every: int = 1,
+    meta_lr: PositiveFloat = 1e-5,
+    every: PositiveInt = 1,
     objective: Literal["valid", "train"] = "valid",
-    objective_batch_size: int | None = None,
+    objective_batch_size: PositiveInt | None = None,
     rate: Rate | None = None,
     descent: Callable[..., Descent] = Adam,
-    steps: int = 2500,
+    steps: NonNegativeInt = 2500,
 ) -> OnlineOneStep:
     """Learns the base learning rate α by gradient, and nothing else (paper, Algorithms 3 and 4).
 

@@ -13,14 +13,14 @@ from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint
 
 import metaloss
-from metaloss import BASE_OPTIMIZERS, links, testing
+from metaloss import BASE_OPTIMIZERS, REPRESENTATIONS, links, testing
 from metaloss.base_optimizers.base import Hyperparameters, State, Update, certify, reset
 from metaloss.base_optimizers.taken_step import TakenStep, take_step
 from metaloss.config import plugins
 from metaloss.errors import MissingGradientError, UncertifiedOptimizerError, UnsupportedModelError
 from metaloss.problem.problem import Problem
-from tests.engines import test_hypergradient
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_batches, make_problem, meta_gradient, relative
+from tests.small_models import MODELS
 
 plugins.load_file(ROOT / "plugins" / "adabelief.py")
 
@@ -61,13 +61,6 @@ def combinations(name: str) -> list[dict]:
 def everything(name: str) -> dict:
     """One combination with every option that acts, at its last value."""
     return combinations(name)[-1]
-
-
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_every_class_of_torch_is_certified_or_refused_with_a_reason():
@@ -159,9 +152,7 @@ def test_steps_that_do_not_feel_the_gradient_say_so():
     """Rprop takes signs alone; and neither its learning rate nor ASGD's acts at a later step."""
     batch = (torch.randn(8, 4), torch.randint(3, (8,)))
     model = nn.Linear(4, 3)
-    learner = metaloss.AdaLFL(
-        model, optim.Rprop(model.parameters()), metaloss.REPRESENTATIONS["nn"]()
-    )
+    learner = metaloss.AdaLFL(model, optim.Rprop(model.parameters()), REPRESENTATIONS["nn"]())
     with pytest.raises(MissingGradientError, match="the base step does not depend on them"):
         learner.step(batch)
     for optimizer in (optim.Rprop(model.parameters()), optim.ASGD(model.parameters())):
@@ -188,7 +179,7 @@ def test_offline_initialisation_with_state_that_is_made_at_first():
     """torch's Adagrad makes its state when it is built, and some versions only then."""
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = optim.Adagrad(model.parameters(), initial_accumulator_value=0.5)
-    learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"](hidden=(4,)))
+    learner = metaloss.AdaLFL(model, optimizer, REPRESENTATIONS["nn"](hidden=(4,)))
     batch = (torch.randn(8, 4), torch.randint(3, (8,)))
     learner.initialize([batch], [batch], steps=3, inner_steps=2)
     assert all((state["sum"] == 0.5).all() for state in optimizer.state.values())
@@ -252,7 +243,7 @@ def test_schedulers(scheduler, optimizer, tensor_lr, float64):
 @pytest.mark.parametrize("optimizer", ["nadam", "rmsprop", "adagrad", "asgd"])
 @pytest.mark.parametrize("scheduler", ["step", "cosine"])
 def test_with_phi_frozen_theta_equals_plain_training_bit_for_bit(optimizer, scheduler):
-    models, losses = [], metaloss.REPRESENTATIONS["nn"](hidden=(4,))
+    models, losses = [], REPRESENTATIONS["nn"](hidden=(4,))
     for ours in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -405,16 +396,16 @@ ENGINES_ON = {
 def test_exact_equals_double_backward(name, model, inner_steps, float64):
     for warm in (0, 2):
         exact, reference = (
-            test_hypergradient.meta_gradient(
-                test_hypergradient.make_problem(model, name, "nn", ENGINES_ON),
-                test_hypergradient.make_batches(warm + inner_steps + 1),
+            meta_gradient(
+                make_problem(MODELS[model], ENGINES_ON[name], REPRESENTATIONS["nn"]),
+                make_batches(warm + inner_steps + 1, 6, 1, 16, 16),
                 warm,
                 engine,
             )
             for engine in ("exact", "unrolled")
         )
         assert exact.isfinite().all() and exact.norm() > 0
-        assert test_hypergradient.relative(exact, reference) <= 1e-10
+        assert relative(exact, reference) <= 1e-10
 
 
 # An optimizer of one's own.
@@ -479,9 +470,7 @@ class Reentrant(nn.Module):
 def test_reentrant_checkpoints_are_refused(first):
     """In the first block torch only warns, and leaves the block without gradients."""
     model = Reentrant(first)
-    learner = metaloss.AdaLFL(
-        model, optim.SGD(model.parameters(), lr=0.1), metaloss.REPRESENTATIONS["nn"]()
-    )
+    learner = metaloss.AdaLFL(model, optim.SGD(model.parameters(), lr=0.1), REPRESENTATIONS["nn"]())
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UnsupportedModelError, match="use_reentrant=False") as error:
         learner.step((torch.randn(8, 4), torch.randint(3, (8,))))
