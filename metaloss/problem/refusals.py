@@ -74,7 +74,7 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def refusing_single_backward() -> Iterator[None]:
-    """Within it belongs a backward pass through the graph of a gradient, and nothing else.
+    """Within it belongs a backward pass that makes a graph or goes through one, and no other code.
 
     Raises:
         UnsupportedModelError: an operator of the model has no second derivative.
