@@ -40,7 +40,8 @@ class Runner:
         evaluate_every: base steps between evaluations on validation and training data.
         checkpoint_every: steps of either phase between checkpoints.
         samples: how often φ is sampled over the training, at equal distances.
-        figures: how often the learned loss is drawn into TensorBoard.
+        figures: how often TensorBoard shows the learned loss over the training; 0 draws nothing at
+            all, also not at the end of the run (`tools/figures.py` does so later).
 
     Raises:
         ConfigError: a number is out of its range, or the method is no word.
@@ -69,12 +70,12 @@ class Runner:
         checks.choice(precision, "Runner.precision", PRECISIONS)
         checks.choice(memory_format, "Runner.memory_format", ("contiguous", "channels_last"))
         checks.integer(steps, "Runner.steps", minimum=0)
+        checks.integer(figures, "Runner.figures", minimum=0)
         for name, count in (
             ("log_every", log_every),
             ("evaluate_every", evaluate_every),
             ("checkpoint_every", checkpoint_every),
             ("samples", samples),
-            ("figures", figures),
         ):
             checks.integer(count, f"Runner.{name}", minimum=1)
         self.task = task

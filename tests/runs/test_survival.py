@@ -512,7 +512,7 @@ def test_the_lock_is_free_after_every_ending(dead, tmp_path):
 
 
 def test_events_are_on_disk_as_soon_as_they_are_told(tmp_path):
-    board = tensorboard.TensorBoard(tmp_path, {"train": 0}, {})
+    board = tensorboard.TensorBoard(tmp_path)
     board.scalars({"phase": "train", "step": 3, "seconds": 1.0, "skipped": 2})
     assert scalars(tmp_path) == {"./meta/skipped": [(3, 2.0)]}
     board.close()
