@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.base_optimizers.rates.raw import Raw
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.engines.base import Draw
 from metaloss.engines.exact import Exact
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
@@ -36,13 +37,13 @@ class MetaLR(MetaOptimizer):
 
     def __init__(
         self,
-        meta_lr: float = 1e-5,
-        every: int = 1,
+        meta_lr: PositiveFloat = 1e-5,
+        every: PositiveInt = 1,
         objective: Literal["valid", "train"] = "valid",
-        objective_batch_size: int | None = None,
+        objective_batch_size: PositiveInt | None = None,
         rate: Rate | None = None,
         descent: Callable[..., Descent] = Adam,
-        steps: int = 2500,
+        steps: NonNegativeInt = 2500,
     ) -> None:
         self._online = OnlineOneStep(
             meta_lr,

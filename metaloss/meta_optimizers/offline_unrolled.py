@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 from metaloss.base_optimizers.rates.base import Rate
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.engines.base import Draw, Engine, engine_by
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.by_gradient import MetaDescent
@@ -40,25 +40,17 @@ class OfflineUnrolled(MetaOptimizer):
 
     def __init__(
         self,
-        steps: int = 2500,
-        inner_steps: int = 1,
-        meta_lr: float = 1e-3,
+        steps: NonNegativeInt = 2500,
+        inner_steps: PositiveInt = 1,
+        meta_lr: PositiveFloat = 1e-3,
         objective: Literal["valid", "train"] = "valid",
-        objective_batch_size: int | None = None,
+        objective_batch_size: PositiveInt | None = None,
         learn: Sequence[str] = ("*",),
         rate: Rate | None = None,
-        rate_meta_lr: float | None = None,
+        rate_meta_lr: PositiveFloat | None = None,
         descent: Callable[..., Descent] = Adam,
         engine: Engine | str = "auto",
     ) -> None:
-        checks.integer(steps, "offline_unrolled.steps", minimum=0)
-        checks.integer(inner_steps, "offline_unrolled.inner_steps", minimum=1)
-        checks.number(meta_lr, "offline_unrolled.meta_lr")
-        checks.choice(objective, "offline_unrolled.objective", ("valid", "train"))
-        if objective_batch_size is not None:
-            checks.integer(objective_batch_size, "offline_unrolled.objective_batch_size", minimum=1)
-        if rate_meta_lr is not None:
-            checks.number(rate_meta_lr, "offline_unrolled.rate_meta_lr")
         self.steps = steps
         self.inner_steps = inner_steps
         self.meta_lr = meta_lr

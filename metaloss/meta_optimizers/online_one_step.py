@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from metaloss.base_optimizers.rates.base import Rate
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check
 from metaloss.engines.base import Draw, Engine, engine_by
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.by_gradient import MetaDescent
@@ -40,30 +42,21 @@ class OnlineOneStep(MetaOptimizer):
 
     def __init__(
         self,
-        meta_lr: float = 1e-5,
-        every: int = 1,
-        start: int = 0,
+        meta_lr: PositiveFloat = 1e-5,
+        every: PositiveInt = 1,
+        start: NonNegativeInt = 0,
         stop: int | None = None,
         objective: Literal["valid", "train"] = "valid",
-        objective_batch_size: int | None = None,
+        objective_batch_size: PositiveInt | None = None,
         learn: Sequence[str] = ("*",),
         rate: Rate | None = None,
-        rate_meta_lr: float | None = None,
+        rate_meta_lr: PositiveFloat | None = None,
         descent: Callable[..., Descent] = Adam,
         engine: Engine | str = "auto",
-        steps: int = 2500,
+        steps: NonNegativeInt = 2500,
     ) -> None:
-        checks.number(meta_lr, "online_one_step.meta_lr")
-        checks.integer(every, "online_one_step.every", minimum=1)
-        checks.integer(start, "online_one_step.start", minimum=0)
         if stop is not None:
-            checks.integer(stop, "online_one_step.stop", minimum=start)
-        checks.choice(objective, "online_one_step.objective", ("valid", "train"))
-        if objective_batch_size is not None:
-            checks.integer(objective_batch_size, "online_one_step.objective_batch_size", minimum=1)
-        if rate_meta_lr is not None:
-            checks.number(rate_meta_lr, "online_one_step.rate_meta_lr")
-        checks.integer(steps, "online_one_step.steps", minimum=0)
+            check("stop", stop, Annotated[int, Ge(start)])
         self.meta_lr = meta_lr
         self.every = every
         self.start = start

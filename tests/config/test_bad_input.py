@@ -1,15 +1,21 @@
 """Bad input: one line on standard error, exit code 2, and nothing on disk is touched."""
 
+import ast
 import inspect
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from metaloss import TASKS
 from metaloss.config import plugins
+from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, SYNTAX
+from metaloss.config.registry import REGISTRIES
+from metaloss.errors import ConfigError, InputError
+from metaloss.representations.base import Representation
 from metaloss.runs.runner import Runner
 from tests.helpers import ROOT
 
@@ -20,7 +26,7 @@ KINDS = (
     "kinds: backbones, base_optimizers, descents, engines, launchers, meta_optimizers, rates, "
     "representations, tasks"
 )
-INTEGERS = "give a list, each item an integer"
+INTEGERS = "give a list, each item an integer of at least 1"
 A_LOSS = "give one of representations, such as @representations.class_set() or None"
 SIZES = "the run calls it with input_shape, outputs"
 
@@ -56,16 +62,14 @@ BINDINGS = {
         "base_optimizers.sgd.lr must be set: it is %gin.REQUIRED"
     ),
     "Runner.steps = %S\nS = %S": "%S refers to itself",
-    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer",
-    "Runner.steps = True": "Runner.steps = True: give an integer",
+    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer of at least 0",
+    "Runner.steps = True": "Runner.steps = True: give an integer of at least 0",
     "Runner.steps = -1": "Runner.steps = -1: give an integer of at least 0",
     "Runner.log_every = 0": "Runner.log_every = 0: give an integer of at least 1",
     "Runner.method = 3": "Runner.method = 3: give a string in quotes",
     "Runner.method = '../x'": "Runner.method = '../x': give a word; it names a folder",
     "representations.nn.hidden = 'x'": f"representations.nn.hidden = 'x': {INTEGERS}",
-    "representations.nn.hidden = (0,)": (
-        "representations.nn.hidden = 0: give an integer of at least 1"
-    ),
+    "representations.nn.hidden = (0,)": (f"representations.nn.hidden = (0,): {INTEGERS}"),
     "backbones.mlp.hidden = 3": f"backbones.mlp.hidden = 3: {INTEGERS}",
     "representations.nn.activation = 'rleu'": (
         "representations.nn.activation = 'rleu': give one of 'smooth_leaky_relu', 'relu', 'tanh', "
@@ -73,18 +77,20 @@ BINDINGS = {
     ),
     "representations.nn.gamma = 'a'": "representations.nn.gamma = 'a': give a number",
     "meta_optimizers.online_one_step.meta_lr = 'a'": (
-        "meta_optimizers.online_one_step.meta_lr = 'a': give a number"
+        "meta_optimizers.online_one_step.meta_lr = 'a': give a number above 0"
     ),
-    "base_optimizers.sgd.lr = 'a'": "base_optimizers.sgd.lr = 'a': give a number",
-    "base_optimizers.sgd.lr = None": "base_optimizers.sgd.lr = None: give a number",
+    "base_optimizers.sgd.lr = 'a'": "base_optimizers.sgd.lr = 'a': give a number above 0",
+    "base_optimizers.sgd.lr = None": "base_optimizers.sgd.lr = None: give a number above 0",
     "base_optimizers.sgd.lr = -1": "base_optimizers.sgd.lr = -1: give a number above 0",
     "base_optimizers.sgd.lr = 1e999": "base_optimizers.sgd.lr = inf: give a number above 0",
-    "base_optimizers.sgd.momentum = 'x'": "base_optimizers.sgd.momentum = 'x': give a number",
+    "base_optimizers.sgd.momentum = 'x'": (
+        "base_optimizers.sgd.momentum = 'x': give a number of at least 0"
+    ),
     "base_optimizers.sgd.nesterov = 'yes'": (
         "base_optimizers.sgd.nesterov = 'yes': give True or False"
     ),
     "base_optimizers.sgd.nesterov = True": (
-        "base_optimizers.sgd: Nesterov momentum requires a momentum and zero dampening"
+        "base_optimizers.sgd.nesterov = True: give a momentum with it, and no dampening"
     ),
     "Runner.task = @tasks.mnist": "@tasks.mnist: write @tasks.mnist(), to make it",
     "Runner.backbone = @backbones.mlp()": (f"@backbones.mlp(): write @backbones.mlp, {SIZES}"),
@@ -122,7 +128,7 @@ def test_a_wrong_binding_is_explained_with_its_place(refused, binding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer"),
+        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer of at least 0"),
         ("Runner.method = foo", SYNTAX),
         ("backbones.mlp:\n  hidden = 3", "backbones.mlp.hidden = 3: " + INTEGERS),
         ("include 'nowhere.gin'", None),
@@ -189,7 +195,8 @@ def test_a_missing_learning_rate_is_named(refused):
 def test_an_unknown_timm_model_suggests_the_nearest(refused):
     name = "--gin_param=backbones.timm.name = 'resnet81'"
     message = refused("--gin_param=Runner.backbone = @backbones.timm", name)
-    assert "has no model 'resnet81'; did you mean 'resnet18'? · in --gin_param" in message
+    assert ": give a model of timm " in message
+    assert "; did you mean 'resnet18'? · in --gin_param" in message
 
 
 def test_a_loss_without_parameters_cannot_be_learned(refused):
@@ -261,3 +268,98 @@ def test_help_comes_without_importing_torch(tmp_path):
 
 def test_the_shipped_files_are_those_of_this_checkout():
     assert CONFIG_DIR == ROOT / "gin_configs"
+
+
+def test_a_path_of_a_command_line_is_of_home_where_it_says_so(train, tmp_path, monkeypatch):
+    """bash leaves ~ alone behind an =, and so do launchers."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "mine.gin").write_text(f"include '{TASK}'\ninclude 'methods/baseline.gin'\n")
+    (home / "a_plugin.py").write_text("print('loaded')")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    code, _ = train(
+        "--gin_file=~/mine.gin", "--plugin=~/a_plugin.py", "--data_dir=~/data",
+        "--output_dir=~/runs/x", "--gin_param=Runner.steps = 1",
+    )  # fmt: skip
+    assert code == 0
+    assert (home / "runs" / "x" / "result.json").is_file()
+    assert list(tmp_path.iterdir()) == [home]
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--data_dir", "--gin_file"])
+def test_an_empty_path_is_refused(refused, flag):
+    """As an unset variable of a shell leaves it."""
+    assert refused(f"{flag}=") == f"{flag} is empty: give a path, or leave it out"
+
+
+def test_the_home_of_nobody_is_refused(refused):
+    assert refused("--output_dir=~nobody_of_this_name/x").startswith(
+        "--output_dir '~nobody_of_this_name/x': Could not determine home directory"
+    )
+
+
+def test_a_gin_file_may_begin_with_a_byte_order_mark(tmp_path):
+    """As editors on Windows write it."""
+    path = tmp_path / "windows.gin"
+    text = f"include '{TASK}'\ninclude 'methods/baseline.gin'\n"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert load([path]).text == load([TASK, "methods/baseline.gin"]).text
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, RuntimeError])
+def test_a_bug_in_a_constructor_is_no_bad_input(kind, error):
+    """It is not explained away by words of its message that are names of parameters."""
+
+    @kind.register("broken")
+    class Broken(Representation):
+        def __init__(self, steps: int = 1) -> None:
+            raise error("steps went wrong")
+
+        forward = None
+
+    parsed = load(
+        [TASK, METHOD],
+        [f"Runner.representation = @{kind.kind}.broken()", f"{kind.kind}.broken.steps = 2"],
+    )
+    with pytest.raises(error, match="^steps went wrong$") as caught:
+        parsed.build()
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("base_optimizers.adam.betas = (0.9, 1.5)",
+         "base_optimizers.adam.betas = (0.9, 1.5): give a list of 2: a number of at least 0 and "
+         "below 1, a number of at least 0 and below 1"),
+        ("base_optimizers.adam.eps = -1.0",
+         "base_optimizers.adam.eps = -1.0: give a number of at least 0"),
+        ("base_optimizers.rprop.etas = (0.5, 0.9)",
+         "base_optimizers.rprop.etas = (0.5, 0.9): give a list of 2: a number above 0 and below 1, "
+         "a number above 1"),
+        ("backbones.allcnn.dropout = 2",
+         "backbones.allcnn.dropout = 2: give a number of at least 0 and at most 1"),
+        ("tasks.digits.valid_fraction = 1.0",
+         "tasks.digits.valid_fraction = 1.0: give a number above 0 and below 1"),
+        ("representations.residual.settings = {'hiden': 3}",
+         "representations.nn has no parameter 'hiden'; did you mean 'hidden'?; it takes: hidden, "
+         "activation, output, gamma, beta"),
+        ("descents.adam.schedule = 'linear'",
+         "descents.adam.schedule_steps = None: give the step at which it is 0, as schedule = "
+         "'linear'"),
+    ],
+)  # fmt: skip
+def test_python_and_gin_refuse_an_argument_by_the_same_words(binding, message):
+    name, value = binding.split(" = ")
+    registry, component, argument = name.split(".")
+    supplied = {
+        "base_optimizers": ([torch.ones(1, requires_grad=True)],),
+        "backbones": ((3, 32, 32), 10),
+        "descents": ([],),
+    }
+    with pytest.raises(ConfigError) as caught:
+        REGISTRIES[registry][component](
+            *supplied.get(registry, ()), **{argument: ast.literal_eval(value)}
+        )
+    assert str(caught.value) == message

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from metaloss.config.calls import describe, fits
+from metaloss.config.arguments import describe, fits
 from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, find
 from metaloss.errors import ConfigError

@@ -4,10 +4,12 @@ import itertools
 import json
 import re
 
+import gin
 import pytest
+import torch
 
 from metaloss.config.configuration import load
-from metaloss.config.gin_files import CONFIG_DIR
+from metaloss.config.gin_files import CONFIG_DIR, Macro, Reference, bindings_of, look_up
 from metaloss.experiments.sweeps import cells
 from tests.helpers import FORMAT_1, thinned
 
@@ -174,3 +176,65 @@ def test_the_index_lists_every_file(file):
 def test_the_index_lists_nothing_else():
     index = (CONFIG_DIR / "README.md").read_text()
     assert sorted(re.findall(r"\]\((\S+\.gin)\)", index)) == FILES
+
+
+# --- against gin itself ---
+
+
+@pytest.fixture
+def gins_own_config():
+    """What gin says of the files of a run after it has built it: all parameters of all its parts.
+
+    -> values by scope, full name and parameter. The backbone has shapes only, and no values.
+    """
+    prefixes = list(gin.config._LOCATION_PREFIXES)
+    gin.add_config_file_search_path(str(CONFIG_DIR))
+
+    def operative(files):
+        gin.clear_config()
+        gin.parse_config_files_and_bindings(
+            [str(CONFIG_DIR / file) for file in files], [f"LOSS = {str(FORMAT_1)!r}"]
+        )
+        runner = gin.get_configurable("metaloss.Runner")()
+        with torch.device("meta"):
+            model = runner.backbone(input_shape=(3, 32, 32), outputs=10)
+        runner.base_optimizer(parameters=model.parameters())
+        return by_parameter(gin.operative_config_str())
+
+    yield operative
+    gin.config._LOCATION_PREFIXES[:] = prefixes
+    gin.clear_config()
+
+
+def by_parameter(text):
+    """What gin text binds, in full names: gin shortens them to the last word where it can."""
+    found = {}
+    for name, value in bindings_of(text, "").items():
+        path, _, parameter = name.rpartition(".")
+        scope, _, component = path.rpartition("/")
+        if parameter:  # else it is a macro
+            found[scope, look_up(component), parameter] = in_full(value)
+    return found
+
+
+def in_full(value):
+    if isinstance(value, Reference):
+        scope, _, component = value.name.rpartition("/")
+        return f"@{scope}/{look_up(component)}", value.evaluate
+    if isinstance(value, Macro):
+        return str(FORMAT_1)
+    return [in_full(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+RUNS = [
+    *(files_of(file) for file in FILES if not file.startswith(("methods/", "paper/"))),
+    *(["tasks/digits_mlp.gin", f"methods/{method}"] for method in METHODS),
+]
+
+
+@pytest.mark.parametrize("files", RUNS, ids="+".join)
+def test_our_config_is_the_one_that_gin_makes_of_the_files(gins_own_config, files):
+    """Scopes, macros, references, includes and defaults are resolved as gin resolves them."""
+    ours = by_parameter(load(files, [f"LOSS = {str(FORMAT_1)!r}"]).text)
+    assert len(ours) > 15
+    assert gins_own_config(files) == ours

@@ -66,10 +66,12 @@ def namespace(monkeypatch):
     module = types.ModuleType("a_page")
     monkeypatch.setitem(sys.modules, "a_page", module)
     yield vars(module)
-    for kind, registry in REGISTRIES.items():
-        for name in set(registry) - before[kind]:
+    for kind, registry in list(REGISTRIES.items()):
+        for name in set(registry) - before.get(kind, set()):
             del registry._components[name]
             gin.config._REGISTRY.pop(f"{kind}.{name}")
+        if kind not in before:
+            del REGISTRIES[kind]
     for name in set(sys.modules) - modules:
         if name.startswith("metaloss_plugins."):
             del sys.modules[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaloss.representations.nn import HIDDEN_ACTIVATIONS, NN, OUTPUT_ACTIVATIONS
+from metaloss.representations.nn import NN, HiddenActivation, OutputActivation
 
 REFERENCE = {
     "smooth_leaky_relu": lambda z, gamma, beta: (
@@ -66,8 +67,8 @@ def build(**arguments) -> NN:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     hidden=st.lists(st.integers(1, 7), max_size=4),
-    activation=st.sampled_from(HIDDEN_ACTIVATIONS),
-    output=st.sampled_from(OUTPUT_ACTIVATIONS),
+    activation=st.sampled_from(get_args(HiddenActivation)),
+    output=st.sampled_from(get_args(OutputActivation)),
     gamma=st.floats(0.0, 0.5),
     beta=st.floats(0.5, 20.0),
     batch=st.integers(0, 5),
@@ -198,7 +199,7 @@ def test_it_can_be_copied_and_pickled():
     assert list(loss.state_dict()) == [f"layers.{i}.weight" for i in range(3)]
 
 
-@pytest.mark.parametrize("output", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("output", get_args(OutputActivation))
 @pytest.mark.parametrize("third", [False, True], ids=["second order", "third order"])
 def test_a_prediction_that_itself_depends_on_phi(output, third):
     """As after a step along the loss's own gradient: no path is counted twice."""

@@ -441,12 +441,14 @@ def test_the_others_serve_regression(name):
         ("label_smoothing", {"epsilon": 1.0},
          "representations.label_smoothing.epsilon = 1.0: give a number above 0 and below 1"),
         ("monotone_spline", {"start": "hinge"},
-         "representations.monotone_spline.start = 'hinge' is unknown · known: cross_entropy, "
-         "squared_error"),
+         "representations.monotone_spline.start = 'hinge': give one of 'cross_entropy', "
+         "'squared_error'"),
         ("class_set", {"hidden": (8, 0)},
-         "representations.class_set.hidden = 0: give an integer of at least 1"),
+         "representations.class_set.hidden = (8, 0): give a list, each item an "
+         "integer of at least 1"),
         ("step_conditioned", {"of": "cross_entropy"},
-         "representations.step_conditioned.of = 'cross_entropy': it has no parameters to change"),
+         "representations.step_conditioned.of = 'cross_entropy': give a loss that has "
+         "parameters to change"),
         ("residual", {"factor": "much"},
          "representations.residual.factor = 'much': give a number above -inf"),
     ],
