@@ -37,8 +37,12 @@ def pytest_configure(config):
     config.pluginmanager.register(Costs(config.getoption("budget")))
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
+    """Tests that share a fixture of their module go to one worker, which makes it once."""
+    for item in items:
+        found = [fixtures[-1] for fixtures in item._fixtureinfo.name2fixturedefs.values()]
+        if any((own.scope, own.baseid) == ("module", item.parent.nodeid) for own in found):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if config.getoption("reverse"):
         items.reverse()
 
@@ -126,13 +130,30 @@ def kind():
 
 
 @pytest.fixture
-def train(capsys):
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a tool in this process: name, arguments -> exit code, standard output and error."""
+
+    def run(name, *arguments):
+        code = tool(name).main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(command):
     """Runs tools/train.py in this process: arguments -> exit code, standard error."""
-    main = tool("train").main
 
     def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, capsys.readouterr().err
+        code, _, stderr = command("train", *arguments)
+        return code, stderr
 
     return run
 

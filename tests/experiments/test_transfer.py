@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,22 +15,15 @@ from metaloss.errors import InputError, RunFolderError
 from metaloss.experiments import transfer
 from metaloss.representations.saved.trajectory import flat
 from metaloss.runs.metrics import read_metrics
-from tests.helpers import FORMAT_1, tool
+from tests.helpers import FORMAT_1
 
 TASK = ("--gin_file=tasks/digits_mlp.gin", "--gin_param=backbones.mlp.hidden = (4,)")
 LOSS = f"--gin_param=LOSS = {str(FORMAT_1)!r}"
 
 
 @pytest.fixture
-def run(capsys):
-    """tools/transfer.py in this process: arguments -> exit code, standard output and error."""
-    main = tool("transfer").main
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+def run(command):
+    return partial(command, "transfer")
 
 
 def phi_of(folder, step):

@@ -13,75 +13,36 @@ import torch
 from metaloss.errors import InputError
 from metaloss.machine import sealed, seeding
 from metaloss.representations.saved.learned_loss import load_loss
-from metaloss.runs import inspection, launch, pictures
+from metaloss.runs import launch
 from metaloss.runs.lockstep import StackedData
 from metaloss.runs.run import Run
 from metaloss.tasks import TASKS
-from tests.runs import lives
+from tests import helpers
+from tests.helpers import rows
 
-QUICK = [
-    "Runner.steps = 14",
-    "Runner.log_every = 3",
-    "Runner.evaluate_every = 5",
-    "Runner.checkpoint_every = 4",
-    "Runner.samples = 4",
-    "Runner.figures = 2",
-    "tasks.digits.batch_size = 16",
-    "backbones.mlp.hidden = (8,)",
-    "base_optimizers.sgd.momentum = 0.9",
-]
-METHODS = {
+#: What the runs of a method have besides those of `helpers.train`.
+EXTRA = {
     "baseline": [],
-    "ml3": [
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.offline_unrolled.inner_steps = 2",
-    ],
+    "ml3": ["meta_optimizers.offline_unrolled.inner_steps = 2"],
     "adalfl": [
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.online_one_step.every = 2",
+        "meta_optimizers.offline_unrolled.inner_steps = 1",
         "meta_optimizers.online_one_step.meta_lr = 1e-3",
     ],
 }
 SEEDS = (0, 1, 2)
 
 
-@pytest.fixture(autouse=True)
-def sketches(monkeypatch):
-    """Pictures are drawn quickly, and those of the loss not at all."""
-    sketch(monkeypatch)
-
-
-def sketch(patch) -> None:
-    patch.setattr(pictures, "draw", lives.sketched)
-    patch.setattr(inspection, "show", lambda board, state: None)
-    patch.setattr(inspection, "conclude", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Three seeds of AdaLFL that nothing has disturbed; -> their folder."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        sketch(patch)
-        assert train(folder / "all") == 0
+    assert train(folder / "all") == 0
     return folder / "all"
 
 
 def train(folder: Path, seed=SEEDS, method: str = "adalfl", extra: tuple = (), **flags) -> int:
-    return launch.train(
-        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
-        gin_param=[*QUICK, *METHODS[method], *extra],
-        output_dir=str(folder),
-        device="cpu",
-        seed=seed,
-        **flags,
-    )
-
-
-def rows(folder: Path) -> list[dict]:
-    """metrics.jsonl without its wall-clock fields."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    momentum = "base_optimizers.sgd.momentum = 0.9"
+    return helpers.train(folder, method, (*EXTRA[method], momentum, *extra), seed=seed, **flags)
 
 
 def result(folder: Path) -> dict:
@@ -116,7 +77,7 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         for folder in (one, other)
     ]
     plain = [{name for name in found if "tfevents" not in name} for found in names]
-    assert plain[0] - {"sealed.previous.pt"} == plain[1] - {"sealed.previous.pt"}
+    assert plain[0] - {"checkpoint.previous.pt"} == plain[1] - {"checkpoint.previous.pt"}
     assert_same(rows(one), rows(other), rounding)
     results = [result(folder) for folder in (one, other)]
     for found in results:
@@ -132,7 +93,7 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         assert_same(*losses, rounding)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXTRA)
 def test_each_seed_leaves_the_folder_that_it_leaves_alone(method, tmp_path, capsys):
     assert train(tmp_path / "all", method=method) == 0
     printed = capsys.readouterr().out.splitlines()

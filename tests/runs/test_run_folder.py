@@ -24,7 +24,7 @@ SMALL = (
     "--gin_param=backbones.mlp.hidden = (4,)",
 )
 FILES = {
-    ".lock", "sealed.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
+    ".lock", "checkpoint.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
     "initialization", "loss", "meta.json", "metrics.jsonl", "result.json",
 }  # fmt: skip
 

@@ -16,34 +16,12 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from metaloss.experiments import records
 from metaloss.experiments.reports import board
 from metaloss.machine import sealed
-from metaloss.runs import launch
 from metaloss.runs.metrics import read_metrics
 from metaloss.runs.run import Run
 from metaloss.runs.tensorboard import GROUPS, bindings, scalars
-from tests.helpers import tool
+from tests.helpers import differences, drawn, tool, train
 
-QUICK = [
-    "Runner.steps = 14",
-    "Runner.log_every = 3",
-    "Runner.evaluate_every = 5",
-    "Runner.checkpoint_every = 4",
-    "Runner.samples = 4",
-    "Runner.figures = 3",
-    "tasks.digits.batch_size = 16",
-    "backbones.mlp.hidden = (8,)",
-    "meta_optimizers.offline_unrolled.steps = 9",
-]
 KEEP_ALL = {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
-
-
-def train(folder, method="adalfl", extra=(), **flags):
-    return launch.train(
-        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
-        gin_param=[*(QUICK if method == "adalfl" else QUICK[:-1]), *extra],
-        output_dir=str(folder),
-        device="cpu",
-        **flags,
-    )
 
 
 def read(folder):
@@ -53,7 +31,8 @@ def read(folder):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert train(folder) == 0
+    with drawn():
+        assert train(folder, extra=("Runner.figures = 3",)) == 0
     return folder
 
 
@@ -61,9 +40,18 @@ class Killed(BaseException):
     pass
 
 
-@pytest.fixture(params=[2, 11, 16, 22], ids="killed after {} steps of both phases".format)
+@pytest.fixture(
+    params=[
+        2,
+        pytest.param(11, marks=pytest.mark.full),
+        16,
+        pytest.param(22, marks=pytest.mark.full),
+    ],
+    ids="killed after {} steps of both phases".format,
+)
 def resumed(request, tmp_path, monkeypatch):
     """A run that was killed and resumed; its first checkpoint is at 4 steps of a phase."""
+    extra = ("Runner.figures = 3",)
     after_step = Run._after_step
 
     def die(self, phase, step, *rest):
@@ -74,9 +62,9 @@ def resumed(request, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "_after_step", die)
     with pytest.raises(Killed):
-        train(tmp_path / "run")
+        train(tmp_path / "run", extra=extra)
     monkeypatch.undo()
-    train(tmp_path / "run", resume=True)
+    train(tmp_path / "run", extra=extra, resume=True)
     return tmp_path / "run"
 
 
@@ -114,6 +102,7 @@ def test_every_number_is_there_once(run):
     assert [event.step for event in read(run).Scalars("loss/scale")] == [0, 5, 10, 14]
 
 
+@pytest.mark.pictures
 def test_every_number_is_there_once_after_a_resume(resumed):
     assert_a_view_of_the_metrics(resumed)
     assert_everything_is_there_once(read(resumed))
@@ -183,27 +172,14 @@ def test_a_run_without_a_learned_loss_has_its_learning_rate(method, tmp_path):
     assert events.Tags()["images"] == []
 
 
+@pytest.mark.pictures
 def test_looking_at_a_run_does_not_change_it(run, tmp_path):
     """θ, φ, optimizers and streams are the same whether a loss is inspected often or never."""
     extra = ("Runner.evaluate_every = 1", "Runner.figures = 14", "Runner.samples = 14")
     train(tmp_path / "run", extra=extra)
     one, other = (sealed.load(path / "checkpoint.pt")["state"] for path in (run, tmp_path / "run"))
     for part in ("model", "learner", "streams", "global"):
-        assert_equal(one[part], other[part])
-
-
-def assert_equal(one, other):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    elif hasattr(one, "equal"):
-        assert one.equal(other)
-    else:
-        assert one == other
+        assert differences(one[part], other[part]) == []
 
 
 def test_phi_is_sampled_early_and_at_equal_distances(run):
