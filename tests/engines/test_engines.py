@@ -286,13 +286,19 @@ class Exotic(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        if not ctx.twice:
-            raise_in_double_backward(grad)
-        return grad * x.exp(), None
+        slope = grad * x.exp()
+        return slope if ctx.twice else ExoticBackward.apply(slope), None
 
 
-def raise_in_double_backward(grad: Tensor) -> None:
-    if torch.is_grad_enabled():
+class ExoticBackward(torch.autograd.Function):
+    """What torch does for an operator without second derivative."""
+
+    @staticmethod
+    def forward(ctx, slope):
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
         raise RuntimeError("derivative for exotic_backward is not implemented")
 
 
@@ -343,8 +349,10 @@ def test_auto_says_why_nothing_works():
         phi_gradient(ENGINES["auto"](), exotic_problem(False), [train, train], objective)
     assert str(error.value) == (
         "no engine can differentiate this model: 'exact' does not work (derivative for "
-        "exotic_backward is not implemented); 'unrolled' does not work (derivative for "
-        "exotic_backward is not implemented); 'logit_difference' does not work (engine = "
+        "exotic_backward is not implemented); 'unrolled' does not work (the model cannot be "
+        "differentiated twice (derivative for exotic_backward is not implemented): one base step "
+        "at a time, engine='exact' or 'logit_difference' needs it once); 'logit_difference' does "
+        "not work (engine = "
         "'logit_difference' goes back through one base step at a time; inner_steps = 2 needs "
         "'exact' or 'unrolled') · 'evolution' asks nothing of a model"
     )
