@@ -326,8 +326,10 @@ def small_convolutions() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "size", "pixels", "few", "many", "factor"),
-    [(small_convolutions, 16, 16, 5, 50, 1.3), (MODELS["allcnn"], 4, 8, 2, 100, 1.1)],
-    ids=["small_convolutions", "allcnn"],
+    [
+        pytest.param(small_convolutions, 16, 16, 5, 50, 1.3, id="small_convolutions"),
+        pytest.param(MODELS["allcnn"], 4, 8, 2, 100, 1.1, id="allcnn", marks=pytest.mark.full),
+    ],
 )
 def test_memory_of_the_sweep_does_not_grow_with_the_steps(model, size, pixels, few, many, factor):
     """But for the copies of θ. The paper, on AllCNN-C, had no memory for more than 20 steps."""
