@@ -40,10 +40,10 @@ def main(command_line: list[str] | None = None) -> int:
     arguments = parse_arguments(command_line)
 
     from metaloss.errors import InputError
-    from metaloss.runs import launch
+    from metaloss.runs import trained
 
     try:
-        print(launch.evaluate(**vars(arguments)))
+        print(trained.evaluate(**vars(arguments)))
     except InputError as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -84,6 +85,24 @@ def own_device(name: str) -> str:
         )
     torch.cuda.set_device(place)
     return f"cuda:{place}"
+
+
+def find_device(name: str) -> torch.device:
+    """The device by its name; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: give auto, cpu, cuda, or cuda:1 for the second GPU")
+    device = torch.device(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def exit_code(error: Exception) -> int:
