@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metaloss import config
 from metaloss.config import plugins
+from metaloss.config.gin_files import bindings_of
 from metaloss.errors import ConfigError, DataError, InputError, RunFolderError, did_you_mean
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
@@ -109,10 +110,14 @@ class TrainedModel:
         unread = [binding for binding in parsed.unread if "--gin_param" in binding]  # not the run's
         if unread:
             raise ConfigError(f"nobody reads: {', '.join(unread)}")
-        here = set(config.load([self.folder.config]).text.splitlines())
-        for line in sorted(here ^ set(parsed.text.splitlines())):
-            name = line.partition(" = ")[0]
-            if name != "Runner.task" and "tasks." not in name and not line.startswith("import "):
+        own = config.load([self.folder.config])
+        here, there = (bindings_of(text, "config.gin") for text in (own.text, parsed.text))
+        for name in sorted(here.keys() | there.keys()):
+            of_the_task = name == "Runner.task" or "tasks." in name
+            if not of_the_task and (name in here, here.get(name)) != (
+                name in there,
+                there.get(name),
+            ):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
         device = self.data.splits["train"][0].device
