@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from metaloss.errors import InputError, LostProcessError
+from metaloss.errors import InputError, LostProcessError, exit_code, first_line
 from metaloss.machine import distributed
 
 #: Seconds that a process waits for another one by default. It bounds what the first does alone
@@ -101,13 +101,8 @@ def find_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {name}: {first_line(error)}") from error
     return device
-
-
-def exit_code(error: Exception) -> int:
-    """Of a command that ends with this error: 2 if what was given cannot be used, else 1."""
-    return 2 if isinstance(error, InputError) else 1
 
 
 def _join(patience: timedelta) -> dist.Store:

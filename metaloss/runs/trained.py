@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from metaloss import config
 from metaloss.config import plugins
 from metaloss.config.gin_files import bindings_of
-from metaloss.errors import ConfigError, DataError, InputError, RunFolderError, did_you_mean
+from metaloss.errors import (
+    ConfigError,
+    DataError,
+    InputError,
+    RunFolderError,
+    did_you_mean,
+    first_line,
+)
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
 from metaloss.runs import evaluation, predictions
@@ -112,12 +119,9 @@ class TrainedModel:
             raise ConfigError(f"nobody reads: {', '.join(unread)}")
         own = config.load([self.folder.config])
         here, there = (bindings_of(text, "config.gin") for text in (own.text, parsed.text))
-        for name in sorted(here.keys() | there.keys()):
-            of_the_task = name == "Runner.task" or "tasks." in name
-            if not of_the_task and (name in here, here.get(name)) != (
-                name in there,
-                there.get(name),
-            ):
+        for name in sorted({*here, *there}):
+            same = name in here and name in there and here[name] == there[name]
+            if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
         device = self.data.splits["train"][0].device
@@ -262,7 +266,7 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
         made, step = int(state["init_steps"]), int(state["steps"])
         model.load_state_dict(state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+        reason = f"of another version: {type(error).__name__}: {first_line(error)}"
         raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
     if plan.initialization is not None and made < plan.initialization.steps:
         raise RunFolderError(
