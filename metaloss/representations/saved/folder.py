@@ -25,7 +25,6 @@ from metaloss.config.plugins import GROUP
 from metaloss.config.registry import UnknownComponentError
 from metaloss.errors import InputError, RunFolderError, first_line
 from metaloss.links import Link
-from metaloss.machine import seeding
 from metaloss.machine.circumstances import versions
 from metaloss.machine.files import read_json, write_atomically, write_json
 from metaloss.representations.base import REPRESENTATIONS, Representation
@@ -225,7 +224,7 @@ def _build(config: Mapping[str, Any], path: Path) -> Representation:
     if not inspect.isclass(component):
         raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
     try:
-        with seeding.drawing_from(torch.Generator()):
+        with torch.random.fork_rng(devices=()):
             representation: Representation = REPRESENTATIONS[name](**config["arguments"])
     except (TypeError, ValueError, RuntimeError) as error:
         reason = first_line(error)
