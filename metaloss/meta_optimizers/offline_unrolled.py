@@ -23,7 +23,8 @@ from metaloss.problem.problem import Problem
 
 #: Base steps in all of the initialisation: enough on every pair tried (docs/initialisation.md).
 BASE_STEPS = 1500
-FEWEST_INNER_STEPS = 5
+#: Through fewer, plain SGD's losses shrink: a larger loss does better in later steps alone.
+FEWEST_INNER_STEPS = 10
 #: A task loss this many times that of the θ drawn anew is one that nothing is learned from.
 DIVERGED = 3.0
 
@@ -41,7 +42,7 @@ class OfflineUnrolled(ByGradient):
         steps: meta-steps of the phase, S_init; None: 1500 base steps in all.
         inner_steps: base steps that are differentiated through, S_inner; each has a fresh batch.
             None: as many as the optimizer's momentum takes to build up, 1/(1 - μ) (β₁ for Adam and
-            its kin), and at least 5.
+            its kin), and at least 10.
         horizon: base steps from one drawing of θ to the next, in the mean (geometric).
         warm_up: base steps on the learned loss after each drawing that are not differentiated
             through. None: 1/(1 - β₁) for optimizers that divide by a gradient's size, whose first
