@@ -1,4 +1,4 @@
-"""Fitting a learned loss to the task loss: a safe start, in seconds and without training a model."""
+"""Fits a learned loss to the task loss: a safe start in seconds, no model is trained for it."""
 
 from __future__ import annotations
 
