@@ -190,7 +190,7 @@ def test_phi_is_sampled_early_and_at_equal_distances(run):
 
 
 def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "_finish", lambda self, status: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(tmp_path / "run")
     from metaloss import load_loss
