@@ -60,11 +60,6 @@ class Lockstep:
             run.restore(at)
         if self._stack is not None:
             self._stack.join()
-            # Views of one tensor: all seeds' skipped meta-steps are counted at once.
-            counts = torch.tensor([int(state.skipped) for state in self._states])
-            self._skipped = counts.to(self._stack.problem.device)
-            for state, count in zip(self._states, self._skipped, strict=True):
-                state.skipped = count
 
     def execute(self) -> list[dict[str, Any]]:
         """Carries the restored runs out; gives the content of each one's result.json."""
@@ -108,6 +103,11 @@ class Lockstep:
             yield {run.seed: own for run, own in zip(self._runs, made, strict=True)}
         if self._stack is not None:
             self._stack.join()
+            # Views of one tensor: from here on all seeds' skipped meta-steps are counted at once.
+            counts = torch.tensor([int(state.skipped) for state in self._states])
+            self._skipped = counts.to(self._stack.problem.device)
+            for state, count in zip(self._states, self._skipped, strict=True):
+                state.skipped = count
         while True:
             yield self._by_seed(self._learner.step(*self._draws("")))
 
