@@ -20,7 +20,7 @@ from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.in_turn import InTurn
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.meta_optimizers.recorded import RecordedSteps
+from metaloss.meta_optimizers.parts.recorded import RecordedSteps
 from metaloss.meta_optimizers.task_fit import TaskFit
 from metaloss.problem import snapshot
 from metaloss.problem.batches import Adapter, Outputs, adapted, repeat

@@ -14,7 +14,7 @@ from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
 from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.stacked import StackedMetaOptimizer
+from metaloss.meta_optimizers.parts.stacked import StackedMetaOptimizer
 from metaloss.problem.batches import repeat
 from metaloss.problem.stacked import Stacked, over_members, stack_optimizers, stack_states
 from metaloss.representations.saved.learned_loss import LearnedLoss

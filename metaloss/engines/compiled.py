@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import update_of
-from metaloss.engines import traced_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
-from metaloss.engines.traced_step import Given, trace
+from metaloss.engines.parts import traced_step
+from metaloss.engines.parts.traced_step import Given, trace
 from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.problem import snapshot

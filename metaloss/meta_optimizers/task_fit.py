@@ -12,8 +12,8 @@ from metaloss.engines.base import Draw, Hypergradient
 from metaloss.links import TaskLoss
 from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import MetaDescent
 from metaloss.meta_optimizers.offline_unrolled import falling
+from metaloss.meta_optimizers.parts.by_gradient import MetaDescent
 from metaloss.problem import batches
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem

@@ -18,7 +18,7 @@ from metaloss import config
 from metaloss.errors import ConfigError, InputError
 from metaloss.experiments.launchers.base import Job, Launcher
 from metaloss.experiments.launchers.local import Local
-from metaloss.experiments.launchers.process import LoggedProcess
+from metaloss.experiments.launchers.parts.process import LoggedProcess
 from metaloss.experiments.sweeps import cells, commands
 from metaloss.experiments.sweeps.standing import Standing, last_lines, seconds_left, standing
 from metaloss.machine import lock
@@ -323,7 +323,7 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     """By submitit's local executor: its warning is a real signal, and it starts the job again."""
     import submitit
 
-    from metaloss.experiments.launchers.process import Requeued
+    from metaloss.experiments.launchers.parts.process import Requeued
 
     code = (
         "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1]);"

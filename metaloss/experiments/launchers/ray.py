@@ -10,8 +10,8 @@ from typing import Any
 
 from metaloss.config.arguments import NonNegativeFloat, PositiveInt
 from metaloss.errors import InputError, first_line
-from metaloss.experiments.launchers import process
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
+from metaloss.experiments.launchers.parts import process
 
 
 @LAUNCHERS.register("ray")
