@@ -431,7 +431,10 @@ def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
         assert json.loads(path.read_text())["seeds_at_once"] == [0, 1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)],
+)
 def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, number, code):
     spec.write_text(SPEC.replace("steps = 4", "steps = 1000000"))
     words = ["run", str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*/seed0"]

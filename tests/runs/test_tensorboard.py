@@ -224,6 +224,9 @@ def seeds(run, tmp_path):
     for name in ("meta.json", "result.json"):
         content = json.loads((single / name).read_text())
         (single / name).write_text(json.dumps({**content, "method": "other"}))
+    config = (single / "config.gin").read_text()
+    assert "Runner.method = 'adalfl'" in config
+    (single / "config.gin").write_text(config.replace("'adalfl'", "'other'"))
     return tmp_path / "runs"
 
 
