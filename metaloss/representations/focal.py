@@ -29,6 +29,7 @@ class Focal(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def __init__(self, gamma: float = 0.0, alpha: float = 1.0) -> None:
         super().__init__()

@@ -39,6 +39,7 @@ class NN(Representation):
         ConfigError: a width below 1, or an unknown activation.
     """
 
+    pairs = "mean"
     takes_stacks = True
 
     def __init__(

@@ -30,6 +30,7 @@ class Poly(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def __init__(self, terms: int = 1, epsilon: float | Sequence[float] = 0.0) -> None:
         super().__init__()

@@ -35,6 +35,8 @@ class Robust(Representation):
         ConfigError: a number out of its range.
     """
 
+    pairs = "mean"
+
     def __init__(self, alpha: float = 1.0, c: float = 1.0) -> None:
         super().__init__()
         low, high = (2 - math.exp(reach) for reach in (REACH, -REACH))

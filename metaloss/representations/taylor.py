@@ -27,6 +27,8 @@ class Taylor(Representation):
         ConfigError: a smaller order.
     """
 
+    pairs = "mean"
+
     def __init__(self, order: int = 3) -> None:
         super().__init__()
         checks.integer(order, "representations.taylor.order", minimum=2)
