@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import metaloss
 from metaloss import BASE_OPTIMIZERS, links, testing
 from metaloss.base_optimizers.base import Hyperparameters, State, Update, certify, reset
-from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.base_optimizers.taken_step import TakenStep, take_step
 from metaloss.config import plugins
 from metaloss.errors import MissingGradientError, UncertifiedOptimizerError, UnsupportedModelError
 from metaloss.problem.problem import Problem
@@ -91,7 +91,7 @@ def test_derivatives_are_finite_where_squares_of_gradients_vanish(name, dtype):
     v = torch.ones_like(theta)
     for _ in range(3):
         theta.grad = torch.tensor([0.0, 1e-36, -1e-30, 1e-22, 1e-19], dtype=dtype)
-        step = TakenStep(optimizer, [theta], "values")
+        step = take_step(optimizer, [theta], "values")
         bars = step.pullback([theta.grad], [v], [{}], [1.0])
         found = [*step.cotangent([v]), *step.direction([1.0]), *bars[0], *bars[1], bars[3]]
         assert all(value is None or value.isfinite().all() for value in [theta, *found])
@@ -241,7 +241,7 @@ def test_schedulers(scheduler, optimizer, tensor_lr, float64):
             other.step()
             reached.append(twin.detach() @ v)
         theta.grad = grad.clone()
-        taken = TakenStep(own, [theta], "nothing")
+        taken = take_step(own, [theta], "nothing")
         schedule.step()
         (u,) = taken.cotangent([v])
         ahead, behind = torch.stack(reached).reshape(4, 2).unbind(1)
@@ -308,7 +308,7 @@ class Walk:
                 for group, ratio in zip(optimizer.param_groups, RATIOS, strict=True):
                     group["lr"] = ratio * alpha
                 grads.append([p.grad for p in theta])
-            steps.append(TakenStep(optimizer, theta, "values"))
+            steps.append(take_step(optimizer, theta, "values"))
         return [p.detach() for p in theta], steps[self.warm :], grads
 
 
@@ -368,7 +368,7 @@ def test_the_direction_is_the_learning_rate_of_one_step(name, float64):
 def test_the_learning_rate_needs_the_values_of_the_state():
     theta = nn.Parameter(torch.randn(3))
     theta.grad = torch.randn(3)
-    step = TakenStep(optim.SGD([theta], lr=0.1, momentum=0.9), [theta], "derivative")
+    step = take_step(optim.SGD([theta], lr=0.1, momentum=0.9), [theta], "derivative")
     with pytest.raises(ValueError, match="keep='values'"):
         step.pullback([theta.grad], [torch.randn(3)], [{}], [1.0])
 
@@ -378,7 +378,7 @@ def test_a_scalar_parameter_in_single_precision(name):
     """A float64 learning rate must not make θ' of a scalar parameter float64."""
     theta = nn.Parameter(torch.tensor(0.5))
     theta.grad = torch.tensor(0.2)
-    step = TakenStep(BASE_OPTIMIZERS[name]([theta], **everything(name)), [theta], "values")
+    step = take_step(BASE_OPTIMIZERS[name]([theta], **everything(name)), [theta], "values")
     v = torch.tensor(1.0)
     theta_bar, _, _, alpha_bar = step.pullback([theta.grad], [v], [{}], [1.0])
     (direction,) = step.direction([1.0])

@@ -6,11 +6,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.base_optimizers.taken_step import KeepState, TakenStep
 from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
 from metaloss.problem.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a base step keeps for the way back through it; by default nothing."""
+
+    slope: bool = False  #: ∂M_φ/∂f with its graph to φ
+    primals: bool = False  #: the intermediate values that a forward-mode pass over it can reuse
+    state: KeepState = "nothing"  #: of the optimizer's, before the step
+
+    @property
+    def replay(self) -> bool:
+        """Whether the passes may be run again: from the same buffers, along the same g."""
+        return self.slope or self.state != "nothing"
+
+
+NOTHING = Keep()
 
 
 @dataclass

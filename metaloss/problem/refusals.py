@@ -72,6 +72,24 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
             ) from error
 
 
+@contextmanager
+def refusing_single_backward() -> Iterator[None]:
+    """Within it belongs a backward pass through the graph of a gradient, and nothing else.
+
+    Raises:
+        UnsupportedModelError: an operator of the model has no second derivative.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # autograd has no class of its own for it
+        raise UnsupportedModelError(
+            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}): take "
+            "engine='exact' or 'logit_difference'"
+        ) from error
+
+
 def refuse_float16(dtype: torch.dtype | None) -> None:
     """Raises InputError for the lower precision in which gradients would vanish."""
     if dtype is torch.float16:
