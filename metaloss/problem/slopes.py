@@ -17,9 +17,13 @@ from metaloss.links import Classes
 from metaloss.problem.tables import Reading
 from metaloss.problem.vectors import Vector, add, gradient
 from metaloss.representations.base import Representation
+from metaloss.representations.parts.table import HEAD
 
-CHUNK = {"cpu": 1 << 15}  #: pairs that stay in a core's cache; a GPU likes more at once
+CHUNK = {"cpu": 1 << 18}  #: pairs that stay in a core's cache; a GPU likes more at once
 CHUNK_ELSEWHERE = 1 << 22
+#: Outputs from which on a loss is not evaluated at every pair at once: its network makes some 300
+#: numbers of each.
+MOST_AT_ONCE = 1 << 18
 
 
 class Slope(ABC):
@@ -27,10 +31,23 @@ class Slope(ABC):
 
     loss: Tensor  #: M_φ, a scalar without graph
     value: Tensor  #: ∂M_φ/∂f, of the outputs' shape, without graph
+    direct: Vector = ()  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
 
     @abstractmethod
-    def pullback(self, phi: Sequence[Tensor], t: Tensor) -> list[Tensor | None]:
-        """∇_φ ⟨∂M_φ/∂f, t⟩, t of the outputs' shape. May be called once."""
+    def pullback(
+        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
+    ) -> list[Tensor | None]:
+        """∇_φ (⟨∂M_φ/∂f, t⟩ + ⟨∂M_φ/∂θ, u⟩). May be called once.
+
+        Args:
+            t: of the outputs' shape; None for zero.
+            u: of the shapes of θ; only a loss that looks at θ itself asks for it.
+        """
+
+
+def _mostly_small(rows: Tensor) -> bool:
+    """Whether the probabilities of a softmax over [rows, C] are, and a CPU is to make use of it."""
+    return rows.device.type == "cpu" and rows.shape[1] > 4 / HEAD
 
 
 def chunks(rows: Tensor) -> Iterator[slice]:
@@ -45,76 +62,104 @@ class TabulatedSlope(Slope):
     """Read from a table: softmax, lookups and the softmax's backward pass, in chunks of rows.
 
     Args:
-        loss: of single pairs.
-        reading: its table.
+        reading: the table of a loss.
         classes: the labels.
         outputs: of the model, any shape.
         share: M_φ is divided by it.
+        graph: whether φ is to be learned through it.
     """
 
     def __init__(
         self,
-        loss: Representation,
         reading: Reading,
         classes: Classes,
         outputs: Tensor,
         share: int,
         graph: bool,
     ) -> None:
-        self._loss, self._reading, self._classes = loss, reading, classes
+        self._reading, self._classes = reading, classes
         self._outputs = outputs
         logits = classes.rows(outputs)
-        own = classes.labels[:, None]
-        self._weights = _row_weights(classes, logits, share)
+        #: What each row has in M_φ, [rows]; or one number for all.
+        self._weights: Tensor | float = 1 / (len(logits) * share)
+        if classes.weights is not None:
+            weights = classes.weights.to(logits)
+            self._weights = weights / (weights.sum() * share)
+        self._head = reading.table.head() if _mostly_small(logits) else None
+        self._slopes_at_own: list[Tensor] = []
         value = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        total: list[Tensor] = []
-        at_own: list[Tensor] = []
+        losses = []
         for part in chunks(logits):
             p = logits[part].softmax(-1)
-            v, s = reading.table.read(p, own[part] if reading.own else None)
-            if not reading.own:
-                exact = self._at_own(p, own[part], graph)
-                v.scatter_(1, own[part], exact[0])
-                s.scatter_(1, own[part], exact[1].detach())
-                at_own.append(exact[1])
-            weights = self._weights[part]
-            total.append(v.sum(-1) @ weights if weights.dim() else v.sum() * weights)
-            s = s.mul_(weights[:, None] if weights.dim() else weights)
+            loss, s = self._read(p, classes.labels[part, None], part, graph)
+            losses.append(loss)
             torch.ops.aten._softmax_backward_data.out(s, p, -1, p.dtype, grad_input=value[part])
-        self._slopes_at_own = at_own
-        self.loss = torch.stack(total).sum() if len(total) > 1 else total[0]
+        self.loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         self.value = classes.like(outputs, value)
 
-    def _at_own(self, p: Tensor, own: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def _read(self, p: Tensor, own: Tensor, part: slice, graph: bool) -> tuple[Tensor, Tensor]:
+        """M_φ's share of a chunk, and its slope in the probabilities, both by the row's weight."""
+        table, weights = self._reading.table, self._weights
+        one = isinstance(weights, float)
+        at_own = p.gather(1, own)
+        if self._head is None:
+            v, s = table.read(p)
+            before = v.gather(1, own)
+            total = v.sum() if one else torch.dot(v.sum(-1), weights[part])
+        else:
+            total, s = self._head.read(p, None if one else weights[part])
+            before, _ = table.read(at_own)
+        if self._reading.own:
+            v_own, s_own = table.read(at_own, 1)
+        else:
+            v_own, s_own = self._at_own(at_own, p.shape[1], graph)
+            self._slopes_at_own.append(s_own)
+        s.scatter_(1, own, s_own.detach())
+        change = v_own.sub_(before).squeeze(1)
+        if one:
+            return (total + change.sum()) * weights, s.mul_(weights)
+        return total + torch.dot(change, weights[part]), s.mul_(weights[part, None])
+
+    def _at_own(self, at_own: Tensor, outputs: int, graph: bool) -> tuple[Tensor, Tensor]:
         """ℓ(·, 1) and its slope at each row's own pair, by the loss itself; [rows, 1] each."""
-        free = p.gather(1, own).requires_grad_()
+        free = at_own.detach().requires_grad_()
         with torch.enable_grad():
-            losses = self._loss.pair_losses(free[:, 0], torch.ones_like(free[:, 0]), p.shape[1])
+            losses = self._reading.loss.pair_losses(
+                free[:, 0], torch.ones_like(free[:, 0]), outputs
+            )
             ones = torch.ones_like(losses)
             (slopes,) = torch.autograd.grad(
                 losses, free, ones, create_graph=graph, materialize_grads=True
             )
-        return losses.detach()[:, None].to(p), slopes
+        return losses.detach()[:, None].to(at_own), slopes
 
-    def pullback(self, phi: Sequence[Tensor], t: Tensor) -> list[Tensor | None]:
+    def pullback(
+        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
+    ) -> list[Tensor | None]:
+        if t is None:
+            return [None] * len(phi)
         table, classes = self._reading.table, self._classes
         logits, t = classes.rows(self._outputs), classes.rows(t)
-        own = classes.labels[:, None]
         into = table.scattered()
-        ends, bars = [self._reading.slopes], []
-        for number, part in enumerate(chunks(logits)):
-            p = logits[part].softmax(-1)
-            weights = self._weights[part]
+        at_own: list[Tensor] = []
+        for part in chunks(logits):
+            p, own = logits[part].softmax(-1), classes.labels[part, None]
             # Jᵀ of the softmax is its own transpose: what t is, seen from the probabilities.
             moved = torch.ops.aten._softmax_backward_data(t[part], p, -1, p.dtype)
-            moved = moved.mul_(weights[:, None] if weights.dim() else weights)
-            if not self._reading.own:
-                ends.append(self._slopes_at_own[number])
-                bars.append(moved.gather(1, own[part]))
-                moved.scatter_(1, own[part], 0.0)
-            table.scatter(into, p, moved, own[part] if self._reading.own else None)
-        bars.insert(0, table.gathered(into).flatten().to(self._reading.slopes))
-        return gradient(ends, phi, bars)
+            weights = self._weights
+            moved.mul_(weights if isinstance(weights, float) else weights[part, None])
+            if self._reading.own:
+                table.scatter(into, p.gather(1, own), moved.gather(1, own), 1)
+            else:
+                at_own.append(moved.gather(1, own))
+            moved.scatter_(1, own, 0.0)
+            if self._head is None:
+                table.scatter(into, p, moved)
+            else:
+                self._head.scatter(into, p, moved)
+        ends = [self._reading.slopes, *self._slopes_at_own]
+        at_nodes = table.gathered(into).view(-1).to(self._reading.slopes)
+        return gradient(ends, phi, [at_nodes, *at_own])
 
 
 class ChunkedSlope(Slope):
@@ -155,7 +200,11 @@ class ChunkedSlope(Slope):
             )
         return share.detach(), slope
 
-    def pullback(self, phi: Sequence[Tensor], t: Tensor) -> list[Tensor | None]:
+    def pullback(
+        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
+    ) -> list[Tensor | None]:
+        if t is None:
+            return [None] * len(phi)
         # The link's derivative along t is the transpose of its transpose, which is linear.
         cotangent = torch.zeros_like(self._prediction).requires_grad_()
         with torch.enable_grad():
@@ -175,22 +224,21 @@ class WholeSlope(Slope):
     Args:
         loss: M_φ, a scalar (of a stack [S]) with its graph.
         free: the outputs in it.
+        theta: of a loss that looks at θ itself; else empty.
         graph: keep the graph from the slope to φ.
     """
 
-    def __init__(self, loss: Tensor, free: Tensor, graph: bool) -> None:
-        (self._slope,) = torch.autograd.grad(
-            loss, free, torch.ones_like(loss), create_graph=graph, materialize_grads=True
+    def __init__(
+        self, loss: Tensor, free: Tensor, theta: Sequence[Tensor], graph: bool
+    ) -> None:
+        slope, *self.direct = torch.autograd.grad(
+            loss, [free, *theta], torch.ones_like(loss), create_graph=graph, allow_unused=True
         )
+        self._slope = torch.zeros_like(free) if slope is None else slope
         self.loss, self.value = loss.detach(), self._slope.detach()
 
-    def pullback(self, phi: Sequence[Tensor], t: Tensor) -> list[Tensor | None]:
-        return gradient([self._slope], phi, [t])
-
-
-def _row_weights(classes: Classes, logits: Tensor, share: int) -> Tensor:
-    """What each row has in M_φ: [rows], or one number for all, []."""
-    if classes.weights is None:
-        return logits.new_full((), 1 / (len(logits) * share))
-    weights = classes.weights.to(logits)
-    return weights / (weights.sum() * share)
+    def pullback(
+        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
+    ) -> list[Tensor | None]:
+        ends = [self._slope, *self.direct]
+        return gradient(ends, phi, [t, *(u if self.direct else [])])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.representations.base import Representation
-from metaloss.representations.parts.table import Grid, Table
+from metaloss.representations.parts.table import HEAD, Grid, Table
 
 #: When to tabulate: where it pays, wherever it can, or never.
 Tabulate = Literal["auto", "always", "never"]
@@ -48,6 +48,7 @@ class Certified:
 class Reading:
     """A table at one φ, and the slopes at its nodes, [L · nodes], with a graph to φ if asked."""
 
+    loss: Representation
     table: Table
     slopes: Tensor
     own: bool
@@ -100,8 +101,8 @@ class Tables:
         values, slopes = _evaluate(self.loss, grid.places(rows), labels, outputs, graph)
         shape = (len(labels), grid.nodes)
         table = Table(grid, values.view(shape), slopes.detach().view(shape))
-        reading = Reading(table, slopes, found.own)
-        self._kept[key] = (version, Reading(table, slopes.detach(), found.own))
+        reading = Reading(self.loss, table, slopes, found.own)
+        self._kept[key] = (version, Reading(self.loss, table, slopes.detach(), found.own))
         return reading
 
     def _version(self) -> Any:
@@ -192,12 +193,14 @@ def _serves(
             for part in _evaluate(loss, both, (label,), outputs, graph=False)
         )
         table = Table(grid, values[0][None], slopes[0][None])
-        v, s = table.read(checks[:, None].contiguous())
+        v, s = table.read(checks)
         tolerance = ROOM * TOLERANCE.get(dtype, FLOAT32)
-        close = [
-            bool((found.squeeze(1) - exact).abs().max() <= tolerance * exact.abs().max())
-            for found, exact in ((s, slopes[1]), (v, values[1]))
-        ]
+        most_s, most_v = slopes[1].abs().max(), values[1].abs().max()
+        near = checks[checks <= HEAD]
+        head = table.head().read(near[:, None], None)[1].squeeze(1)
+        errors = [(s - slopes[1]) / most_s, (v - values[1]) / most_v]
+        errors += [(head - slopes[1][: len(near)]) / most_s] if label == 0 else []
+        close = [bool(error.abs().max() <= tolerance) for error in errors]
         serve.append(all(close))
     return serve[0], serve[1]
 
@@ -218,8 +221,8 @@ def _adds_up(loss: Representation, outputs: int) -> bool:
 
 def _grid(panels: int, dtype: torch.dtype, many: bool) -> Grid:
     if dtype == torch.float64:
-        return Grid(panels, 2, 1 << 14)
-    return Grid(panels, 1, 1 << 14) if many else Grid(panels, 2, 1 << 11)
+        return Grid(panels, 2, 1 << 14, head=9)
+    return Grid(panels, 1, 1 << 14, head=5) if many else Grid(panels, 2, 1 << 11, head=5)
 
 
 def _evaluate(

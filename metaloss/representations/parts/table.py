@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 ORDER = 16  #: Chebyshev nodes of a panel
+HEAD = 2.0**-6  #: the end at 0 that one polynomial covers
+BLOCK = 32  #: numbers that are beyond the head together
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Grid:
         panels: of equal width, a power of two.
         degree: of the polynomial on a cell: 1 reads faster, 2 needs fewer cells.
         cells: of equal width, over all panels; a power of two.
+        head: degree of the polynomial that covers the end at 0, up to HEAD.
     """
 
     panels: int
     degree: int
     cells: int
+    head: int
 
     @property
     def nodes(self) -> int:
@@ -47,10 +52,11 @@ class Grid:
         """Points of [0, 1] where the polynomials through the nodes are furthest off.
 
         Those between the nodes, where the product of the distances to them is largest, and the ends
-        of the panels: in each panel the extrema of its Chebyshev polynomial.
+        of the panels: in each panel the extrema of its Chebyshev polynomial. And some in the head.
         """
         extrema = (1 - torch.cos(math.pi * torch.arange(ORDER + 1, dtype=torch.float64) / ORDER)) / 2
-        return _over_panels(self.panels, extrema).to(like)
+        head = HEAD * torch.arange(9, dtype=torch.float64) / 8
+        return torch.cat((head, _over_panels(self.panels, extrema))).to(like)
 
 
 @functools.lru_cache(maxsize=32)
@@ -73,6 +79,15 @@ def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     coefficients = torch.tensordot(torch.linalg.inv(powers), met, 1)
     both = torch.cat((_through_nodes(left)[None], coefficients)).mT
     return both.contiguous().to(dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=32)
+def _to_head(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The head's coefficients from the nodes of the first panel, [head + 1, ORDER]."""
+    points = _chebyshev(grid.head + 1) * HEAD
+    powers = points[:, None] ** torch.arange(grid.head + 1)
+    coefficients = torch.linalg.solve(powers, _through_nodes(points * grid.panels))
+    return coefficients.to(dtype=dtype, device=device)
 
 
 def _chebyshev(count: int) -> Tensor:
@@ -115,75 +130,162 @@ class Table:
         self._left = (values.reshape(panels) @ to_cells[0]).flatten()
         #: Coefficients of 1, r, ... on each cell of each function, [degree + 1, L · cells].
         self._cells = (slopes.reshape(panels) @ to_cells[1:]).flatten(1)
+        self._slopes = slopes
         # Just below the number of cells: 1 lies in the last one. With a NaN the lookup is NaN.
         self._stretch = math.nextafter(grid.cells, 0.0)
         if values.dtype != torch.float64:
             self._stretch = grid.cells * (1 - torch.finfo(values.dtype).eps / 2)
 
-    def read(self, x: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read(self, x: Tensor, which: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """v and s at x.
 
         Args:
-            x: in [0, 1], [rows, C], contiguous.
-            own: [rows, 1], integer: a column of each row where the second function is read, in
-                place of the first.
+            x: in [0, 1], contiguous, of any shape.
+            which: of the functions; an integer tensor shaped like x for one at each.
 
         Returns:
             v, s: shaped like x.
         """
-        place, r = self._look(x, own)
+        place, r = self._look(x, which)
         first, *others = (cells.index_select(0, place) for cells in self._cells)
-        s = others[-1]
-        for coefficient in reversed(others[:-1]):
+        *others, s = others
+        for coefficient in reversed(others):
             s = torch.addcmul(coefficient, s, r)
         s = torch.addcmul(first, s, r)
         # The integral of s from the cell's left end, by the trapezoid.
-        v = self._left.index_select(0, place).addcmul_(
-            first.add_(s), r, value=0.5 / self.grid.cells
-        )
+        v = self._left.index_select(0, place)
+        v.addcmul_(first.add_(s), r, value=0.5 / self.grid.cells)
         return v.view_as(x), s.view_as(x)
 
-    def slope(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """s alone, see `read`."""
-        place, r = self._look(x, own)
-        *others, s = (cells.index_select(0, place) for cells in self._cells)
-        for coefficient in reversed(others):
-            s = torch.addcmul(coefficient, s, r)
-        return s.view_as(x)
+    def scattered(self) -> Scattered:
+        """Nothing yet, to be filled by `scatter` and `Head.scatter`."""
+        # float64: a cell may gather millions of terms.
+        cells = self._cells.new_zeros(self._cells.shape, dtype=torch.float64)
+        return Scattered(cells, cells.new_zeros(self.grid.head + 1))
 
-    def scattered(self) -> Tensor:
-        """Where `scatter` adds up: float64, as a cell may gather millions of terms."""
-        return self._cells.new_zeros(self._cells.shape, dtype=torch.float64)
-
-    def scatter(self, into: Tensor, x: Tensor, t: Tensor, own: Tensor | None = None) -> None:
-        """Adds to `into` what takes ⟨s(x), t⟩ back to the cells.
-
-        Args:
-            into: of `scattered`.
-            x, t: [rows, C], contiguous.
-            own: see `read`.
-        """
-        place, r = self._look(x, own)
-        place, t = place.long(), t.flatten().double()
-        for number, cells in enumerate(into):
+    def scatter(self, into: Scattered, x: Tensor, t: Tensor, which: int | Tensor = 0) -> None:
+        """Adds to `into` what takes ⟨s(x), t⟩ back to the cells; x, t and which as in `read`."""
+        place, r = self._look(x, which)
+        place, t = place.long(), t.reshape(-1).double()
+        for number, cells in enumerate(into.cells):
             if number:
                 t = t * r
             _add_at(cells, place, t)
 
-    def gathered(self, into: Tensor) -> Tensor:
-        """From the cells to the nodes: w with ⟨s(x), t⟩ = ⟨s at the nodes, w⟩, [L, nodes]."""
+    def gathered(self, into: Scattered) -> Tensor:
+        """Back to the nodes: w with ⟨s(x), t⟩ = ⟨s at the nodes, w⟩, [L, nodes]."""
         to_cells = _to_cells(self.grid, self._cells.dtype, self._cells.device)[1:]
-        panels = into.to(self._cells.dtype).unflatten(1, (self._functions * self.grid.panels, -1))
-        return (panels @ to_cells.mT).sum(0).view(self._functions, -1)
+        cells = into.cells.to(self._cells.dtype)
+        panels = cells.unflatten(1, (self._functions * self.grid.panels, -1))
+        weights = (panels @ to_cells.mT).sum(0)
+        weights[0] += into.head.to(weights) @ _to_head(self.grid, weights.dtype, weights.device)
+        return weights.view(self._functions, -1)
 
-    def _look(self, x: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    def head(self) -> Head:
+        """The first function near 0, for batches of which nearly all lies there."""
+        to_head = _to_head(self.grid, self._slopes.dtype, self._slopes.device)
+        return Head(self, (to_head @ self._slopes[0, :ORDER]).unbind(), self._left[0])
+
+    def _look(self, x: Tensor, which: int | Tensor) -> tuple[Tensor, Tensor]:
         """The cell of each x, and how far it is in it, r in [0, 1]; both flat."""
         scaled = x * self._stretch
         place = scaled.int().clamp_(0, self.grid.cells - 1)  # of a NaN the integer is anything
         r = scaled.sub_(place)
-        if own is not None:
-            place.scatter_(1, own, place.gather(1, own) + self.grid.cells)
+        if torch.is_tensor(which) or which:
+            place += which * self.grid.cells
         return place.view(-1), r.view(-1)
+
+
+@dataclass
+class Scattered:
+    """What takes ⟨s(x), t⟩ back to the nodes, on its way; float64."""
+
+    cells: Tensor  #: ⟨r^k, t⟩ over the x of each cell, [degree + 1, L · cells]
+    head: Tensor  #: ⟨x^k, t⟩ over the x of the head, [head + 1]
+
+
+class Head:
+    """The first function by one polynomial in x on [0, HEAD], and by lookups beyond.
+
+    Of a softmax over thousands of classes nearly all lies there: at most 1/HEAD in a row do not.
+    Whole blocks are taken by lookups where one number asks for it, as picking out single ones would
+    cost more than all the rest.
+
+    Args:
+        table: for the lookups.
+        coefficients: of s, those of 1, x, x², ..., [] each.
+        start: v at 0, [].
+    """
+
+    def __init__(self, table: Table, coefficients: Sequence[Tensor], start: Tensor) -> None:
+        self._table = table
+        self._coefficients = coefficients
+        self._start = start
+
+    def read(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of v over all of x, shape [], and s.
+
+        Args:
+            x: [rows, C], contiguous.
+            weights: of v in the sum, [rows]; None: 1.
+        """
+        flat, (a, *others) = x.view(-1), self._coefficients
+        s = flat * others.pop()
+        while others:
+            s.add_(others.pop()).mul_(flat)
+        s.add_(a)
+        blocks = self._beyond(flat)
+        beyond = _pick(flat, blocks)
+        v, exact = self._table.read(beyond)
+        _put(s, blocks, exact)
+        # From 0 on by the trapezoid of s, which is near enough in the head; beyond it v is known.
+        v -= self._start + (exact + a) * beyond / 2
+        s = s.view_as(x)
+        if weights is None:
+            total = x.numel() * self._start + (a * x.sum() + torch.dot(flat, s.view(-1))) / 2
+            return total + v.sum(), s
+        by_row = x.shape[1] * self._start + (a * x.sum(-1) + torch.linalg.vecdot(x, s)) / 2
+        places = _pick(torch.arange(len(flat), device=x.device), blocks)
+        rows = weights[places.div_(x.shape[1], rounding_mode="floor")]
+        return torch.dot(by_row, weights) + torch.dot(v, rows), s
+
+    def scatter(self, into: Scattered, x: Tensor, t: Tensor) -> None:
+        """Adds to `into` what takes ⟨s(x), t⟩ back; x, t [rows, C], contiguous; t is used up."""
+        flat, t = x.view(-1), t.view(-1)
+        blocks = self._beyond(flat)
+        self._table.scatter(into, _pick(flat, blocks), _pick(t, blocks))
+        _put(t, blocks, None)
+        into.head[0] += t.sum()
+        power = flat
+        degree = len(into.head) - 1
+        for k in range(1, degree + 1):
+            into.head[k] += torch.dot(t, power)
+            if k < degree:
+                power = power * flat
+
+    def _beyond(self, flat: Tensor) -> Tensor:
+        """The blocks of which something is beyond the head, or NaN."""
+        whole = len(flat) // BLOCK * BLOCK
+        return (~(flat[:whole].view(-1, BLOCK).amax(-1) <= HEAD)).nonzero().view(-1)
+
+
+def _pick(flat: Tensor, blocks: Tensor) -> Tensor:
+    """The numbers of these blocks, and those that fill no block."""
+    whole = len(flat) // BLOCK * BLOCK
+    picked = flat[:whole].view(-1, BLOCK).index_select(0, blocks).view(-1)
+    return torch.cat((picked, flat[whole:])) if whole < len(flat) else picked
+
+
+def _put(flat: Tensor, blocks: Tensor, values: Tensor | None) -> None:
+    """Writes what `_pick` would read; zeros for None."""
+    whole = len(flat) // BLOCK * BLOCK
+    inside, rest = flat[:whole].view(-1, BLOCK), flat[whole:]
+    if values is None:
+        inside.index_fill_(0, blocks, 0.0)
+        rest.zero_()
+    else:
+        inside.index_copy_(0, blocks, values[: len(blocks) * BLOCK].view(-1, BLOCK))
+        rest.copy_(values[len(blocks) * BLOCK :])
 
 
 def _add_at(into: Tensor, place: Tensor, values: Tensor) -> None:
