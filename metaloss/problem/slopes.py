@@ -17,7 +17,6 @@ from metaloss.links import Classes
 from metaloss.problem.tables import Reading
 from metaloss.problem.vectors import Vector, add, gradient
 from metaloss.representations.base import Representation
-from metaloss.representations.parts.table import HEAD
 
 CHUNK = {"cpu": 1 << 18}  #: pairs that stay in a core's cache; a GPU likes more at once
 CHUNK_ELSEWHERE = 1 << 22
@@ -43,11 +42,6 @@ class Slope(ABC):
             t: of the outputs' shape; None for zero.
             u: of the shapes of θ; only a loss that looks at θ itself asks for it.
         """
-
-
-def _mostly_small(rows: Tensor) -> bool:
-    """Whether the probabilities of a softmax over [rows, C] are, and a CPU is to make use of it."""
-    return rows.device.type == "cpu" and rows.shape[1] > 4 / HEAD
 
 
 def chunks(rows: Tensor) -> Iterator[slice]:
@@ -85,7 +79,7 @@ class TabulatedSlope(Slope):
         if classes.weights is not None:
             weights = classes.weights.to(logits)
             self._weights = weights / (weights.sum() * share)
-        self._head = reading.table.head() if _mostly_small(logits) else None
+        self._head = reading.table.head() if reading.head else None
         self._slopes_at_own: list[Tensor] = []
         value = torch.empty_like(logits, memory_format=torch.contiguous_format)
         losses = []
@@ -180,7 +174,7 @@ class ChunkedSlope(Slope):
         self._weights = (
             weights[0].detach() / (weights[0].sum() * share)
             if weights
-            else torch.full((rows,), 1 / (rows * share)).to(self._prediction)
+            else self._prediction.new_full((rows,), 1 / (rows * share))
         )
         slope = torch.empty_like(self._prediction)
         losses = []

@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metaloss.representations.base import Representation
-from metaloss.representations.parts.table import HEAD, Grid, Table
+from metaloss.representations.parts.table import BLOCK, HEAD, ORDER, Grid, Table
 
 #: When to tabulate: where it pays, wherever it can, or never.
 Tabulate = Literal["auto", "always", "never"]
 
 LABELS = (0.0, 1.0)
 PANELS = (4, 8, 16, 32, 64)
-#: The largest error of a slope, over the largest slope: a rounding or two of float32. In float64
-#: the polynomials of the cells end a little above its rounding.
-TOLERANCE = {torch.float64: 2e-11}
+HEADS = (3, 5, 8, 12)
+#: The largest error of a slope, over the largest slope: a rounding or two of float32; in float64
+#: what the cells' polynomials reach.
+TOLERANCE = {torch.float64: 2e-10}
 FLOAT32 = 2e-7
 #: φ has moved far, and the table is certified anew, at this share of its norm; looked at once in
 #: so many tables, and the error must leave room until then.
@@ -42,6 +43,7 @@ class Certified:
 
     panels: int
     own: bool  #: whether ℓ(·, 1) is in the table too; else it is evaluated at each row's own pair
+    head: int  #: degree of the polynomial near 0; 0: cells all the way
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Reading:
     table: Table
     slopes: Tensor
     own: bool
+    head: bool  #: whether the polynomial near 0 is made use of
 
 
 class Tables:
@@ -70,7 +73,8 @@ class Tables:
         self._certified: dict[tuple[int, torch.dtype], Certified] = {}
         self._at: Tensor | None = None  # φ then, and the loss's buffers
         self._made = 0  # tables since
-        self._kept: dict[Any, tuple[Any, Reading]] = {}
+        self._counted: Any = None  # the version of φ that was counted last
+        self._kept: dict[Any, Reading] = {}  # at that φ
 
     def reading(self, rows: Tensor, graph: bool) -> Reading | None:
         """The table for a batch, at the present φ; None where the loss is evaluated at each pair.
@@ -82,28 +86,33 @@ class Tables:
         pairs, outputs = rows.numel(), rows.shape[1]
         if self.loss is None or self.tabulate == "never" or outputs < 2:
             return None
-        if self.tabulate == "auto" and pairs < PAYS * PANELS[0] * 16 * len(LABELS):
+        if self.tabulate == "auto" and pairs < PAYS * PANELS[0] * ORDER * len(LABELS):
             return None
         version = self._version()
-        key = (outputs, rows.dtype, rows.device, pairs >= MANY)
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] == version and not graph:
-            return kept[1]
-        if kept is None or kept[0] != version:
+        if version != self._counted:
             self._look_again()
+            self._counted = version
+            self._kept.clear()
+        many = pairs >= MANY
+        key = (outputs, rows.dtype, rows.device, many)
+        kept = self._kept.get(key)
+        if kept is not None and not graph:
+            return kept
         found = self._certificate(outputs, rows.dtype)
         if found.panels == 0:
             return None
-        grid = _grid(found.panels, rows.dtype, pairs >= MANY)
+        grid = _grid(found.panels, rows.dtype, many, found.head)
         if self.tabulate == "auto" and pairs < PAYS * grid.nodes * len(LABELS):
             return None
         labels = LABELS if found.own else LABELS[:1]
         values, slopes = _evaluate(self.loss, grid.places(rows), labels, outputs, graph)
         shape = (len(labels), grid.nodes)
         table = Table(grid, values.view(shape), slopes.detach().view(shape))
-        reading = Reading(self.loss, table, slopes, found.own)
-        self._kept[key] = (version, Reading(self.loss, table, slopes.detach(), found.own))
-        return reading
+        # Nearly all of a softmax over many classes is near 0; a GPU would have to wait to know.
+        head = found.head > 0 and rows.device.type == "cpu" and outputs > 4 / HEAD
+        reading = Reading(self.loss, table, slopes, found.own, head)
+        self._kept[key] = replace(reading, slopes=slopes.detach())
+        return reading if graph else self._kept[key]
 
     def _version(self) -> Any:
         """Changes with φ, and with all else that the loss is made of."""
@@ -133,27 +142,32 @@ class Tables:
         """Drops all that was certified and made: the loss is another one."""
         self._certified.clear()
         self._kept.clear()
-        self._at, self._made = None, 0
+        self._at, self._made, self._counted = None, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Where φ was certified, and with what result: plain data and tensors."""
         return {
             "at": self._at,
             "made": self._made,
+            "counted": self.loss is not None and self._counted == self._version(),
             "certified": [
-                (outputs, str(dtype).removeprefix("torch."), found.panels, found.own)
+                (outputs, str(dtype).removeprefix("torch."), *astuple(found))
                 for (outputs, dtype), found in self._certified.items()
             ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Goes on from what `state_dict` gave; φ itself has been loaded before."""
         self.forget()
-        if state["at"] is not None and self.loss is not None:
+        if self.loss is None:
+            return
+        if state["at"] is not None:
             self._at = state["at"].to(next(iter(_tensors(self.loss))).device)
+        if state["counted"]:
+            self._counted = self._version()
         self._made = state["made"]
-        for outputs, dtype, panels, own in state["certified"]:
-            self._certified[outputs, getattr(torch, dtype)] = Certified(panels, own)
+        for outputs, dtype, *found in state["certified"]:
+            self._certified[outputs, getattr(torch, dtype)] = Certified(*found)
 
 
 def certificate(loss: Representation, outputs: int, dtype: torch.dtype) -> Certified:
@@ -167,42 +181,58 @@ def certificate(loss: Representation, outputs: int, dtype: torch.dtype) -> Certi
     with torch.random.fork_rng(devices=()):  # to copy a module draws nothing, but who knows
         exact = copy.deepcopy(loss).double().requires_grad_(False)
     if not _adds_up(exact, outputs):
-        return Certified(0, own=False)
-    serves_others = 0
+        return Certified(0, own=False, head=0)
+    tolerance = ROOM * TOLERANCE.get(dtype, FLOAT32)
+    like = next(_floating(exact)).new_zeros((), dtype=torch.float64)
+    found = Certified(0, own=False, head=0)
     for panels in PANELS:
-        others, own = _serves(exact, outputs, dtype, panels)
-        if others and own:
-            return Certified(panels, own=True)
-        if others and not serves_others:
-            serves_others = panels
-    return Certified(serves_others, own=False)
+        grids = [_grid(panels, dtype, many, HEADS[-1]) for many in (False, True)]
+        nodes, checks = grids[0].places(like), grids[0].checks(like)
+        both = torch.cat((nodes, checks)), (len(nodes), len(checks))
+        serve = []
+        for label in LABELS:
+            values, slopes = (
+                part.split(both[1])
+                for part in _evaluate(exact, both[0], (label,), outputs, graph=False)
+            )
+            tables = [Table(grid, values[0][None], slopes[0][None]) for grid in grids]
+            read = [table.read(checks) for table in tables]
+            serve.append(
+                all(
+                    _near(s, slopes[1], tolerance) and _near(v, values[1], tolerance)
+                    for v, s in read
+                )
+            )
+        if not serve[0]:
+            continue
+        if found.panels == 0 or serve[1]:
+            found = Certified(panels, serve[1], _head(exact, outputs, dtype, panels, tolerance))
+        if serve[1]:
+            break
+    return found
 
 
-def _serves(
-    loss: Representation, outputs: int, dtype: torch.dtype, panels: int
-) -> tuple[bool, bool]:
-    """Whether so many panels do for ℓ(·, 0), and for ℓ(·, 1)."""
+def _head(
+    loss: Representation, outputs: int, dtype: torch.dtype, panels: int, tolerance: float
+) -> int:
+    """The lowest degree that serves for ℓ(·, 0) near 0; 0: none does."""
     like = next(_floating(loss)).new_zeros((), dtype=torch.float64)
-    grid = _grid(panels, dtype, many=False)
-    nodes, checks = grid.places(like), grid.checks(like)
-    both = torch.cat((nodes, checks))
-    serve = []
-    for label in LABELS:
-        values, slopes = (
-            part.split((len(nodes), len(checks)))
-            for part in _evaluate(loss, both, (label,), outputs, graph=False)
-        )
-        table = Table(grid, values[0][None], slopes[0][None])
-        v, s = table.read(checks)
-        tolerance = ROOM * TOLERANCE.get(dtype, FLOAT32)
-        most_s, most_v = slopes[1].abs().max(), values[1].abs().max()
-        near = checks[checks <= HEAD]
-        head = table.head().read(near[:, None], None)[1].squeeze(1)
-        errors = [(s - slopes[1]) / most_s, (v - values[1]) / most_v]
-        errors += [(head - slopes[1][: len(near)]) / most_s] if label == 0 else []
-        close = [bool(error.abs().max() <= tolerance) for error in errors]
-        serve.append(all(close))
-    return serve[0], serve[1]
+    for degree in HEADS:
+        grid = _grid(panels, dtype, many=False, head=degree)
+        nodes, near = grid.places(like), HEAD * torch.linspace(0, 1, 17).to(like)
+        both = _evaluate(loss, torch.cat((nodes, near)), LABELS[:1], outputs, graph=False)
+        (values, _), (slopes, exact) = (part.split((len(nodes), len(near))) for part in both)
+        head = Table(grid, values[None], slopes[None]).head()
+        # Not a block among them is beyond the head, for which these would be too few.
+        found = head.read(near.repeat_interleave(BLOCK)[None], None)[1].view(-1, BLOCK)[:, 0]
+        if _near(found, exact, tolerance * float(slopes.abs().max() / exact.abs().max())):
+            return degree
+    return 0
+
+
+def _near(found: Tensor, exact: Tensor, tolerance: float) -> bool:
+    """Whether two functions differ by no more than a share of the largest value."""
+    return bool(((found - exact).abs().max() <= tolerance * exact.abs().max()))
 
 
 def _adds_up(loss: Representation, outputs: int) -> bool:
@@ -219,10 +249,11 @@ def _adds_up(loss: Representation, outputs: int) -> bool:
     return bool(((whole - parts.sum(-1)).abs() <= 1e-9 * parts.abs().sum(-1)).all())
 
 
-def _grid(panels: int, dtype: torch.dtype, many: bool) -> Grid:
+def _grid(panels: int, dtype: torch.dtype, many: bool, head: int) -> Grid:
+    """Cells grow with the panels: a sharper function asks for both."""
     if dtype == torch.float64:
-        return Grid(panels, 2, 1 << 14, head=9)
-    return Grid(panels, 1, 1 << 14, head=5) if many else Grid(panels, 2, 1 << 11, head=5)
+        return Grid(panels, 2, panels << 11, head)
+    return Grid(panels, 1, panels << 11, head) if many else Grid(panels, 2, panels << 8, head)
 
 
 def _evaluate(

@@ -238,13 +238,16 @@ class Head:
         beyond = _pick(flat, blocks)
         v, exact = self._table.read(beyond)
         _put(s, blocks, exact)
-        # From 0 on by the trapezoid of s, which is near enough in the head; beyond it v is known.
-        v -= self._start + (exact + a) * beyond / 2
-        s = s.view_as(x)
+        # From 0 on by the trapezoid of s and its first correction; beyond the head v is known.
+        bend = self._coefficients[2] / 6
+        v -= self._start + (exact + a) * beyond / 2 - bend * beyond**3
+        s, square = s.view_as(x), x * x
         if weights is None:
-            total = x.numel() * self._start + (a * x.sum() + torch.dot(flat, s.view(-1))) / 2
+            squares, products = (torch.dot(flat, other.view(-1)) for other in (square, s))
+            total = x.numel() * self._start + (a * x.sum() + products) / 2 - bend * squares
             return total + v.sum(), s
-        by_row = x.shape[1] * self._start + (a * x.sum(-1) + torch.linalg.vecdot(x, s)) / 2
+        squares, products = (torch.linalg.vecdot(x, other) for other in (square, s))
+        by_row = x.shape[1] * self._start + (a * x.sum(-1) + products) / 2 - bend * squares
         places = _pick(torch.arange(len(flat), device=x.device), blocks)
         rows = weights[places.div_(x.shape[1], rounding_mode="floor")]
         return torch.dot(by_row, weights) + torch.dot(v, rows), s
