@@ -185,10 +185,14 @@ class Classes:
 
     def rows(self, outputs: Tensor) -> Tensor:
         """[rows, C] of the outputs, or of a tensor of their shape."""
+        if outputs.dim() == 2:
+            return outputs
         return outputs.movedim(self.class_dim, -1).flatten(0, -2)
 
     def like(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The inverse of `rows`: a tensor of the shape of `outputs`."""
+        if outputs.dim() == 2:
+            return rows
         shape = outputs.movedim(self.class_dim, -1).shape
         return rows.view(shape).movedim(-1, self.class_dim)
 

@@ -17,9 +17,11 @@ from metaloss.links import Classes
 from metaloss.problem.tables import Reading
 from metaloss.problem.vectors import Vector, add, gradient
 from metaloss.representations.base import Representation
+from metaloss.representations.parts.table import Places
 
 CHUNK = {"cpu": 1 << 18}  #: pairs that stay in a core's cache; a GPU likes more at once
 CHUNK_ELSEWHERE = 1 << 22
+KEPT_PLACES = 1 << 15  #: pairs whose probabilities and places are kept rather than found again
 #: Outputs from which on a loss is not evaluated at every pair at once: its network makes some 300
 #: numbers of each.
 MOST_AT_ONCE = 1 << 18
@@ -81,6 +83,7 @@ class TabulatedSlope(Slope):
             self._weights = weights / (weights.sum() * share)
         self._head = reading.table.head() if reading.head else None
         self._slopes_at_own: list[Tensor] = []
+        self._kept: tuple[Tensor, Places] | None = None  # of a small batch, for the way back
         value = torch.empty_like(logits, memory_format=torch.contiguous_format)
         losses = []
         for part in chunks(logits):
@@ -95,16 +98,24 @@ class TabulatedSlope(Slope):
         """M_φ's share of a chunk, and its slope in the probabilities, both by the row's weight."""
         table, weights = self._reading.table, self._weights
         one = isinstance(weights, float)
+        if self._head is None and self._reading.own:
+            at = table.look(p, own)
+            v, s = (part.view_as(p) for part in table.read(at))
+            if p.numel() <= KEPT_PLACES and graph:
+                self._kept = p, at
+            if one:
+                return v.sum() * weights, s.mul_(weights)
+            return torch.dot(v.sum(-1), weights[part]), s.mul_(weights[part, None])
         at_own = p.gather(1, own)
         if self._head is None:
-            v, s = table.read(p)
+            v, s = (part.view_as(p) for part in table.read(table.look(p)))
             before = v.gather(1, own)
             total = v.sum() if one else torch.dot(v.sum(-1), weights[part])
         else:
             total, s = self._head.read(p, None if one else weights[part])
-            before, _ = table.read(at_own)
+            before = table.read(table.look(at_own))[0].view_as(own)
         if self._reading.own:
-            v_own, s_own = table.read(at_own, 1)
+            v_own, s_own = (part.view_as(own) for part in table.read(table.look(at_own, 1)))
         else:
             v_own, s_own = self._at_own(at_own, p.shape[1], graph)
             self._slopes_at_own.append(s_own)
@@ -137,18 +148,22 @@ class TabulatedSlope(Slope):
         into = table.scattered()
         at_own: list[Tensor] = []
         for part in chunks(logits):
-            p, own = logits[part].softmax(-1), classes.labels[part, None]
+            own = classes.labels[part, None]
+            p, at = self._kept or (logits[part].softmax(-1), None)
             # Jᵀ of the softmax is its own transpose: what t is, seen from the probabilities.
             moved = torch.ops.aten._softmax_backward_data(t[part], p, -1, p.dtype)
             weights = self._weights
             moved.mul_(weights if isinstance(weights, float) else weights[part, None])
+            if self._head is None and self._reading.own:
+                table.scatter(into, at or table.look(p, own), moved.view(-1))
+                continue
             if self._reading.own:
-                table.scatter(into, p.gather(1, own), moved.gather(1, own), 1)
+                table.scatter(into, table.look(p.gather(1, own), 1), moved.gather(1, own).view(-1))
             else:
                 at_own.append(moved.gather(1, own))
             moved.scatter_(1, own, 0.0)
             if self._head is None:
-                table.scatter(into, p, moved)
+                table.scatter(into, table.look(p), moved.view(-1))
             else:
                 self._head.scatter(into, p, moved)
         ends = [self._reading.slopes, *self._slopes_at_own]

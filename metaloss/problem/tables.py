@@ -10,7 +10,7 @@ nodes does, as at the kinks of a ReLU, there is no table.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
@@ -105,7 +105,9 @@ class Tables:
         if self.tabulate == "auto" and pairs < PAYS * grid.nodes * len(LABELS):
             return None
         labels = LABELS if found.own else LABELS[:1]
-        values, slopes = _evaluate(self.loss, grid.places(rows), labels, outputs, graph)
+        values, slopes = _evaluate(
+            self.loss, *_pairs(grid, labels, rows.dtype, rows.device), outputs, graph
+        )
         shape = (len(labels), grid.nodes)
         table = Table(grid, values.view(shape), slopes.detach().view(shape))
         # Nearly all of a softmax over many classes is near 0; a GPU would have to wait to know.
@@ -193,10 +195,12 @@ def certificate(loss: Representation, outputs: int, dtype: torch.dtype) -> Certi
         for label in LABELS:
             values, slopes = (
                 part.split(both[1])
-                for part in _evaluate(exact, both[0], (label,), outputs, graph=False)
+                for part in _evaluate(
+                    exact, both[0], torch.full_like(both[0], label), outputs, graph=False
+                )
             )
             tables = [Table(grid, values[0][None], slopes[0][None]) for grid in grids]
-            read = [table.read(checks) for table in tables]
+            read = [table.read(table.look(checks)) for table in tables]
             serve.append(
                 all(
                     _near(s, slopes[1], tolerance) and _near(v, values[1], tolerance)
@@ -220,7 +224,8 @@ def _head(
     for degree in HEADS:
         grid = _grid(panels, dtype, many=False, head=degree)
         nodes, near = grid.places(like), HEAD * torch.linspace(0, 1, 17).to(like)
-        both = _evaluate(loss, torch.cat((nodes, near)), LABELS[:1], outputs, graph=False)
+        pairs = torch.cat((nodes, near))
+        both = _evaluate(loss, pairs, torch.zeros_like(pairs), outputs, graph=False)
         (values, _), (slopes, exact) = (part.split((len(nodes), len(near))) for part in both)
         head = Table(grid, values[None], slopes[None]).head()
         # Not a block among them is beyond the head, for which these would be too few.
@@ -256,19 +261,27 @@ def _grid(panels: int, dtype: torch.dtype, many: bool, head: int) -> Grid:
     return Grid(panels, 1, panels << 11, head) if many else Grid(panels, 2, panels << 8, head)
 
 
-def _evaluate(
-    loss: Representation, nodes: Tensor, labels: Sequence[float], outputs: int, graph: bool
+@functools.lru_cache(maxsize=8)
+def _pairs(
+    grid: Grid, labels: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """ℓ and ∂ℓ/∂f at all nodes for all labels, [L · nodes]; the second with a graph to φ."""
-    prediction = nodes.repeat(len(labels)).requires_grad_()
-    target = torch.cat([torch.full_like(nodes, label) for label in labels])
+    """The nodes with each label, [L · nodes] both."""
+    nodes = grid.places(torch.zeros((), dtype=dtype, device=device))
+    return nodes.repeat(len(labels)), torch.cat([torch.full_like(nodes, y) for y in labels])
+
+
+def _evaluate(
+    loss: Representation, prediction: Tensor, target: Tensor, outputs: int, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """ℓ and ∂ℓ/∂f of pairs, [N]; the second with a graph to φ, if asked."""
+    prediction = prediction.detach().requires_grad_()
     with torch.enable_grad():
         losses = loss.pair_losses(prediction, target, outputs)
         ones = torch.ones_like(losses)
         (slopes,) = torch.autograd.grad(
             losses, prediction, ones, create_graph=graph, materialize_grads=True
         )
-    return losses.detach().to(nodes), slopes
+    return losses.detach().to(prediction), slopes
 
 
 def _tensors(loss: nn.Module) -> list[Tensor]:

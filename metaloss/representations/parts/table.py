@@ -65,8 +65,8 @@ def _places(grid: Grid) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The cells of one panel from its nodes, [degree + 2, ORDER, cells of a panel].
+def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """The cells of one panel from its nodes, degree + 2 matrices [ORDER, cells of a panel].
 
     First the value at a cell's left end; then the coefficients of 1, r, r², ..., r in [0, 1] over
     the cell, of the polynomial that meets the panel's at the cell's Chebyshev nodes.
@@ -78,7 +78,7 @@ def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     powers = points[:, None] ** torch.arange(grid.degree + 1)
     coefficients = torch.tensordot(torch.linalg.inv(powers), met, 1)
     both = torch.cat((_through_nodes(left)[None], coefficients)).mT
-    return both.contiguous().to(dtype=dtype, device=device)
+    return both.contiguous().to(dtype=dtype, device=device).unbind()
 
 
 @functools.lru_cache(maxsize=32)
@@ -125,60 +125,70 @@ class Table:
     def __init__(self, grid: Grid, values: Tensor, slopes: Tensor) -> None:
         self.grid = grid
         self._functions = len(values)
-        to_cells = _to_cells(grid, values.dtype, values.device)
-        panels = (len(values) * grid.panels, ORDER)
-        self._left = (values.reshape(panels) @ to_cells[0]).flatten()
-        #: Coefficients of 1, r, ... on each cell of each function, [degree + 1, L · cells].
-        self._cells = (slopes.reshape(panels) @ to_cells[1:]).flatten(1)
+        to_left, *to_coefficients = _to_cells(grid, values.dtype, values.device)
+        panels = slopes.reshape(-1, ORDER)
+        self._left = (values.reshape(-1, ORDER) @ to_left).view(-1)
+        #: Coefficients of 1, r, ... on each cell of each function, [L · cells] each.
+        self._cells = [(panels @ matrix).view(-1) for matrix in to_coefficients]
         self._slopes = slopes
         # Just below the number of cells: 1 lies in the last one. With a NaN the lookup is NaN.
         self._stretch = math.nextafter(grid.cells, 0.0)
         if values.dtype != torch.float64:
             self._stretch = grid.cells * (1 - torch.finfo(values.dtype).eps / 2)
 
-    def read(self, x: Tensor, which: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-        """v and s at x.
+    def look(self, x: Tensor, own: Tensor | int | None = None) -> Places:
+        """Where each x is.
 
         Args:
-            x: in [0, 1], contiguous, of any shape.
-            which: of the functions; an integer tensor shaped like x for one at each.
-
-        Returns:
-            v, s: shaped like x.
+            x: in [0, 1], contiguous, [rows, C].
+            own: columns of each row, [rows, 1], that are of the second function; an integer takes
+                all of x as being of that function. The others are of the first.
         """
-        place, r = self._look(x, which)
-        first, *others = (cells.index_select(0, place) for cells in self._cells)
+        scaled = x * self._stretch
+        place = scaled.int().clamp_(0, self.grid.cells - 1)  # of a NaN the integer is anything
+        r = scaled.sub_(place)
+        if torch.is_tensor(own):
+            place.scatter_add_(1, own, place.new_full((), self.grid.cells).expand_as(own))
+        elif own:
+            place += own * self.grid.cells
+        return Places(place.view(-1), r.view(-1))
+
+    def read(self, at: Places) -> tuple[Tensor, Tensor]:
+        """v and s, [N] each."""
+        first, *others = (cells.index_select(0, at.cell) for cells in self._cells)
         *others, s = others
         for coefficient in reversed(others):
-            s = torch.addcmul(coefficient, s, r)
-        s = torch.addcmul(first, s, r)
+            s = coefficient.addcmul_(s, at.r)
+        s = torch.addcmul(first, s, at.r)
         # The integral of s from the cell's left end, by the trapezoid.
-        v = self._left.index_select(0, place)
-        v.addcmul_(first.add_(s), r, value=0.5 / self.grid.cells)
-        return v.view_as(x), s.view_as(x)
+        v = self._left.index_select(0, at.cell)
+        v.addcmul_(first.add_(s), at.r, value=0.5 / self.grid.cells)
+        return v, s
 
     def scattered(self) -> Scattered:
         """Nothing yet, to be filled by `scatter` and `Head.scatter`."""
         # float64: a cell may gather millions of terms.
-        cells = self._cells.new_zeros(self._cells.shape, dtype=torch.float64)
-        return Scattered(cells, cells.new_zeros(self.grid.head + 1))
+        cells = self._left.new_zeros((len(self._cells), len(self._left)), dtype=torch.float64)
+        return Scattered(cells, None)
 
-    def scatter(self, into: Scattered, x: Tensor, t: Tensor, which: int | Tensor = 0) -> None:
-        """Adds to `into` what takes ⟨s(x), t⟩ back to the cells; x, t and which as in `read`."""
-        place, r = self._look(x, which)
-        place, t = place.long(), t.reshape(-1).double()
+    def scatter(self, into: Scattered, at: Places, t: Tensor) -> None:
+        """Adds to `into` what takes ⟨s(x), t⟩ back to the cells; t [N]."""
+        place, t = at.cell.long(), t.double()
         for number, cells in enumerate(into.cells):
             if number:
-                t = t * r
+                t = t * at.r
             _add_at(cells, place, t)
 
     def gathered(self, into: Scattered) -> Tensor:
         """Back to the nodes: w with ⟨s(x), t⟩ = ⟨s at the nodes, w⟩, [L, nodes]."""
-        to_cells = _to_cells(self.grid, self._cells.dtype, self._cells.device)[1:]
-        cells = into.cells.to(self._cells.dtype)
-        panels = cells.unflatten(1, (self._functions * self.grid.panels, -1))
-        weights = (panels @ to_cells.mT).sum(0)
-        weights[0] += into.head.to(weights) @ _to_head(self.grid, weights.dtype, weights.device)
+        dtype, device = self._left.dtype, self._left.device
+        _, first, *others = _to_cells(self.grid, dtype, device)
+        cells = into.cells.to(dtype).view(len(into.cells), -1, first.shape[1])
+        weights = cells[0] @ first.T
+        for part, matrix in zip(cells[1:], others, strict=True):
+            weights.addmm_(part, matrix.T)
+        if into.head is not None:
+            weights[0] += into.head.to(dtype) @ _to_head(self.grid, dtype, device)
         return weights.view(self._functions, -1)
 
     def head(self) -> Head:
@@ -186,14 +196,13 @@ class Table:
         to_head = _to_head(self.grid, self._slopes.dtype, self._slopes.device)
         return Head(self, (to_head @ self._slopes[0, :ORDER]).unbind(), self._left[0])
 
-    def _look(self, x: Tensor, which: int | Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each x, and how far it is in it, r in [0, 1]; both flat."""
-        scaled = x * self._stretch
-        place = scaled.int().clamp_(0, self.grid.cells - 1)  # of a NaN the integer is anything
-        r = scaled.sub_(place)
-        if torch.is_tensor(which) or which:
-            place += which * self.grid.cells
-        return place.view(-1), r.view(-1)
+
+@dataclass
+class Places:
+    """Where numbers are in a table; both flat, [N]."""
+
+    cell: Tensor  #: int32
+    r: Tensor  #: how far in it, in [0, 1]
 
 
 @dataclass
@@ -201,7 +210,7 @@ class Scattered:
     """What takes ⟨s(x), t⟩ back to the nodes, on its way; float64."""
 
     cells: Tensor  #: ⟨r^k, t⟩ over the x of each cell, [degree + 1, L · cells]
-    head: Tensor  #: ⟨x^k, t⟩ over the x of the head, [head + 1]
+    head: Tensor | None  #: ⟨x^k, t⟩ over the x of the head, [head + 1]; None without any
 
 
 class Head:
@@ -236,7 +245,7 @@ class Head:
         s.add_(a)
         blocks = self._beyond(flat)
         beyond = _pick(flat, blocks)
-        v, exact = self._table.read(beyond)
+        v, exact = self._table.read(self._table.look(beyond))
         _put(s, blocks, exact)
         # From 0 on by the trapezoid of s and its first correction; beyond the head v is known.
         bend = self._coefficients[2] / 6
@@ -256,11 +265,13 @@ class Head:
         """Adds to `into` what takes ⟨s(x), t⟩ back; x, t [rows, C], contiguous; t is used up."""
         flat, t = x.view(-1), t.view(-1)
         blocks = self._beyond(flat)
-        self._table.scatter(into, _pick(flat, blocks), _pick(t, blocks))
+        self._table.scatter(into, self._table.look(_pick(flat, blocks)), _pick(t, blocks))
         _put(t, blocks, None)
+        degree = self._table.grid.head
+        if into.head is None:
+            into.head = into.cells.new_zeros(degree + 1)
         into.head[0] += t.sum()
         power = flat
-        degree = len(into.head) - 1
         for k in range(1, degree + 1):
             into.head[k] += torch.dot(t, power)
             if k < degree:
