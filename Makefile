@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test test-all lint docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python tools/quickstart.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files

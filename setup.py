@@ -52,6 +52,7 @@ setup(
         "torchvision",
         "timm>=1.0.10",
         "gin-config>=0.5,<0.6",
+        "annotated-types>=0.6",
         "tensorboard>=2.21",
         "einops>=0.8",
         "scikit-learn>=1.4",

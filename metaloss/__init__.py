@@ -6,6 +6,7 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
 from metaloss.base_optimizers.rates import RATES
+from metaloss.config.plugins import load_all as load_plugins
 from metaloss.engines import ENGINES
 from metaloss.experiments.launchers import LAUNCHERS
 from metaloss.learner import AdaLFL
@@ -39,4 +40,5 @@ __all__ = [
     "Stack",
     "load_loss",
     "load_model",
+    "load_plugins",
 ]

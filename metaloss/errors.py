@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -11,11 +12,51 @@ class InputError(ValueError):
 
     The message is one line: what was asked, what is near or known, where it was written. The tools
     print it and exit with code 2; any other exception is a bug of ours and keeps its traceback.
+
+    Attributes:
+        place: where the cause was written, in a gin file or on the command line; told by who read
+            it, for what raises the error does not know.
     """
+
+    place: str | None = None
+
+    @property
+    def message(self) -> str:
+        """The line without the place."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return f"{self.message} · in {self.place}" if self.place else self.message
 
 
 class ConfigError(InputError):
     """A gin file, a gin binding or a component's argument that cannot be used."""
+
+
+class ArgumentError(ConfigError):
+    """An argument that a component cannot use: `kind.name.argument = value: give ...`.
+
+    Args:
+        argument: its name.
+        value: what was given.
+        asked: what to give in its place.
+
+    Attributes:
+        component: "kind.name", told by the component's registry.
+    """
+
+    component = ""
+
+    def __init__(self, argument: str, value: object, asked: str) -> None:
+        super().__init__(argument, value, asked)
+        self.argument = argument
+
+    @property
+    def message(self) -> str:
+        argument, value, asked = self.args
+        name = f"{self.component}.{argument}".lstrip(".")
+        shown = textwrap.shorten(repr(value), 200, placeholder=" …")
+        return f"{name} = {shown}: give {asked}"
 
 
 class DataError(InputError):

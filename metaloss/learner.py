@@ -101,9 +101,12 @@ class AdaLFL:
         cuda_graphs: bool = False,
         tabulate: Tabulate = "auto",
     ) -> None:
+        if cuda_graphs and tabulate == "always":
+            raise InputError("tabulate = 'always': what a table asks of φ, no CUDA graph can")
         self.problem = Problem(
-            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform, tabulate
-        )
+            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform,
+            "never" if cuda_graphs else tabulate,
+        )  # fmt: skip
         if self.problem.device.type == "cpu":
             memory.keep_freed()
         self.adapter = adapter

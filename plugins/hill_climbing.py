@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat
 from metaloss.engines.base import Draw
 from metaloss.engines.evolution import Noise, draw_noise, perturbed
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
@@ -29,12 +29,10 @@ class HillClimbing(MetaOptimizer):
 
     def __init__(
         self,
-        sigma: float = 0.01,
+        sigma: PositiveFloat = 0.01,
         objective: Literal["valid", "train"] = "valid",
         steps: int = 2500,
     ) -> None:
-        checks.number(sigma, "hill_climbing.sigma")
-        checks.choice(objective, "hill_climbing.objective", ("valid", "train"))
         self.sigma = sigma
         self.objective = objective
         self.steps = steps

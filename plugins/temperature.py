@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
@@ -20,9 +20,8 @@ class Temperature(Representation):
 
     classification_only = True  # in regression a run says so, and does not start
 
-    def __init__(self, start: float = 1.0) -> None:
+    def __init__(self, start: PositiveFloat = 1.0) -> None:
         super().__init__()
-        checks.number(start, "representations.temperature.start")  # an error in one line
         self.start = start  # arguments stay attributes: an exported loss is built again by them
         self.log_t = nn.Parameter(torch.tensor(math.log(start)))  # φ: any number makes a T > 0
 

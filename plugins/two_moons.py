@@ -1,10 +1,12 @@
 """A task as a plugin: two interleaved half circles, drawn by scikit-learn."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat, PositiveInt, Share
 from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
 from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.splits import with_validation
@@ -22,14 +24,12 @@ class TwoMoons(Task):
 
     def __init__(
         self,
-        examples: int = 1000,
-        noise: float = 0.2,
-        batch_size: int = 64,
-        valid_fraction: float = 0.1,
+        examples: Annotated[int, Ge(20)] = 1000,
+        noise: PositiveFloat = 0.2,
+        batch_size: PositiveInt = 64,
+        valid_fraction: Share = 0.1,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
-        checks.integer(examples, "tasks.two_moons.examples", minimum=20)
-        checks.number(noise, "tasks.two_moons.noise")
         self.examples = examples
         self.noise = noise
 

@@ -1,23 +1,116 @@
-"""Every test starts from the same seed, on one thread, with nothing bound in gin."""
+"""Every test starts from the same seed, with nothing bound in gin, and draws no pictures unasked.
 
-import importlib.util
+pytest gets three options of its own: --threads, --reverse and --budget. CONTRIBUTING.md says when
+they are used.
+"""
+
 import itertools
+import os
 import shutil
-from pathlib import Path
 
 import gin
 import pytest
 import torch
 
 from metaloss.config.registry import REGISTRIES, Registry
+from tests import helpers
+from tests.helpers import tool
 
-torch.set_num_threads(1)
-
+SLOWEST = 25  #: tests that are listed with --budget
 NUMBERS = itertools.count()
-REPOSITORY = Path(__file__).parent.parent
 
-#: A learned loss of 24 parameters, recorded at steps 0, 1, 4 and 20, as format 1 was written.
-FORMAT_1 = REPOSITORY / "tests" / "exports" / "format1"
+
+def pytest_addoption(parser):
+    group = parser.getgroup("metaloss")
+    group.addoption("--threads", type=int, default=1, help="of torch, in every worker (default: 1)")
+    group.addoption("--reverse", action="store_true", help="runs the last test first")
+    group.addoption(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="lists what cost the most CPU time, and fails if one test took more than this",
+    )
+
+
+def pytest_configure(config):
+    torch.set_num_threads(config.getoption("threads"))
+    config.pluginmanager.register(Costs(config.getoption("budget")))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that share a fixture of their module go to one worker, which makes it once."""
+    for item in items:
+        found = [fixtures[-1] for fixtures in item._fixtureinfo.name2fixturedefs.values()]
+        if any((own.scope, own.baseid) == ("module", item.parent.nodeid) for own in found):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    if config.getoption("reverse"):
+        items.reverse()
+
+
+class Costs:
+    """What each test cost: CPU time, since a busy machine stretches that of the clock.
+
+    It is that of the process and of the children it has waited for. A
+    fixture's is its first test's.
+    """
+
+    def __init__(self, budget: float | None) -> None:
+        self.budget = budget
+        self.seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        self.began = sum(os.times()[:4])
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item):
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append(("cpu", sum(os.times()[:4]) - self.began))
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "teardown":
+            self.seconds[report.nodeid] = dict(report.user_properties).get("cpu", 0.0)
+
+    @property
+    def dear(self) -> list[str]:
+        """The tests above the budget."""
+        return [test for test, seconds in self.seconds.items() if seconds > (self.budget or 1e9)]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if self.dear and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.budget is None:
+            return
+        total = sum(self.seconds.values())
+        terminalreporter.section(f"{total:.0f} CPU seconds, and what cost the most")
+        for test in sorted(self.seconds, key=self.seconds.get, reverse=True)[:SLOWEST]:
+            above = f"  FAILED: above {self.budget:g} s" if test in self.dear else ""
+            terminalreporter.write_line(f"{self.seconds[test]:7.2f} s  {test}{above}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sketching():
+    """A run draws one small picture in place of its figures, which take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, sketch in helpers.SKETCHES:
+            patch.setattr(module, name, sketch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def drawing(request):
+    """A test marked `pictures` draws as runs do; a fixture of wider scope enters `drawn` itself."""
+    if request.node.get_closest_marker("pictures"):
+        with helpers.drawn():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -36,22 +129,31 @@ def kind():
     del REGISTRIES[name]
 
 
-def tool(name):
-    """A file of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", REPOSITORY / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
-def train(capsys):
+def command(capsys):
+    """Runs a tool in this process: name, arguments -> exit code, standard output and error."""
+
+    def run(name, *arguments):
+        code = tool(name).main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(command):
     """Runs tools/train.py in this process: arguments -> exit code, standard error."""
-    main = tool("train").main
 
     def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, capsys.readouterr().err
+        code, _, stderr = command("train", *arguments)
+        return code, stderr
 
     return run
 

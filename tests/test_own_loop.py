@@ -6,7 +6,6 @@ import copy
 import gc
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +25,8 @@ from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
+from tests.helpers import ROOT
 from tests.own_loops import LOOPS, Loop, flat, meta_gradient_by_hand, mlp, plain
-
-ROOT = Path(__file__).parent.parent
 
 
 class Recorder(Descent):

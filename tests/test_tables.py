@@ -253,9 +253,7 @@ def test_training_by_tables_is_that_by_pairs_and_goes_on_bit_for_bit():
     through, _ = learners
     again = make_learner("always")
     again.problem.model.load_state_dict(through.problem.model.state_dict())
-    again.problem.optimizer.load_state_dict(
-        copy.deepcopy(through.problem.optimizer.state_dict())
-    )
+    again.problem.optimizer.load_state_dict(copy.deepcopy(through.problem.optimizer.state_dict()))
     again.load_state_dict(copy.deepcopy(through.state_dict()))
     for _ in range(20):
         for learner in (through, again):

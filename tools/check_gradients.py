@@ -13,7 +13,6 @@ Prints a line a certificate. Exit codes: 0 all hold, 1 one does not, 2 bad input
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +74,11 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
         InputError: an unknown word, or a gin file or plugin that cannot be used.
     """
     from metaloss import config
-    from metaloss.config import checks, plugins
+    from metaloss.config import plugins
     from metaloss.engines import ENGINES
+    from metaloss.errors import InputError, did_you_mean
     from metaloss.machine import seeding
+    from metaloss.tasks.base import find_data_dir
     from metaloss.testing.certification import certify, grid
 
     plugins.load_all(arguments.plugin)
@@ -86,7 +87,7 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
     if arguments.gin_file:
         with seeding.drawing_from(seeding.stream(arguments.seed, "phi")):
             plan = config.load(arguments.gin_file, arguments.gin_param).build()
-        folder = Path(arguments.data_dir or os.environ.get("METALOSS_DATA") or "data")
+        folder = find_data_dir(arguments.data_dir)
         case = certify.planned_case(plan, folder, arguments.seed, arguments.examples)
         for engine in arguments.engine or ("exact", "sweep"):
             for warm in (0, 2):
@@ -98,7 +99,9 @@ def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
         (arguments.backbone, grid.MODELS, "--backbone"),
     ):
         for word in words:
-            checks.choice(word, flag, known)
+            if word not in known:
+                near = did_you_mean(word, known)
+                raise InputError(f"{flag} = {word!r} is unknown{near} · known: {', '.join(known)}")
     yield from grid.certificates(
         arguments.engine, arguments.optimizer, arguments.loss, arguments.backbone
     )

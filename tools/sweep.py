@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=("plan", "run", "status", "retry", "report"))
     add("spec", nargs="+", metavar="SPEC", help="gin files with a Sweep")
-    add("--output_dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    add("--output_dir", default="runs", metavar="DIR", help="default: runs")
     add("--launcher", metavar="NAME", help="local, slurm, ray; default: the spec's, or local")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'", help="may repeat")
     add("--only", action="append", default=[], metavar="PATTERN", help="of run folders; may repeat")

@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "goes on learning; may repeat")  # fmt: skip
     add("--step", type=int, help="of the loss's own training, to take it at; default: its end")
     add("--seed", action="append", type=int, help="may repeat; default: 0, 1 and 2")
-    add("--output_dir", type=Path, metavar="DIR", default=Path("runs/transfer"),
+    add("--output_dir", metavar="DIR", default="runs/transfer",
         help="default: runs/transfer")  # fmt: skip
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
@@ -48,6 +48,7 @@ def main(command_line: list[str] | None = None) -> int:
     asked = parse_arguments(command_line)
 
     from metaloss.config import plugins
+    from metaloss.config.paths import asked_for
     from metaloss.errors import InputError
     from metaloss.experiments import transfer
     from metaloss.representations.saved.learned_loss import load_loss
@@ -58,7 +59,8 @@ def main(command_line: list[str] | None = None) -> int:
         modes = dict.fromkeys(asked.mode or ["frozen"])
         trials = [transfer.Trial(mode, mode, loss, step=asked.step) for mode in modes]
         seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
-        plan = transfer.Plan(asked.output_dir, asked.gin_file, asked.gin_param, trials, seeds)
+        folder = asked_for(asked.output_dir, "--output_dir")
+        plan = transfer.Plan(folder, asked.gin_file, asked.gin_param, trials, seeds)
         code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
         if code == 0:
             print(plan.report())

@@ -23,7 +23,7 @@ from torch import Tensor
 from metaloss import links
 from metaloss.analysis import curves
 from metaloss.analysis.curves import Panel
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt, checked
 from metaloss.errors import InputError
 from metaloss.representations.base import Representation
 from metaloss.representations.saved.learned_loss import LearnedLoss
@@ -121,10 +121,11 @@ def of_size(formulas: Sequence[Formula], size: int | None) -> Formula:
     raise InputError(f"--size {size}: there are formulas of 1 to {formulas[-1].size} terms")
 
 
+@checked()
 def distill(
     representation: Representation,
     classes: int | None,
-    largest: int = 5,
+    largest: PositiveInt = 5,
     library: Sequence[str] | None = None,
 ) -> list[Formula]:
     """The best formula of each size, up to `largest` or to one that is exact.
@@ -139,7 +140,6 @@ def distill(
         ConfigError: `largest` is out of its range, or a term is unknown.
         InputError: the loss is constant, or not finite on its panels.
     """
-    checks.integer(largest, "largest", minimum=1)
     if library is None:
         library = OF_ERROR if classes is None else OF_PROBABILITY
     largest = min(largest, len(library), LARGEST)

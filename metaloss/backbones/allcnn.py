@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from metaloss.backbones.base import BACKBONES, kaiming_normal, require_image
-from metaloss.config import checks
+from metaloss.config.arguments import Probability
 
 #: Output channels, kernel, stride, padding of each convolution but the last; None is dropout.
 LAYERS = (
@@ -21,7 +21,7 @@ LAYERS = (
 def allcnn(
     input_shape: tuple[int, ...],
     outputs: int,
-    dropout: float = 0.5,
+    dropout: Probability = 0.5,
     pooling: Literal["whole", "corner"] = "whole",
 ) -> nn.Module:
     """Nine convolutions with BatchNorm, strides in place of pooling (Springenberg et al., 2014).
@@ -34,7 +34,6 @@ def allcnn(
         pooling: "whole" averages over the whole last map, "corner" over its top-left 6x6 alone, as
             that code does.
     """
-    checks.choice(pooling, "backbones.allcnn.pooling", ("whole", "corner"))
     require_image(input_shape, "allcnn", smallest=8 if pooling == "whole" else 24)
     layers: list[nn.Module] = []
     channels = input_shape[0]

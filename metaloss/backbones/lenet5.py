@@ -7,7 +7,6 @@ from typing import Literal
 from torch import nn
 
 from metaloss.backbones.base import BACKBONES, require_image, xavier_uniform
-from metaloss.config import checks
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
@@ -30,8 +29,6 @@ def lenet5(
         pooling: "max" or "average".
     """
     require_image(input_shape, "lenet5", smallest=16)
-    checks.choice(activation, "backbones.lenet5.activation", ACTIVATIONS)
-    checks.choice(pooling, "backbones.lenet5.pooling", POOLINGS)
     act, pool = ACTIVATIONS[activation], POOLINGS[pooling]
     channels, height, width = input_shape
     side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]  # 28 -> 12 -> 4

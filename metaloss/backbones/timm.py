@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.backbones.base import BACKBONES, require_image
-from metaloss.errors import ConfigError, did_you_mean
+from metaloss.errors import ArgumentError, ConfigError, did_you_mean
 
 
 @BACKBONES.register("timm")
@@ -31,14 +31,15 @@ def timm(
     import timm as library  # 2 s, and only for who uses it
 
     if not library.is_model(name):
-        raise ConfigError(
-            f"backbones.timm.name: timm {library.__version__} has no model '{name}'"
-            f"{did_you_mean(name, library.list_models())}"
-        )
+        near = did_you_mean(name, library.list_models())
+        raise ArgumentError("name", name, f"a model of timm {library.__version__}{near}")
     require_image(input_shape, f"timm(name='{name}')", smallest=1)
-    model = library.create_model(
-        name, in_chans=input_shape[0], num_classes=outputs, **(arguments or {})
-    )
+    try:
+        model = library.create_model(
+            name, in_chans=input_shape[0], num_classes=outputs, **(arguments or {})
+        )
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # each model has its own
+        raise ArgumentError("arguments", arguments, f"what {name} takes ({error})") from error
     _try(model, input_shape, outputs, name)
     return model
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import nn
 
 from metaloss.backbones.base import BACKBONES, require_image
-from metaloss.config import checks
-from metaloss.errors import ConfigError
+from metaloss.config.arguments import PositiveInt, Probability
+from metaloss.errors import ArgumentError
 
 
 @BACKBONES.register("wide_resnet")
 def wide_resnet(
     input_shape: tuple[int, ...],
     outputs: int,
-    depth: int = 28,
-    width: int = 10,
-    dropout: float = 0.0,
+    depth: Annotated[int, Ge(10)] = 28,
+    width: PositiveInt = 10,
+    dropout: Probability = 0.0,
 ) -> nn.Module:
     """WRN-depth-width (Zagoruyko & Komodakis, 2016), of timm's pre-activation ResNet.
 
@@ -34,10 +35,8 @@ def wide_resnet(
     import timm
 
     require_image(input_shape, "wide_resnet", smallest=8)
-    checks.integer(width, "backbones.wide_resnet.width", minimum=1)
-    checks.integer(depth, "backbones.wide_resnet.depth", minimum=10)
     if depth % 6 != 4:
-        raise ConfigError(f"backbones.wide_resnet.depth = {depth}: give 6 n + 4, such as 16 or 28")
+        raise ArgumentError("depth", depth, "6 n + 4, such as 16 or 28")
     model: Any = timm.create_model(
         "resnetv2_18", layers=3 * (depth // 6,), channels=(16 * width, 32 * width, 64 * width),
         stem_chs=16, num_classes=outputs,

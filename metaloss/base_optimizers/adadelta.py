@@ -9,20 +9,19 @@ from torch import Tensor
 
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
 from metaloss.base_optimizers.quotient import effective_gradient
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat, Probability
 
 
 @BASE_OPTIMIZERS.register("adadelta")
 def adadelta(
     parameters: Iterable[Tensor],
-    lr: float = 1.0,
-    rho: float = 0.9,
-    eps: float = 1e-6,
-    weight_decay: float = 0.0,
+    lr: PositiveFloat = 1.0,
+    rho: Probability = 0.9,
+    eps: NonNegativeFloat = 1e-6,
+    weight_decay: NonNegativeFloat = 0.0,
     maximize: bool = False,
 ) -> torch.optim.Adadelta:
     """Adadelta (torch.optim.Adadelta)."""
-    checks.number(lr, "base_optimizers.adadelta.lr")
     return torch.optim.Adadelta(
         parameters,
         lr=lr,

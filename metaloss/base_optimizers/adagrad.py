@@ -23,21 +23,20 @@ from metaloss.base_optimizers.quotient import (
     roots,
     times,
 )
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("adagrad")
 def adagrad(
     parameters: Iterable[Tensor],
-    lr: float = 1e-2,
-    lr_decay: float = 0.0,
-    weight_decay: float = 0.0,
-    initial_accumulator_value: float = 0.0,
-    eps: float = 1e-10,
+    lr: PositiveFloat = 1e-2,
+    lr_decay: NonNegativeFloat = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
+    initial_accumulator_value: NonNegativeFloat = 0.0,
+    eps: NonNegativeFloat = 1e-10,
     maximize: bool = False,
 ) -> torch.optim.Adagrad:
     """Adagrad, its learning rate decayed if asked for (torch.optim.Adagrad)."""
-    checks.number(lr, "base_optimizers.adagrad.lr")
     return torch.optim.Adagrad(
         parameters,
         lr=lr,

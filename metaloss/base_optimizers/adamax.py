@@ -21,20 +21,19 @@ from metaloss.base_optimizers.quotient import (
     means,
     times,
 )
-from metaloss.config import checks
+from metaloss.config.arguments import Decay, NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("adamax")
 def adamax(
     parameters: Iterable[Tensor],
-    lr: float = 2e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: PositiveFloat = 2e-3,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: NonNegativeFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
     maximize: bool = False,
 ) -> torch.optim.Adamax:
     """Adamax: Adam with an infinity norm (torch.optim.Adamax)."""
-    checks.number(lr, "base_optimizers.adamax.lr")
     return torch.optim.Adamax(
         parameters,
         lr=lr,

@@ -9,21 +9,20 @@ from torch import Tensor
 
 from metaloss.base_optimizers.adam import AdamUpdate
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS, certify
-from metaloss.config import checks
+from metaloss.config.arguments import Decay, NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("adamw")
 def adamw(
     parameters: Iterable[Tensor],
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 1e-2,
+    lr: PositiveFloat = 1e-3,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: NonNegativeFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 1e-2,
     amsgrad: bool = False,
     maximize: bool = False,
 ) -> torch.optim.AdamW:
     """Adam whose weight decay shrinks the parameters directly (torch.optim.AdamW)."""
-    checks.number(lr, "base_optimizers.adamw.lr")
     return torch.optim.AdamW(
         parameters,
         lr=lr,

@@ -9,21 +9,20 @@ from torch import Tensor
 
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
 from metaloss.base_optimizers.quotient import effective_gradient
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("asgd")
 def asgd(
     parameters: Iterable[Tensor],
-    lr: float = 1e-2,
+    lr: PositiveFloat = 1e-2,
     lambd: float = 1e-4,
     alpha: float = 0.75,
     t0: float = 1e6,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     maximize: bool = False,
 ) -> torch.optim.ASGD:
     """SGD with a decaying learning rate, and the average of θ beside it (torch.optim.ASGD)."""
-    checks.number(lr, "base_optimizers.asgd.lr")
     return torch.optim.ASGD(
         parameters,
         lr=lr,

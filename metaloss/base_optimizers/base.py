@@ -76,11 +76,11 @@ class Update(ABC):
         """
 
     def initial_state(self, theta: Tensor, hyper: Hyperparameters) -> State:
-        """The state that the optimizer makes for a parameter when it is built; else {}."""
+        """The state made for a parameter, of any shape, when the optimizer is built; else {}."""
         return {}
 
     def cotangent(self, step: GroupStep, v: list[Tensor]) -> list[Tensor | None]:
-        """u = (∂θ'/∂g)ᵀ v, finite also where a gradient is exactly zero; None stands for zero."""
+        """u = (∂θ'/∂g)ᵀ v, of θ's shapes, finite also where a gradient is zero; None is zero."""
         u: list[Tensor | None] = []
         for theta, grad, state, value in zip(step.theta, step.grad, step.before, v, strict=True):
             leaf = grad.detach().requires_grad_()
@@ -94,7 +94,7 @@ class Update(ABC):
         return None
 
     def direction(self, step: GroupStep) -> list[Tensor | None]:
-        """∂θ'/∂lr, in most classes the negative update direction; None stands for zero."""
+        """∂θ'/∂lr, of θ's shapes: mostly the negative update direction; None stands for zero."""
         directions: list[Tensor | None] = []
         with forward_ad.dual_level():
             for theta, grad, state in zip(step.theta, step.grad, step.before, strict=True):
@@ -109,7 +109,7 @@ class Update(ABC):
 def pull(
     ends: Sequence[tuple[Any, Tensor | None]], leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Cotangents of the leaves from those of the ends, by autograd; None stands for zero.
+    """Cotangents of the leaves, of their shapes, from those of the ends; None stands for zero.
 
     An end may be a constant, or a plain number, and have no part in them.
     """

@@ -24,22 +24,21 @@ from metaloss.base_optimizers.quotient import (
     shrunk,
     times,
 )
-from metaloss.config import checks
+from metaloss.config.arguments import Decay, NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("nadam")
 def nadam(
     parameters: Iterable[Tensor],
-    lr: float = 2e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    momentum_decay: float = 4e-3,
+    lr: PositiveFloat = 2e-3,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: NonNegativeFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
+    momentum_decay: NonNegativeFloat = 4e-3,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> torch.optim.NAdam:
     """NAdam; its weight decay is added to the gradient, or decoupled (torch.optim.NAdam)."""
-    checks.number(lr, "base_optimizers.nadam.lr")
     return torch.optim.NAdam(
         parameters,
         lr=lr,

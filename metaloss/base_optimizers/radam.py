@@ -24,21 +24,20 @@ from metaloss.base_optimizers.quotient import (
     shrunk,
     times,
 )
-from metaloss.config import checks
+from metaloss.config.arguments import Decay, NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("radam")
 def radam(
     parameters: Iterable[Tensor],
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: PositiveFloat = 1e-3,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: NonNegativeFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> torch.optim.RAdam:
     """RAdam; its weight decay is added to the gradient, or decoupled (torch.optim.RAdam)."""
-    checks.number(lr, "base_optimizers.radam.lr")
     return torch.optim.RAdam(
         parameters,
         lr=lr,

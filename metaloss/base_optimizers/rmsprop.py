@@ -22,22 +22,21 @@ from metaloss.base_optimizers.quotient import (
     root,
     roots,
 )
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat
 
 
 @BASE_OPTIMIZERS.register("rmsprop")
 def rmsprop(
     parameters: Iterable[Tensor],
-    lr: float = 1e-2,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
+    lr: PositiveFloat = 1e-2,
+    alpha: NonNegativeFloat = 0.99,
+    eps: NonNegativeFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
+    momentum: NonNegativeFloat = 0.0,
     centered: bool = False,
     maximize: bool = False,
 ) -> torch.optim.RMSprop:
     """RMSprop, centered and with momentum if asked for (torch.optim.RMSprop)."""
-    checks.number(lr, "base_optimizers.rmsprop.lr")
     return torch.optim.RMSprop(
         parameters,
         lr=lr,

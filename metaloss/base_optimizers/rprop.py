@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat, Share
 
 
 @BASE_OPTIMIZERS.register("rprop")
 def rprop(
     parameters: Iterable[Tensor],
-    lr: float = 1e-2,
-    etas: tuple[float, float] = (0.5, 1.2),
+    lr: PositiveFloat = 1e-2,
+    etas: tuple[Share, Annotated[float, Gt(1)]] = (0.5, 1.2),
     step_sizes: tuple[float, float] = (1e-6, 50.0),
     maximize: bool = False,
 ) -> torch.optim.Rprop:
     """Rprop (torch.optim.Rprop). Its step does not feel a small change of the gradient."""
-    checks.number(lr, "base_optimizers.rprop.lr")
     return torch.optim.Rprop(
         parameters,
         lr=lr,

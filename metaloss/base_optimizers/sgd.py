@@ -16,21 +16,23 @@ from metaloss.base_optimizers.base import (
     certify,
 )
 from metaloss.base_optimizers.quotient import effective_gradient, effective_gradients
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat
+from metaloss.errors import ArgumentError
 
 
 @BASE_OPTIMIZERS.register("sgd")
 def sgd(
     parameters: Iterable[Tensor],
-    lr: float,
-    momentum: float = 0.0,
+    lr: PositiveFloat,
+    momentum: NonNegativeFloat = 0.0,
     dampening: float = 0.0,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
 ) -> torch.optim.SGD:
     """SGD with momentum, Nesterov momentum and weight decay (torch.optim.SGD)."""
-    checks.number(lr, "base_optimizers.sgd.lr")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ArgumentError("nesterov", nesterov, "a momentum with it, and no dampening")
     return torch.optim.SGD(
         parameters,
         lr=lr,

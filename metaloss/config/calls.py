@@ -1,36 +1,20 @@
-"""Calls: a component with the arguments that a gin file binds, held against its signature.
-
-gin passes any value to any parameter; here a value is compared with the parameter's annotation
-before anything is built, so that components (and plugins) need no type checks of their own.
-"""
+"""Calls: a component with the arguments that a gin file binds, to be made later."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
+from metaloss.config.arguments import Later, annotations_of, describe, is_a
 from metaloss.config.registry import REGISTRIES
-from metaloss.errors import ConfigError, InputError, did_you_mean
-
-WORDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "True or False",
-    str: "a string in quotes",
-    NoneType: "None",
-    dict: "a dict",
-    list: "a list",
-    tuple: "a tuple",
-}
+from metaloss.errors import ArgumentError, InputError
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Later):
     """A component and its arguments: `@kind.name()`, or a recipe for later, `@kind.name`.
 
     A recipe is passed on as the call itself; who receives it calls it with what is left.
@@ -55,11 +39,16 @@ class Call:
         """Builds the arguments, then calls the component.
 
         Raises:
-            ConfigError: the component refuses its arguments.
+            InputError: the component refuses its arguments; the place of the one it names, or of
+                the reference, is added. Anything else that it raises is a bug and stays as it is.
         """
         arguments = {name: build(value) for name, value in self.arguments.items()}
-        with self._explaining_refusal():
+        try:
             return self.component(*positional, **arguments, **named)
+        except InputError as error:
+            named_by_it = error.argument if isinstance(error, ArgumentError) else ""
+            error.place = error.place or self.places.get(named_by_it, self.place)
+            raise
 
     @property
     def result(self) -> type | None:
@@ -69,22 +58,13 @@ class Call:
         returned = annotations_of(self.component).get("return")
         return returned if inspect.isclass(returned) and returned is not Any else None
 
-    @contextmanager
-    def _explaining_refusal(self) -> Iterator[None]:
-        """Adds to the component's objection where the arguments were written."""
-        try:
-            yield
-        except (TypeError, ValueError, RuntimeError) as error:
-            message = (str(error).splitlines() or [type(error).__name__])[0]
-            if not isinstance(error, InputError):
-                message = f"{self.text.strip('@()')}: {message}"
-            blamed = [
-                place
-                for name, place in self.places.items()
-                if re.search(rf"\b{name}\b", message, re.IGNORECASE)
-            ]
-            where = " and ".join(dict.fromkeys(blamed)) or self.place
-            raise ConfigError(f"{message} · in {where}") from error
+    def fits(self, hint: Any) -> bool:
+        if get_origin(hint) is Callable:
+            result = get_args(hint)[1]
+            return not self.evaluate and (self.result is None or is_a(self.result, result))
+        if not inspect.isclass(hint) or hint is Any:
+            return get_origin(hint) is None
+        return self.evaluate and (self.result is None or is_a(self.result, hint))
 
 
 def build(value: Any) -> Any:
@@ -98,62 +78,10 @@ def build(value: Any) -> Any:
     return value
 
 
-def annotations_of(component: Callable[..., Any]) -> dict[str, Any]:
-    """Type hints by parameter; none where they cannot be evaluated."""
-    function = component.__init__ if inspect.isclass(component) else component  # type: ignore[misc]
-    try:
-        return get_type_hints(inspect.unwrap(function))
-    except (NameError, TypeError, AttributeError):
-        return {}
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value, or what a call will give, is what an annotation asks for.
-
-    Annotations that are not understood fit everything.
-    """
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(fits(value, option) for option in inner)
-    if isinstance(value, Call):
-        return _call_fits(value, hint)
-    if origin is Literal:
-        return any(value == option and type(value) is type(option) for option in inner)
-    if origin is tuple and Ellipsis not in inner:
-        whole = isinstance(value, (list, tuple)) and len(value) == len(inner)
-        return whole and all(map(fits, value, inner))
-    if _is_a(origin, Sequence):
-        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
-    if _is_a(origin, Mapping):
-        return isinstance(value, dict)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if origin is Callable:
-        return False  # of what gin can write, only a component can be called
-    return hint is Any or not inspect.isclass(hint) or _is_a(type(value), hint)
-
-
-def describe(hint: Any, value: Any = None) -> str:
-    """What an annotation asks for, in the words of gin files; the word nearest to `value`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(describe(option, value) for option in inner)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, inner))}{did_you_mean(str(value), map(str, inner))}"
-    if origin is tuple and Ellipsis not in inner:
-        return f"a list of {len(inner)}: {', '.join(map(describe, inner))}"
-    if _is_a(origin, Sequence):
-        return f"a list, each item {describe(inner[0])}"
-    return _example(hint) or WORDS.get(origin or hint, str(hint))
-
-
-def _call_fits(call: Call, hint: Any) -> bool:
-    if get_origin(hint) is Callable:
-        asked = get_args(hint)[1]
-        return not call.evaluate and (call.result is None or _is_a(call.result, asked))
-    if not inspect.isclass(hint) or hint is Any:
-        return get_origin(hint) is None
-    return call.evaluate and (call.result is None or _is_a(call.result, hint))
+def asked(hint: Any, value: Any) -> str:
+    """What an annotation asks for, in the words of gin files, which name components."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return " or ".join(_example(option) or describe(option, value) for option in options)
 
 
 def _example(hint: Any) -> str | None:
@@ -161,7 +89,7 @@ def _example(hint: Any) -> str | None:
     for kind, registry in REGISTRIES.items():
         for name, component in registry.items():
             call = Call("", component, not registry.supplied, {}, {}, "")
-            if hint is not Any and call.result is not None and _call_fits(call, hint):
+            if hint is not Any and call.result is not None and call.fits(hint):
                 return f"one of {kind}, such as {reference(kind, name)}"
     return None
 
@@ -169,10 +97,3 @@ def _example(hint: Any) -> str | None:
 def reference(kind: str, name: str) -> str:
     """A component as a gin file refers to it: `@kind.name()`, or `@kind.name` for a recipe."""
     return f"@{kind}.{name}" + ("" if REGISTRIES[kind].supplied else "()")
-
-
-def _is_a(found: Any, asked: Any) -> bool:
-    try:
-        return inspect.isclass(found) and inspect.isclass(asked) and issubclass(found, asked)
-    except TypeError:  # a Protocol or a TypedDict, which cannot be asked
-        return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from fnmatch import fnmatch
 
-from metaloss.config.registry import REGISTRIES, parameters_of
+from metaloss.config.arguments import parameters_of
+from metaloss.config.registry import REGISTRIES
 from metaloss.errors import InputError, did_you_mean
 
 

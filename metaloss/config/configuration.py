@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from metaloss.config.calls import Call, annotations_of, describe, fits, reference
+from metaloss.config.arguments import annotations_of, fits, parameters_of
+from metaloss.config.calls import Call, asked, reference
 from metaloss.config.gin_files import (
     Bound,
     Macro,
@@ -28,8 +29,8 @@ from metaloss.config.gin_files import (
     short,
     supplied_to,
 )
-from metaloss.config.registry import REGISTRIES, parameters_of
-from metaloss.errors import ConfigError, did_you_mean
+from metaloss.config.registry import REGISTRIES
+from metaloss.errors import ArgumentError, ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -114,16 +115,16 @@ class _Resolution:
             why = f"the run calls it with {', '.join(supplied)}" if supplied else "to make it"
             raise ConfigError(f"{text}: write {reference(kind, name)}, {why} · in {place}")
         bound = self._bindings(scope, selector)
-        hints = annotations_of(component)
+        hints, path = annotations_of(component), _path(scope, selector)
         arguments, lines = {}, []
         self.blocks[scope, selector] = ""  # its place in the text: before what it refers to
         with self._once((scope, selector), text, place):
             for name, parameter in parameters_of(component).items():
                 if name in supplied:
                     continue
-                full_name = f"{_path(scope, selector)}.{name}"
+                full_name = f"{path}.{name}"
                 if name in bound:
-                    value = self._argument(bound[name], scope, full_name, hints.get(name, Any))
+                    value = self._argument(bound[name], scope, path, name, hints.get(name, Any))
                     arguments[name] = value
                 elif parameter.default is parameter.empty:
                     raise ConfigError(
@@ -158,11 +159,12 @@ class _Resolution:
         self.read |= set(keys.values())
         return {name: self.source.bindings[key] for name, key in keys.items()}
 
-    def _argument(self, bound: Bound, scope: str, name: str, hint: Any) -> Any:
-        value = self._value(bound, scope, name)
+    def _argument(self, bound: Bound, scope: str, component: str, name: str, hint: Any) -> Any:
+        value = self._value(bound, scope, f"{component}.{name}")
         if not fits(value, hint):
-            asked = describe(hint, value)
-            raise ConfigError(f"{name} = {written(value)}: give {asked} · in {bound.place}")
+            error = ArgumentError(name, value, asked(hint, value))
+            error.component, error.place = component, bound.place
+            raise error
         return value
 
     def _value(self, bound: Bound, scope: str, name: str) -> Any:

@@ -18,8 +18,10 @@ from typing import Any
 import gin
 from gin import config_parser
 
-from metaloss.config.registry import REGISTRIES, ROOTS, parameters_of
-from metaloss.errors import ConfigError, did_you_mean
+from metaloss.config.arguments import require_parameters
+from metaloss.config.paths import asked_for
+from metaloss.config.registry import REGISTRIES, ROOTS
+from metaloss.errors import ConfigError, InputError, did_you_mean
 
 #: Shipped gin files: beside the package in a checkout, inside it when installed.
 _HERE = Path(__file__).parent.parent
@@ -39,8 +41,9 @@ def find(file: str | Path, beside: Path = Path()) -> Path:
         beside: the folder of the file that includes it.
 
     Raises:
-        ConfigError: there is none; the nearest shipped file is named.
+        InputError: there is none; the nearest shipped file is named.
     """
+    file = asked_for(file, "--gin_file")
     for folder in (beside, Path(), CONFIG_DIR, CONFIG_DIR.parent):
         if (folder / file).is_file():
             return folder / file
@@ -99,7 +102,7 @@ class Source:
         if path.resolve() in self.open_files:
             raise ConfigError(f"{path} includes itself")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows editors write a mark
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
         self.open_files.append(path.resolve())
@@ -159,11 +162,12 @@ def bindings_of(text: str, place: str) -> dict[str, Any]:
 
 @contextmanager
 def _placing(place: str) -> Iterator[None]:
-    """Adds to an error where its cause was written."""
+    """Tells an error where its cause was written."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{error} · in {place}") from error.__cause__
+    except InputError as error:
+        error.place = place
+        raise
 
 
 def _statements(text: str, place_of: Callable[[int], str]) -> Iterator[tuple[int, Any]]:
@@ -206,15 +210,10 @@ def supplied_to(selector: str) -> tuple[str, ...]:
 
 
 def _check_parameter(selector: str, name: str) -> None:
-    known = list(parameters_of(component_of(selector)))
     supplied = supplied_to(selector)
     if name in supplied:
         raise ConfigError(f"{selector}.{name} is given by the run")
-    if name not in known:
-        settable = [parameter for parameter in known if parameter not in supplied]
-        takes = f"it takes: {', '.join(settable)}" if settable else "it takes none"
-        near = did_you_mean(name, settable)
-        raise ConfigError(f"{short(selector)} has no parameter '{name}'{near}; {takes}")
+    require_parameters([name], component_of(selector), short(selector), supplied)
 
 
 def _import(module: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import gin
 
+from metaloss.config.arguments import Component, checked, parameters_of, require_parameters
 from metaloss.errors import ConfigError, did_you_mean
 
-Component = TypeVar("Component", bound=Callable[..., Any])
 Root = TypeVar("Root", bound=type)
 
 #: Every registry, by kind. A kind is a folder of the package: "representations", "tasks", ...
@@ -29,15 +29,13 @@ FAILED_PLUGINS: dict[str, str] = {}
 class UnknownComponentError(ConfigError, KeyError):
     """A name that no component of the kind carries."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would print the repr
-
 
 class Registry(Mapping[str, Callable[..., Any]]):
     """A read-only mapping from name to component, filled by one decorator.
 
-    `@REPRESENTATIONS.register("nn")` returns the class unchanged and makes it known under the same
-    words everywhere: `REPRESENTATIONS["nn"]` in Python, `@representations.nn()` in gin files.
+    `@REPRESENTATIONS.register("nn")` makes a class known under the same words everywhere:
+    `REPRESENTATIONS["nn"]` in Python, `@representations.nn()` in gin files. Whoever calls it, its
+    arguments are held against its annotations, see `arguments.checked`.
 
     Args:
         kind: plural noun; the folder of the package and gin's first word.
@@ -82,6 +80,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
                     f"{self.kind}.{name} is taken by {_origin(taken)}; "
                     f"{_origin(component)} needs another name"
                 )
+            component = checked(f"{self.kind}.{name}")(component)
             with gin.config.interactive_mode() if taken is not None else nullcontext():
                 gin.register(name, module=self.kind)(component)  # again: a module was reloaded
             self._components[name] = component
@@ -89,13 +88,24 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         return enter
 
+    def build(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """A component by its name, called with arguments by theirs.
+
+        Raises:
+            UnknownComponentError: no component has this name.
+            ConfigError: it has no such parameter, or an argument does not fit.
+        """
+        component, arguments = self[name], arguments or {}
+        require_parameters(arguments, component, f"{self.kind}.{name}")
+        return component(**arguments)
+
     def name_of(self, component: Any) -> str:
         """The name of a registered class or function, of an instance, or of gin's copy of one."""
         component = inspect.unwrap(component) if callable(component) else component
         classes = inspect.getmro(component if inspect.isclass(component) else type(component))
         for candidate in (component, *classes):  # a subclass before what it is derived from
             for name, known in self._components.items():
-                if candidate is known:
+                if candidate is inspect.unwrap(known):
                     return name
         return getattr(component, "__name__", type(component).__name__)
 
@@ -122,16 +132,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
 def root(component: Root) -> Root:
     """A class decorator: gin files can be about it, as `Runner` or `Sweep`."""
-    ROOTS[component.__name__] = component
+    component = ROOTS[component.__name__] = checked(component.__name__)(component)
     gin.register(component.__name__, module="metaloss")(component)
     return component
-
-
-def parameters_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that a gin file can bind, by name."""
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(component).parameters
-    return {name: p for name, p in parameters.items() if p.kind not in variadic}
 
 
 def import_components(package: str, path: list[str]) -> None:

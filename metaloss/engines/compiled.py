@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import update_of
-from metaloss.config import checks
 from metaloss.engines import traced_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
@@ -59,7 +58,6 @@ class Compiled(Engine):
     bitwise = False  # a compiler fuses operations, and a fused multiply-add rounds once
 
     def __init__(self, compiler: Literal["inductor", "none"] = "inductor") -> None:
-        checks.choice(compiler, "compiled.compiler", ("inductor", "none"))
         self.compiler = compiler
         self._eager = Exact()
         self._problem: Problem | None = None  # whose steps these are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveInt
 from metaloss.engines.base import ENGINES
 from metaloss.engines.implicit import Dense, Hessian, Implicit, dot, plus
 
@@ -20,10 +20,13 @@ class ConjugateGradient(Implicit):
         damping: added to the Hessian.
     """
 
-    def __init__(self, iterations: int = 20, tolerance: float = 1e-6, damping: float = 0.0) -> None:
+    def __init__(
+        self,
+        iterations: PositiveInt = 20,
+        tolerance: NonNegativeFloat = 1e-6,
+        damping: NonNegativeFloat = 0.0,
+    ) -> None:
         super().__init__(damping)
-        checks.integer(iterations, "conjugate_gradient.iterations", minimum=1)
-        checks.number(tolerance, "conjugate_gradient.tolerance", above=-1e-30)
         self.iterations = iterations
         self.tolerance = tolerance
 

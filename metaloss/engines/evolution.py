@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat, PositiveInt
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem import snapshot
@@ -32,9 +32,7 @@ class Evolution(Engine):
         sigma: σ, in units of φ; of α it is relative.
     """
 
-    def __init__(self, pairs: int = 8, sigma: float = 0.01) -> None:
-        checks.integer(pairs, "evolution.pairs", minimum=1)
-        checks.number(sigma, "evolution.sigma")
+    def __init__(self, pairs: PositiveInt = 8, sigma: PositiveFloat = 0.01) -> None:
         self.pairs = pairs
         self.sigma = sigma
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat
 from metaloss.engines.base import Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem.batches import StepBatch, examples
@@ -33,8 +33,7 @@ class Implicit(Engine, ABC):
         damping: added to H, which makes a system solvable that otherwise is not.
     """
 
-    def __init__(self, damping: float) -> None:
-        checks.number(damping, "damping of an implicit engine", above=-1e-30)
+    def __init__(self, damping: NonNegativeFloat) -> None:
         self.damping = damping
 
     @abstractmethod

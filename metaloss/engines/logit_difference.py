@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaloss.config import checks
+from metaloss.config.arguments import Share
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import through_one_step
 from metaloss.errors import ConfigError
@@ -35,9 +35,7 @@ class LogitDifference(Engine):
             if f changed over the length of θ; networks change over much less of it.
     """
 
-    def __init__(self, relative_step: float | None = None) -> None:
-        if relative_step is not None:
-            checks.number(relative_step, "logit_difference.relative_step", below=1)
+    def __init__(self, relative_step: Share | None = None) -> None:
         self.relative_step = relative_step
 
     def hypergradient(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from metaloss.engines.base import ENGINES
 from metaloss.engines.implicit import Dense, Hessian, Implicit, plus
 
@@ -21,11 +21,13 @@ class Neumann(Implicit):
         damping: added to the Hessian.
     """
 
-    def __init__(self, iterations: int = 20, lr: float | None = None, damping: float = 0.0) -> None:
+    def __init__(
+        self,
+        iterations: PositiveInt = 20,
+        lr: PositiveFloat | None = None,
+        damping: NonNegativeFloat = 0.0,
+    ) -> None:
         super().__init__(damping)
-        checks.integer(iterations, "neumann.iterations", minimum=1)
-        if lr is not None:
-            checks.number(lr, "neumann.lr")
         self.iterations = iterations
         self.lr = lr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat, PositiveInt
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.evolution import (
     Noise,
@@ -37,11 +37,9 @@ class PersistentEvolution(Engine):
             variance; None never does.
     """
 
-    def __init__(self, pairs: int = 4, sigma: float = 0.01, horizon: int | None = 100) -> None:
-        checks.integer(pairs, "persistent_evolution.pairs", minimum=1)
-        checks.number(sigma, "persistent_evolution.sigma")
-        if horizon is not None:
-            checks.integer(horizon, "persistent_evolution.horizon", minimum=1)
+    def __init__(
+        self, pairs: PositiveInt = 4, sigma: PositiveFloat = 0.01, horizon: PositiveInt | None = 100
+    ) -> None:
         self.pairs = pairs
         self.sigma = sigma
         self.horizon = horizon

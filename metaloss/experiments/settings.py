@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from metaloss.config.arguments import parameters_of
 from metaloss.config.gin_files import Reference, bindings_of, flatten
-from metaloss.config.registry import REGISTRIES, parameters_of
+from metaloss.config.registry import REGISTRIES
 from metaloss.errors import ConfigError
 from metaloss.runs.runner import Runner
 

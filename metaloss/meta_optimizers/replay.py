@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
@@ -29,11 +29,9 @@ class Replay(MetaOptimizer):
     objective = "valid"  # which is never asked for
     steps = 0
 
-    def __init__(self, path: str, over: int | None = None) -> None:
+    def __init__(self, path: str, over: PositiveInt | None = None) -> None:
         from metaloss.representations.saved.learned_loss import load_loss  # which knows of problems
 
-        if over is not None:
-            checks.integer(over, "replay.over", minimum=1)
         self.path = path
         self.over = over
         trajectory = load_loss(path).trajectory

@@ -84,9 +84,10 @@ def refusing_single_backward() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # autograd has no class of its own for it
+        reason = str(error).splitlines()[0]
         raise UnsupportedModelError(
-            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}): take "
-            "engine='exact' or 'logit_difference'"
+            f"the model cannot be differentiated twice ({reason}): one base step at a time, "
+            "engine='exact' or 'logit_difference' needs it once"
         ) from error
 
 

@@ -35,9 +35,7 @@ class Slope(ABC):
     direct: Vector = ()  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
 
     @abstractmethod
-    def pullback(
-        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
-    ) -> list[Tensor | None]:
+    def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         """∇_φ (⟨∂M_φ/∂f, t⟩ + ⟨∂M_φ/∂θ, u⟩). May be called once.
 
         Args:
@@ -138,9 +136,7 @@ class TabulatedSlope(Slope):
             )
         return losses.detach()[:, None].to(at_own), slopes
 
-    def pullback(
-        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
-    ) -> list[Tensor | None]:
+    def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         if t is None:
             return [None] * len(phi)
         table, classes = self._reading.table, self._classes
@@ -209,9 +205,7 @@ class ChunkedSlope(Slope):
             )
         return share.detach(), slope
 
-    def pullback(
-        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
-    ) -> list[Tensor | None]:
+    def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         if t is None:
             return [None] * len(phi)
         # The link's derivative along t is the transpose of its transpose, which is linear.
@@ -237,17 +231,13 @@ class WholeSlope(Slope):
         graph: keep the graph from the slope to φ.
     """
 
-    def __init__(
-        self, loss: Tensor, free: Tensor, theta: Sequence[Tensor], graph: bool
-    ) -> None:
+    def __init__(self, loss: Tensor, free: Tensor, theta: Sequence[Tensor], graph: bool) -> None:
         slope, *self.direct = torch.autograd.grad(
             loss, [free, *theta], torch.ones_like(loss), create_graph=graph, allow_unused=True
         )
         self._slope = torch.zeros_like(free) if slope is None else slope
         self.loss, self.value = loss.detach(), self._slope.detach()
 
-    def pullback(
-        self, phi: Sequence[Tensor], t: Tensor | None, u: Vector
-    ) -> list[Tensor | None]:
+    def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         ends = [self._slope, *self.direct]
         return gradient(ends, phi, [t, *(u if self.direct else [])])

@@ -10,11 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts.activations import SmoothLeakyReLU
-
-CONTEXTS = ("mean", "attention")
 
 
 @REPRESENTATIONS.register("class_set")
@@ -38,14 +36,12 @@ class ClassSet(Representation):
 
     def __init__(
         self,
-        hidden: Sequence[int] = (40, 40),
+        hidden: Sequence[PositiveInt] = (40, 40),
         context: Literal["mean", "attention"] = "mean",
         gamma: float = 0.01,
         beta: float = 10.0,
     ) -> None:
         super().__init__()
-        checks.integers(hidden, "representations.class_set.hidden", minimum=1)
-        checks.choice(context, "representations.class_set.context", CONTEXTS)
         self.hidden = tuple(hidden)
         self.context = context
         self.gamma = gamma

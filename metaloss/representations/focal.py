@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
@@ -31,10 +33,8 @@ class Focal(Representation):
     classification_only = True
     pairs = "sum"
 
-    def __init__(self, gamma: float = 0.0, alpha: float = 1.0) -> None:
+    def __init__(self, gamma: Annotated[float, Gt(-1)] = 0.0, alpha: PositiveFloat = 1.0) -> None:
         super().__init__()
-        checks.number(gamma, "representations.focal.gamma", above=-1.0)
-        checks.number(alpha, "representations.focal.alpha")
         self.gamma = gamma
         self.alpha = alpha
         self.raw_gamma = nn.Parameter(torch.tensor(smooth.softplus_inverse(gamma + 1)))

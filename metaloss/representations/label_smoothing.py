@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import Share
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
@@ -27,9 +27,8 @@ class LabelSmoothing(Representation):
 
     classification_only = True
 
-    def __init__(self, epsilon: float = 0.1) -> None:
+    def __init__(self, epsilon: Share = 0.1) -> None:
         super().__init__()
-        checks.number(epsilon, "representations.label_smoothing.epsilon", below=1.0)
         self.epsilon = epsilon
         self.raw = nn.Parameter(torch.tensor(smooth.sigmoid_inverse(epsilon)))
 

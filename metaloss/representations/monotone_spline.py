@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
-STARTS = ("cross_entropy", "squared_error")
 FLAT = 0.01  #: slope at the start of what is flat in the known loss; softplus knows no 0
 
 
@@ -39,12 +38,10 @@ class MonotoneSpline(Representation):
 
     def __init__(
         self,
-        intervals: int = 16,
+        intervals: PositiveInt = 16,
         start: Literal["cross_entropy", "squared_error"] = "cross_entropy",
     ) -> None:
         super().__init__()
-        checks.integer(intervals, "representations.monotone_spline.intervals", minimum=1)
-        checks.choice(start, "representations.monotone_spline.start", STARTS)
         self.intervals = intervals
         self.start = start
         self.raw = nn.Parameter(

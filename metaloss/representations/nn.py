@@ -8,12 +8,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import activations, network
 
-HIDDEN_ACTIVATIONS = ("smooth_leaky_relu", "relu", "tanh", "softplus")
-OUTPUT_ACTIVATIONS = ("identity", "softplus", "smooth_leaky_relu")
+HiddenActivation = Literal["smooth_leaky_relu", "relu", "tanh", "softplus"]
+OutputActivation = Literal["identity", "softplus", "smooth_leaky_relu"]
 
 
 @REPRESENTATIONS.register("nn")
@@ -44,16 +44,13 @@ class NN(Representation):
 
     def __init__(
         self,
-        hidden: Sequence[int] = (40, 40),
-        activation: Literal["smooth_leaky_relu", "relu", "tanh", "softplus"] = "smooth_leaky_relu",
-        output: Literal["identity", "softplus", "smooth_leaky_relu"] = "identity",
+        hidden: Sequence[PositiveInt] = (40, 40),
+        activation: HiddenActivation = "smooth_leaky_relu",
+        output: OutputActivation = "identity",
         gamma: float = 0.01,
         beta: float = 10.0,
     ) -> None:
         super().__init__()
-        checks.choice(activation, "representations.nn.activation", HIDDEN_ACTIVATIONS)
-        checks.choice(output, "representations.nn.output", OUTPUT_ACTIVATIONS)
-        checks.integers(hidden, "representations.nn.hidden", minimum=1)
         self.hidden = tuple(hidden)
         self.activation = activation
         self.output = output

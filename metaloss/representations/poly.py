@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
-from metaloss.config import checks
-from metaloss.errors import ConfigError
+from metaloss.config.arguments import PositiveInt, check
+from metaloss.errors import ArgumentError
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
@@ -32,15 +34,13 @@ class Poly(Representation):
     classification_only = True
     pairs = "sum"
 
-    def __init__(self, terms: int = 1, epsilon: float | Sequence[float] = 0.0) -> None:
+    def __init__(self, terms: PositiveInt = 1, epsilon: float | Sequence[float] = 0.0) -> None:
         super().__init__()
-        name = "representations.poly.epsilon"
-        checks.integer(terms, "representations.poly.terms", minimum=1)
         start = list(epsilon) if isinstance(epsilon, Sequence) else [epsilon] * terms
         if len(start) != terms:
-            raise ConfigError(f"{name} = {epsilon!r}: give {terms} numbers, or one for all")
+            raise ArgumentError("epsilon", epsilon, f"{terms} numbers, or one for all")
         for j, value in enumerate(start, 1):
-            checks.number(value, name, above=-1 / j)
+            check("epsilon", value, Annotated[float, Gt(-1 / j)])
         self.terms = terms
         self.epsilon = epsilon
         self.raw = nn.Parameter(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import FiniteFloat
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -34,16 +34,15 @@ class Residual(Representation):
         base: str = "cross_entropy",
         correction: str = "nn",
         settings: dict[str, Any] | None = None,
-        factor: float = 0.0,
+        factor: FiniteFloat = 0.0,
     ) -> None:
         super().__init__()
-        checks.number(factor, "representations.residual.factor", above=-float("inf"))
         self.base = base
         self.correction = correction
         self.settings = dict(settings or {})
         self.factor = factor
-        self.known = REPRESENTATIONS[base]()
-        self.learned = REPRESENTATIONS[correction](**self.settings)
+        self.known = REPRESENTATIONS.build(base)
+        self.learned = REPRESENTATIONS.build(correction, self.settings)
         self.scale = nn.Parameter(torch.tensor(float(factor)))
 
     @property

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import smooth
 
 REACH = 14.0  #: log(2 - α) stays within ± REACH: α from about -10⁶ to 2 - 10⁻⁶
+Alpha = Annotated[float, Gt(2 - math.exp(REACH)), Lt(2 - math.exp(-REACH))]
 
 
 @REPRESENTATIONS.register("robust")
@@ -37,11 +40,8 @@ class Robust(Representation):
 
     pairs = "mean"
 
-    def __init__(self, alpha: float = 1.0, c: float = 1.0) -> None:
+    def __init__(self, alpha: Alpha = 1.0, c: PositiveFloat = 1.0) -> None:
         super().__init__()
-        low, high = (2 - math.exp(reach) for reach in (REACH, -REACH))
-        checks.number(alpha, "representations.robust.alpha", above=low, below=high)
-        checks.number(c, "representations.robust.c")
         self.alpha = alpha
         self.c = c
         self.raw = nn.Parameter(torch.tensor(REACH * math.atanh(math.log(2 - alpha) / REACH)))

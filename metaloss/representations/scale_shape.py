@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
-from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 POINTS = 20  #: predictions at which the scale is taken, the midpoints of equal cells of (0, 1)
@@ -34,15 +34,13 @@ class ScaleShape(Representation):
         self,
         of: str = "nn",
         settings: dict[str, Any] | None = None,
-        limit: float | None = None,
+        limit: Annotated[float, Gt(1)] | None = None,
     ) -> None:
         super().__init__()
-        if limit is not None:
-            checks.number(limit, "representations.scale_shape.limit", above=1.0)
         self.of = of
         self.settings = dict(settings or {})
         self.limit = limit
-        self.loss = REPRESENTATIONS[of](**self.settings)
+        self.loss = REPRESENTATIONS.build(of, self.settings)
         self.log_factor = nn.Parameter(torch.zeros(()))
         self.log_start: Tensor
         self.register_buffer("log_start", self._scale_of_loss().detach().log())

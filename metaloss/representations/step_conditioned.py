@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaloss.config import checks
-from metaloss.errors import ConfigError, InputError
+from metaloss.config.arguments import PositiveInt
+from metaloss.errors import ArgumentError, InputError
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -32,22 +32,19 @@ class StepConditioned(Representation):
     """
 
     def __init__(
-        self, of: str = "nn", settings: dict[str, Any] | None = None, degree: int = 1
+        self, of: str = "nn", settings: dict[str, Any] | None = None, degree: PositiveInt = 1
     ) -> None:
         super().__init__()
-        checks.integer(degree, "representations.step_conditioned.degree", minimum=1)
         self.of = of
         self.settings = dict(settings or {})
         self.degree = degree
-        self.loss = REPRESENTATIONS[of](**self.settings)
+        self.loss = REPRESENTATIONS.build(of, self.settings)
         #: φ₁, ..., φ_d of each parameter of ℓ, stacked.
         self.changes = nn.ParameterList(
             torch.zeros(degree, *p.shape, dtype=p.dtype) for p in self.loss.parameters()
         )
         if not self.changes:
-            raise ConfigError(
-                f"representations.step_conditioned.of = {of!r}: it has no parameters to change"
-            )
+            raise ArgumentError("of", of, "a loss that has parameters to change")
         self.steps: Tensor  # of the training; 0: nobody told
         self.progress: Tensor  # τ
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from metaloss.config import checks
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -29,9 +30,8 @@ class Taylor(Representation):
 
     pairs = "mean"
 
-    def __init__(self, order: int = 3) -> None:
+    def __init__(self, order: Annotated[int, Ge(2)] = 3) -> None:
         super().__init__()
-        checks.integer(order, "representations.taylor.order", minimum=2)
         self.order = order
         #: Exponents (a, b) of each term.
         self._powers = [(a, b) for a in range(order) for b in range(1, order - a + 1)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from metaloss.errors import ConfigError
+from metaloss.config.arguments import FiniteFloat
+from metaloss.errors import ArgumentError
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.parts import expressions
 
@@ -30,16 +30,13 @@ class Terms(Representation):
     pairs = "mean"
 
     def __init__(
-        self, terms: Sequence[str] = ("y*log(f)",), coefficients: Sequence[float] = (-1.0,)
+        self, terms: Sequence[str] = ("y*log(f)",), coefficients: Sequence[FiniteFloat] = (-1.0,)
     ) -> None:
         super().__init__()
-        if not terms or len(terms) != len(coefficients):
-            raise ConfigError(
-                f"representations.terms.coefficients: {len(coefficients)} of them for "
-                f"{len(terms)} terms"
-            )
-        if not all(math.isfinite(c) for c in coefficients):
-            raise ConfigError(f"representations.terms.coefficients = {coefficients}: not finite")
+        if not terms:
+            raise ArgumentError("terms", terms, "at least one")
+        if len(terms) != len(coefficients):
+            raise ArgumentError("coefficients", coefficients, f"one for each of {len(terms)} terms")
         self.terms = tuple(terms)
         self.coefficients = tuple(coefficients)
         for term in terms:

@@ -16,6 +16,7 @@ import torch
 from metaloss import config
 from metaloss.backbones import BACKBONES
 from metaloss.config import plugins
+from metaloss.config.paths import asked_for
 from metaloss.errors import ConfigError, InputError
 from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
@@ -67,9 +68,10 @@ def train(
         torch.set_num_threads(threads)
     place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
+    root = None if output_dir is None else asked_for(output_dir, "--output_dir")
     seeds = [seed] if isinstance(seed, int) else list(seed or ())
-    if resume and output_dir is not None and not gin_file and not gin_param:
-        gin_file, seeds = found_there(Path(output_dir), seeds)
+    if resume and root is not None and not gin_file and not gin_param:
+        gin_file, seeds = found_there(root, seeds)
     parsed = config.load(gin_file, gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
@@ -83,7 +85,7 @@ def train(
     for each in seeds:
         with seeding.drawing_from(seeding.stream(each, "phi")):
             plans.append(parsed.build())
-    folders = _folders(output_dir, plans[0], seeds)
+    folders = _folders(root, plans[0], seeds)
     asked = list(zip(folders, seeds, plans, strict=True))
     ended = [
         None if dry_run else folder.check(parsed.text, each, resume=resume)
@@ -236,12 +238,11 @@ def _names(plan: Runner) -> dict[str, str]:
     return {"task": task, "backbone": backbone, "method": plan.method}
 
 
-def _folders(output_dir: str | None, plan: Runner, seeds: Sequence[int]) -> list[RunFolder]:
+def _folders(root: Path | None, plan: Runner, seeds: Sequence[int]) -> list[RunFolder]:
     """Each seed's run folder; that of one seed alone is the one that was given, if one was."""
-    if output_dir is not None and len(seeds) == 1:
-        return [RunFolder(Path(output_dir))]
-    root = Path("runs", "{task}_{backbone}".format(**_names(plan)), plan.method)
-    root = root if output_dir is None else Path(output_dir)
+    if root is not None and len(seeds) == 1:
+        return [RunFolder(root)]
+    root = root or Path("runs", "{task}_{backbone}".format(**_names(plan)), plan.method)
     return [RunFolder(root / f"seed{seed}") for seed in seeds]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from metaloss.engines.exact import Exact
@@ -11,12 +13,10 @@ from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 
-#: What `Runner.precision` names, and what it means.
-PRECISIONS = {
-    "float32": "IEEE single precision throughout",
-    "tf32": "float32, on a GPU with TF32 in convolutions and matrix products",
-    "bf16": "the backbone's passes under autocast in bfloat16; losses, cotangents and φ in float32",
-}
+#: "float32" is IEEE single precision throughout; "tf32", on a GPU, has TF32 in convolutions and
+#: matrix products; "bf16" the backbone's passes under autocast in bfloat16, and losses, cotangents
+#: and φ in float32.
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 def set_float32(precision: str) -> None:

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
-from metaloss.errors import ConfigError
+from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.representations.base import Representation
-from metaloss.runs.precision import PRECISIONS
+from metaloss.runs.precision import Precision
 from metaloss.tasks.base import Task
 
 
@@ -43,7 +43,7 @@ class Runner:
         figures: how often the learned loss is drawn into TensorBoard.
 
     Raises:
-        ConfigError: a number is out of its range, or the method is no word.
+        ArgumentError: a number is out of its range, or the method is no word.
     """
 
     def __init__(
@@ -51,32 +51,21 @@ class Runner:
         task: Task,
         backbone: Callable[..., nn.Module],
         base_optimizer: Callable[..., torch.optim.Optimizer],
-        steps: int,
+        steps: NonNegativeInt,
         representation: Representation | None = None,
         initialization: MetaOptimizer | None = None,
         adaptation: MetaOptimizer | None = None,
-        precision: Literal["float32", "tf32", "bf16"] = "float32",
+        precision: Precision = "float32",
         memory_format: Literal["contiguous", "channels_last"] = "contiguous",
         method: str = "baseline",
-        log_every: int = 100,
-        evaluate_every: int = 500,
-        checkpoint_every: int = 1000,
-        samples: int = 50,
-        figures: int = 6,
+        log_every: PositiveInt = 100,
+        evaluate_every: PositiveInt = 500,
+        checkpoint_every: PositiveInt = 1000,
+        samples: PositiveInt = 50,
+        figures: PositiveInt = 6,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
-            raise ConfigError(f"Runner.method = {method!r}: give a word; it names a folder")
-        checks.choice(precision, "Runner.precision", PRECISIONS)
-        checks.choice(memory_format, "Runner.memory_format", ("contiguous", "channels_last"))
-        checks.integer(steps, "Runner.steps", minimum=0)
-        for name, count in (
-            ("log_every", log_every),
-            ("evaluate_every", evaluate_every),
-            ("checkpoint_every", checkpoint_every),
-            ("samples", samples),
-            ("figures", figures),
-        ):
-            checks.integer(count, f"Runner.{name}", minimum=1)
+            raise ArgumentError("method", method, "a word; it names a folder")
         self.task = task
         self.backbone = backbone
         self.base_optimizer = base_optimizer

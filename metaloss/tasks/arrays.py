@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.config import checks
-from metaloss.errors import ConfigError, DataError, did_you_mean
+from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
+from metaloss.errors import ArgumentError, DataError, did_you_mean
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import own_data, scaling
 from metaloss.tasks.preparation.images import Images, by_channel, mean_and_deviation
@@ -52,19 +52,14 @@ class Arrays(Task):
         valid_keys: Sequence[str] | None = None,
         channels: Literal["first", "last"] | None = None,
         standardize: bool = True,
-        padding: int = 0,
+        padding: NonNegativeInt = 0,
         flip: bool = False,
-        batch_size: int = 128,
-        valid_fraction: float = 0.1,
+        batch_size: PositiveInt = 128,
+        valid_fraction: Share = 0.1,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
-        if kind is not None:
-            checks.choice(kind, "arrays.kind", own_data.KINDS)
-        if channels is not None:
-            checks.choice(channels, "arrays.channels", ("first", "last"))
         if valid_keys is not None and len(valid_keys) != 2:
-            raise ConfigError(f"arrays.valid_keys = {valid_keys!r}: give two names, of x and y")
-        checks.integer(padding, "arrays.padding", minimum=0)
+            raise ArgumentError("valid_keys", valid_keys, "two names, of x and y")
         self.path = path
         self.kind = kind
         self.valid_keys = valid_keys

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaloss import links
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt, Share
+from metaloss.config.paths import asked_for
 from metaloss.config.registry import Registry
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed
@@ -120,9 +121,7 @@ class Task(ABC):
         valid_fraction: share of the training data held out for validation.
     """
 
-    def __init__(self, batch_size: int = 128, valid_fraction: float = 0.1) -> None:
-        checks.integer(batch_size, "batch_size of a task", minimum=1)
-        checks.number(valid_fraction, "valid_fraction of a task", below=1)
+    def __init__(self, batch_size: PositiveInt = 128, valid_fraction: Share = 0.1) -> None:
         self.batch_size = batch_size
         self.valid_fraction = valid_fraction
 
@@ -140,8 +139,14 @@ class Task(ABC):
 
 
 def find_data_dir(given: str | Path | None = None) -> Path:
-    """The folder of data sets: as given, else $METALOSS_DATA, else ./data."""
-    return Path(given or os.environ.get("METALOSS_DATA") or "data")
+    """The folder of data sets: as given, else $METALOSS_DATA, else ./data.
+
+    Raises:
+        InputError: an empty path was given.
+    """
+    if given is None:
+        return asked_for(os.environ.get("METALOSS_DATA") or "data", "$METALOSS_DATA")
+    return asked_for(given, "--data_dir")
 
 
 def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
 from metaloss.errors import DataError
 from metaloss.problem.batches import Batch
 from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
@@ -41,19 +41,15 @@ class ImageFolder(Task):
     def __init__(
         self,
         path: str,
-        size: int | None = None,
+        size: PositiveInt | None = None,
         grayscale: bool = False,
-        test_fraction: float = 0.2,
-        padding: int = 0,
+        test_fraction: Share = 0.2,
+        padding: NonNegativeInt = 0,
         flip: bool = False,
-        batch_size: int = 128,
-        valid_fraction: float = 0.1,
+        batch_size: PositiveInt = 128,
+        valid_fraction: Share = 0.1,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
-        if size is not None:
-            checks.integer(size, "image_folder.size", minimum=1)
-        checks.number(test_fraction, "image_folder.test_fraction", below=1)
-        checks.integer(padding, "image_folder.padding", minimum=0)
         self.path = path
         self.size = size
         self.grayscale = grayscale

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
-from metaloss.config import checks
-from metaloss.errors import ConfigError, DataError, did_you_mean
+from metaloss.config.arguments import PositiveInt, Share
+from metaloss.errors import ArgumentError, DataError, did_you_mean
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import own_data
 from metaloss.tasks.preparation.columns import Columns, read
@@ -52,17 +53,14 @@ class Table(Task):
         ignore: Sequence[str] = (),
         missing: Sequence[str] = ("", "?", "NA", "N/A", "NaN", "nan", "null"),
         delimiter: str = ",",
-        max_categories: int = 100,
-        test_fraction: float = 0.2,
-        batch_size: int = 128,
-        valid_fraction: float = 0.1,
+        max_categories: Annotated[int, Ge(2)] = 100,
+        test_fraction: Share = 0.2,
+        batch_size: PositiveInt = 128,
+        valid_fraction: Share = 0.1,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
-        checks.choice(kind, "table.kind", own_data.KINDS)
-        checks.integer(max_categories, "table.max_categories", minimum=2)
-        checks.number(test_fraction, "table.test_fraction", below=1)
         if len(delimiter) != 1:
-            raise ConfigError(f"table.delimiter = {delimiter!r}: give one character")
+            raise ArgumentError("delimiter", delimiter, "one character")
         self.path = path
         self.target = target
         self.kind = kind

@@ -14,7 +14,7 @@ class ContractError(AssertionError):
 
 
 def require(holds: bool | Tensor, what: str) -> None:
-    """Raises ContractError, saying what does not hold, unless it does."""
+    """Raises ContractError, saying what does not hold, unless it (a bool or a scalar) does."""
     if not bool(holds):
         raise ContractError(what)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from annotated_types import Gt
 from torch import Tensor
 
 from metaloss.base_optimizers.rates.base import RATES, Rate
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat, check
 from metaloss.errors import InputError
 
 
@@ -19,9 +21,8 @@ class Bounded(Rate):
         low, high: the bounds, both positive; the base optimizer's own rate lies between them.
     """
 
-    def __init__(self, low: float = 1e-6, high: float = 1.0) -> None:
-        checks.number(low, "rates.bounded.low")
-        checks.number(high, "rates.bounded.high", above=low)
+    def __init__(self, low: PositiveFloat = 1e-6, high: float = 1.0) -> None:
+        check("high", high, Annotated[float, Gt(low)])
         self.low = low
         self.high = high
 

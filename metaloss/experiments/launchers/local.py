@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
 from metaloss.experiments.launchers.process import LoggedProcess
 
@@ -25,10 +25,7 @@ class Local(Launcher):
             threads that share a machine slow each other down.
     """
 
-    def __init__(self, parallel: int | None = None, threads: int = 1) -> None:
-        checks.integer(threads, "launchers.local.threads", minimum=1)
-        if parallel is not None:
-            checks.integer(parallel, "launchers.local.parallel", minimum=1)
+    def __init__(self, parallel: PositiveInt | None = None, threads: PositiveInt = 1) -> None:
         self.threads = threads
         self.parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeFloat, PositiveInt
 from metaloss.errors import InputError
 from metaloss.experiments.launchers import process
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
@@ -35,15 +35,10 @@ class Ray(Launcher):
     def __init__(
         self,
         address: str | None = None,
-        threads: int = 1,
-        gpus: float = 0.0,
-        parallel: int | None = None,
+        threads: PositiveInt = 1,
+        gpus: NonNegativeFloat = 0.0,
+        parallel: PositiveInt | None = None,
     ) -> None:
-        checks.integer(threads, "launchers.ray.threads", minimum=1)
-        if gpus:
-            checks.number(gpus, "launchers.ray.gpus")
-        if parallel is not None:
-            checks.integer(parallel, "launchers.ray.parallel", minimum=1)
         self.threads = threads
         self.parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
         self._address = address

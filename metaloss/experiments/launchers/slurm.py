@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.errors import InputError
 from metaloss.experiments.launchers import process
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
@@ -40,27 +40,19 @@ class Slurm(Launcher):
 
     def __init__(
         self,
-        parallel: int = 64,
-        threads: int = 4,
-        gpus: int = 0,
-        memory: int = 16,
-        hours: float = 24.0,
+        parallel: PositiveInt = 64,
+        threads: PositiveInt = 4,
+        gpus: NonNegativeInt = 0,
+        memory: PositiveInt = 16,
+        hours: PositiveFloat = 24.0,
         partition: str | None = None,
-        timeouts: int = 10,
+        timeouts: NonNegativeInt = 10,
         setup: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         folder: str = "runs/slurm",
         cluster: Literal["slurm", "local"] = "slurm",
-        poll: float = 10.0,
+        poll: PositiveFloat = 10.0,
     ) -> None:
-        checks.integer(parallel, "launchers.slurm.parallel", minimum=1)
-        checks.integer(threads, "launchers.slurm.threads", minimum=1)
-        checks.integer(gpus, "launchers.slurm.gpus", minimum=0)
-        checks.integer(memory, "launchers.slurm.memory", minimum=1)
-        checks.integer(timeouts, "launchers.slurm.timeouts", minimum=0)
-        checks.number(hours, "launchers.slurm.hours")
-        checks.number(poll, "launchers.slurm.poll")
-        checks.choice(cluster, "launchers.slurm.cluster", ("slurm", "local"))
         self.parallel = parallel
         self.threads = threads
         self._place: dict[str, Any] = {

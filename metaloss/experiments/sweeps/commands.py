@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from metaloss.config import plugins
+from metaloss.config.paths import asked_for
 from metaloss.errors import InputError, RunFolderError
 from metaloss.experiments.launchers.base import Job, Launcher
 from metaloss.experiments.sweeps.cells import Cell, choose, load
@@ -78,7 +79,7 @@ def carry_out(
     train: Path,
     command: str,
     spec: Sequence[str],
-    output_dir: Path = Path("runs"),
+    output_dir: str = "runs",
     launcher: str | None = None,
     gin_param: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -104,7 +105,7 @@ def carry_out(
     flags = [f"--device={device}", *(f"--plugin={name}" for name in plugin)]
     flags += ["--cuda_graphs"] if cuda_graphs else []
     flags += [] if data_dir is None else [f"--data_dir={data_dir}"]
-    site = Site(output_dir, train, tuple(flags))
+    site = Site(asked_for(output_dir, "--output_dir"), train, tuple(flags))
     if command == "plan":
         print(plan(cells, starter, site))
     elif command == "status":

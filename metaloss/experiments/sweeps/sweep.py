@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
-from metaloss.errors import ConfigError
+from metaloss.errors import ArgumentError
 from metaloss.experiments.launchers.base import Launcher
 from metaloss.experiments.launchers.local import Local
 
@@ -35,23 +35,19 @@ class Sweep:
         self,
         tasks: Sequence[str | Sequence[str]],
         methods: Sequence[str | Sequence[str]],
-        seeds: int | Sequence[int] = 10,
+        seeds: PositiveInt | Sequence[NonNegativeInt] = 10,
         bindings: Sequence[str] = (),
         parameters: Mapping[str, Sequence[Any]] | None = None,
         launcher: Launcher | None = None,
-        seeds_at_once: int = 1,
+        seeds_at_once: PositiveInt = 1,
     ) -> None:
-        checks.integer(seeds_at_once, "Sweep.seeds_at_once", minimum=1)
         if isinstance(seeds, int):
-            checks.integer(seeds, "Sweep.seeds", minimum=1)
             seeds = range(seeds)
-        elif not seeds:
-            raise ConfigError("Sweep.seeds is empty: there is nothing to run")
-        else:
-            checks.integers(seeds, "Sweep.seeds", minimum=0)
+        if not seeds:
+            raise ArgumentError("seeds", seeds, "at least one")
         for name, values in (parameters or {}).items():
             if not isinstance(values, (list, tuple)) or not values:
-                raise ConfigError(f"Sweep.parameters: give a list of values for {name!r}")
+                raise ArgumentError("parameters", parameters, f"a list of values for {name!r}")
         self.tasks = [_together(files) for files in tasks]
         self.methods = [_together(files) for files in methods]
         self.seeds = tuple(dict.fromkeys(seeds))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from metaloss.config import checks
-from metaloss.errors import ConfigError
+from metaloss.config.arguments import Decay, NonNegativeInt, PositiveFloat, check
+from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group
 from metaloss.problem.vectors import laid_out
 
@@ -33,26 +34,19 @@ class Adam(Descent):
     def __init__(
         self,
         groups: Sequence[Group],
-        betas: tuple[float, float] = (0.9, 0.999),
-        clip_norm: float | None = None,
-        trust_radius: float | None = None,
-        warm_up: int = 0,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        clip_norm: PositiveFloat | None = None,
+        trust_radius: PositiveFloat | None = None,
+        warm_up: NonNegativeInt = 0,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         schedule_steps: int | None = None,
     ) -> None:
-        if clip_norm is not None:
-            checks.number(clip_norm, "descents.adam.clip_norm")
-        if trust_radius is not None:
-            checks.number(trust_radius, "descents.adam.trust_radius")
-        checks.integer(warm_up, "descents.adam.warm_up", minimum=0)
-        checks.choice(schedule, "descents.adam.schedule", ("constant", "linear", "cosine"))
         if (schedule == "constant") != (schedule_steps is None):
-            raise ConfigError(
-                f"descents.adam.schedule = {schedule!r} with schedule_steps = {schedule_steps}: "
-                "'linear' and 'cosine' need the step at which they end, 'constant' has none"
-            )
+            end = "None" if schedule_steps is not None else "the step at which it is 0"
+            asked = f"{end}, as schedule = {schedule!r}"
+            raise ArgumentError("schedule_steps", schedule_steps, asked)
         if schedule_steps is not None:
-            checks.integer(schedule_steps, "descents.adam.schedule_steps", minimum=warm_up + 1)
+            check("schedule_steps", schedule_steps, Annotated[int, Ge(warm_up + 1)])
         self._groups = [list(group.tensors.values()) for group in groups]
         self._rates = [group.meta_lr for group in groups]
         self._betas = betas

@@ -54,7 +54,9 @@ class Grid:
         Those between the nodes, where the product of the distances to them is largest, and the ends
         of the panels: in each panel the extrema of its Chebyshev polynomial. And some in the head.
         """
-        extrema = (1 - torch.cos(math.pi * torch.arange(ORDER + 1, dtype=torch.float64) / ORDER)) / 2
+        extrema = (
+            1 - torch.cos(math.pi * torch.arange(ORDER + 1, dtype=torch.float64) / ORDER)
+        ) / 2
         head = HEAD * torch.arange(9, dtype=torch.float64) / 8
         return torch.cat((head, _over_panels(self.panels, extrema))).to(like)
 

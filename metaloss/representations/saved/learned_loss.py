@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metaloss import links
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveInt, checked
 from metaloss.errors import InputError
 from metaloss.links import Link
 from metaloss.representations.base import REPRESENTATIONS, Representation
@@ -20,9 +20,10 @@ from metaloss.representations.saved import folder as loss_folder
 from metaloss.representations.saved.card import learned_on
 from metaloss.representations.saved.trajectory import Trajectory, flat
 
-REDUCTIONS = ("mean", "sum", "none")
+Reduction = Literal["mean", "sum", "none"]
 
 
+@checked()
 class LearnedLoss(nn.Module):
     """A representation with its link, called as torch's losses are: `loss(outputs, labels)`.
 
@@ -48,10 +49,9 @@ class LearnedLoss(nn.Module):
         trajectory: Trajectory | None = None,
         step: int | None = None,
         provenance: Mapping[str, Any] | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        checks.choice(reduction, "reduction", REDUCTIONS)
         self.representation = representation
         self.link = link
         self.trajectory = trajectory
@@ -152,6 +152,7 @@ class LearnedLoss(nn.Module):
         return f"{self.summary}; {count:,} parameters, link={link}, reduction={self.reduction}"
 
 
+@checked()
 class ScheduledLoss(nn.Module):
     """An adaptive loss, replayed over a new training as it changed over its own.
 
@@ -178,10 +179,8 @@ class ScheduledLoss(nn.Module):
         InputError: nothing was recorded, or `steps` is no number of steps.
     """
 
-    def __init__(self, loss: LearnedLoss, steps: int | None = None) -> None:
+    def __init__(self, loss: LearnedLoss, steps: PositiveInt | None = None) -> None:
         super().__init__()
-        if steps is not None:
-            checks.integer(steps, "steps", minimum=1)
         self._recorded = _recording(loss, "a schedule")
         self.steps = steps
         self.loss = copy.deepcopy(loss)
@@ -215,7 +214,7 @@ class ScheduledLoss(nn.Module):
         return f"step {self.steps_made:,} of {over:,}"
 
 
-def load_loss(folder: str | Path, reduction: str = "mean") -> LearnedLoss:
+def load_loss(folder: str | Path, reduction: Reduction = "mean") -> LearnedLoss:
     """The learned loss of a run, or of a folder that `LearnedLoss.save_pretrained` wrote.
 
     Its parameters need no gradient, so that nobody's optimizer takes them along; `requires_grad_()`

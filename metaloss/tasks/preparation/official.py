@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from metaloss.config import checks
+from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
 from metaloss.errors import DataError
 from metaloss.problem.batches import Batch
 from metaloss.tasks.base import Data, Task
@@ -39,13 +39,12 @@ class OfficialImages(Task):
 
     def __init__(
         self,
-        batch_size: int = 128,
-        valid_fraction: float = 0.1,
-        padding: int = 4,
+        batch_size: PositiveInt = 128,
+        valid_fraction: Share = 0.1,
+        padding: NonNegativeInt = 4,
         flip: bool = True,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
-        checks.integer(padding, "padding of a task", minimum=0)
         self.padding = padding
         self.flip = flip
 

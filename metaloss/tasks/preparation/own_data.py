@@ -15,7 +15,6 @@ from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.scaling import Scaling
 
 Kind = Literal["classification", "regression"]
-KINDS = ("classification", "regression")
 
 
 def find(data_dir: Path, path: str, task: str) -> Path:

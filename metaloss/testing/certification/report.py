@@ -83,11 +83,11 @@ LIMITS = """\
   nothing can be learned through it, and a run says so (`MissingGradientError`).
 * `unrolled` is the reference itself; finite differences hold it too, through the others'
   agreement.
-* `compiled` is `exact`, recorded with the step of SGD in it: `tests/test_compiled.py` holds its
-  steps to that, to 1e-13 as they are recorded and 1e-10 as they are compiled.
-* `conjugate_gradient` and `neumann` are exact at a minimum only: `tests/test_engines.py` holds
-  them to the closed form on least squares (1e-8), to the truncated series, and shows that no
-  iterate is lost.
+* `compiled` is `exact`, recorded with the step of SGD in it: `tests/engines/test_compiled.py`
+  holds its steps to that, to 1e-13 as they are recorded and 1e-10 as they are compiled.
+* `conjugate_gradient` and `neumann` are exact at a minimum only: `tests/engines/test_engines.py`
+  holds them to the closed form on least squares (1e-8), to the truncated series, and shows that
+  no iterate is lost.
 * `evolution` and `persistent_evolution` are estimates: along the axes they are held to the exact
   gradient (1e-5), and to windows trained by hand.
 * The cosine of a run's bf16 meta-gradient with the float32 one is in its metrics

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metaloss.config import checks
+from metaloss.config.arguments import PositiveFloat
 from metaloss.representations.base import REPRESENTATIONS, Representation
 
 
@@ -22,9 +22,8 @@ class Tangent(Representation):
 
     classification_only = True
 
-    def __init__(self, scale: float = 0.55) -> None:
+    def __init__(self, scale: PositiveFloat = 0.55) -> None:
         super().__init__()
-        checks.number(scale, "representations.tangent.scale")
         self.scale = scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 

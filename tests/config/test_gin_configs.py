@@ -1,0 +1,240 @@
+"""Every shipped gin file builds, leaves nothing unread, and runs two steps, on tiny data."""
+
+import itertools
+import json
+import re
+
+import gin
+import pytest
+import torch
+
+from metaloss.config.configuration import load
+from metaloss.config.gin_files import CONFIG_DIR, Macro, Reference, bindings_of, look_up
+from metaloss.experiments.sweeps import cells
+from tests.helpers import FORMAT_1, thinned
+
+TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
+METHODS = sorted(path.name for path in (CONFIG_DIR / "methods").glob("*.gin"))
+ABLATIONS = sorted(path.name for path in (CONFIG_DIR / "ablations").glob("*.gin"))
+FILES = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
+TRANSFER = sorted(path.name for path in (CONFIG_DIR / "transfer").glob("*.gin"))
+LOSSES = sorted(path.name for path in (CONFIG_DIR / "losses").glob("*.gin"))
+OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
+SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
+PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
+TINY = {
+    "Runner.steps": 2,
+    "Runner.figures": 1,
+    "backbones.mlp.hidden": (4,),
+    "meta_optimizers.offline_unrolled.steps": 2,
+    "offline/meta_optimizers.meta_lr.steps": 2,
+    **{f"tasks.{name}.batch_size": 8 for name in SMALL},
+    **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},
+}
+NARROW = {"backbones.wide_resnet.depth": 10, "backbones.wide_resnet.width": 1}
+
+
+@pytest.fixture
+def start(train, tmp_path, few_examples):
+    """Runs gin files with those of the tiny overrides that they read; further flags follow."""
+
+    def start(files, *flags, overrides=TINY):
+        parsed = load(files)
+        assert parsed.unread == ()
+        read = {line.split(" = ")[0] for line in parsed.text.splitlines()}
+        bindings = [f"--gin_param={k} = {v}" for k, v in overrides.items() if k in read]
+        assert len(bindings) >= 2
+        code, stderr = train(
+            *(f"--gin_file={file}" for file in files), *bindings, "--strict",
+            f"--data_dir={few_examples}", f"--output_dir={tmp_path / 'run'}", *flags,
+        )  # fmt: skip
+        assert code == 0, stderr
+
+    return start
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """Carries a run of gin files out; -> the result."""
+
+    def run(files):
+        start(files, overrides={**TINY, **NARROW})
+        return json.loads((tmp_path / "run" / "result.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_loads_with_every_method(task):
+    for method in METHODS:
+        assert load([f"tasks/{task}", f"methods/{method}"]).unread == ()
+
+
+def by_default(task, method):
+    """A method's file names no task: one of classification and one of regression stand for all."""
+    return method == "adalfl.gin" or task in ("digits_mlp.gin", "california_mlp.gin")
+
+
+@pytest.mark.parametrize(
+    ("task", "method"), thinned(itertools.product(TASKS, METHODS), keep=by_default)
+)
+def test_every_task_runs_with_every_method(run, task, method):
+    result = run([f"tasks/{task}", f"methods/{method}"])
+    assert result["status"] == "finished"
+    assert f"{result['task']}_{result['backbone']}.gin" == task
+    assert f"{result['method']}.gin" == method
+    assert (result["steps"], result["init_steps"]) == (2, 0 if method == "baseline.gin" else 2)
+    assert 0 <= result["test"] < 1000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("task", "depth", "width"), [("cifar100_wide_resnet", 28, 10), ("svhn_wide_resnet", 16, 8)]
+)
+def test_wide_resnets_of_full_size(start, task, depth, width):
+    """One step of each phase. Those that run above are narrow."""
+    files = [f"tasks/{task}.gin", "methods/adalfl.gin"]
+    text = load(files).text
+    assert f"wide_resnet.depth = {depth}\n" in text
+    assert f"wide_resnet.width = {width}\n" in text
+    start(files, "--dry_run")
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_ablation_runs(run, ablation):
+    """As its header says, on a small task."""
+    _, method, *rest = files_of(f"ablations/{ablation}")
+    assert rest == [f"ablations/{ablation}"]
+    result = run(["tasks/digits_mlp.gin", method, *rest])
+    assert result["status"] == "finished"
+    names_itself = "Runner.method" in (CONFIG_DIR / "ablations" / ablation).read_text()
+    assert f"{result['method']}.gin" == (ablation if names_itself else method.split("/")[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_runs(run, loss):
+    """As its header says."""
+    files = files_of(f"losses/{loss}")
+    result = run(files)
+    assert result["status"] == "finished"
+    assert f"{result['method']}.gin" == loss
+    assert files[-1] == f"losses/{loss}"
+
+
+@pytest.mark.parametrize("file", TRANSFER)
+def test_every_way_to_transfer_runs(start, tmp_path, file):
+    files = ["tasks/digits_mlp.gin", f"transfer/{file}"]
+    start(files, f"--gin_param=LOSS = {str(FORMAT_1)!r}")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], f"{result['method']}.gin") == ("finished", file)
+
+
+@pytest.mark.parametrize("file", OWN_DATA)
+def test_every_example_of_own_data_runs(run, file):
+    assert run([f"own_data/{file}", "methods/baseline.gin"])["status"] == "finished"
+
+
+def test_the_quickstart_runs(run):
+    assert run(["quickstart.gin"])["status"] == "finished"
+
+
+def files_of(file):
+    """The gin files of the command in a file's header."""
+    header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
+    command = header.replace("\\\n#", "").split("python tools/train.py")[1].splitlines()[0]
+    return re.findall(r"--gin_file=gin_configs/(\S+)", command)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(("methods/", "paper/"))])
+def test_a_file_says_how_to_run_it(file):
+    files = files_of(file)
+    assert file in files
+    assert load(files).unread == ()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("paper/")])
+def test_a_sweep_says_how_to_run_it_and_what_it_comes_to(file):
+    header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
+    assert f"#   python tools/sweep.py run {file} --data_dir=DIR\n" in header
+    runs = len(cells.load([file])[1])
+    told = re.search(r"\b(\d+) runs", header) or re.search(r"\| (\d+) \|", row_of(file))
+    assert int(told[1]) == runs
+
+
+def row_of(file):
+    """The index's line about a file."""
+    lines = (CONFIG_DIR / "README.md").read_text().splitlines()
+    return next(line for line in lines if f"[`{file}`]" in line)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_index_lists_every_file(file):
+    index = (CONFIG_DIR / "README.md").read_text()
+    assert f"[`{file}`]({file})" in index
+
+
+def test_the_index_lists_nothing_else():
+    index = (CONFIG_DIR / "README.md").read_text()
+    assert sorted(re.findall(r"\]\((\S+\.gin)\)", index)) == FILES
+
+
+# --- against gin itself ---
+
+
+@pytest.fixture
+def gins_own_config():
+    """What gin says of the files of a run after it has built it: all parameters of all its parts.
+
+    -> values by scope, full name and parameter. The backbone has shapes only, and no values.
+    """
+    prefixes = list(gin.config._LOCATION_PREFIXES)
+    gin.add_config_file_search_path(str(CONFIG_DIR))
+
+    def operative(files):
+        gin.clear_config()
+        gin.parse_config_files_and_bindings(
+            [str(CONFIG_DIR / file) for file in files], [f"LOSS = {str(FORMAT_1)!r}"]
+        )
+        runner = gin.get_configurable("metaloss.Runner")()
+        with torch.device("meta"):
+            model = runner.backbone(input_shape=(3, 32, 32), outputs=10)
+        runner.base_optimizer(parameters=model.parameters())
+        return by_parameter(gin.operative_config_str())
+
+    yield operative
+    gin.config._LOCATION_PREFIXES[:] = prefixes
+    gin.clear_config()
+
+
+def by_parameter(text):
+    """What gin text binds, in full names: gin shortens them to the last word where it can."""
+    found = {}
+    for name, value in bindings_of(text, "").items():
+        path, _, parameter = name.rpartition(".")
+        scope, _, component = path.rpartition("/")
+        if parameter:  # else it is a macro
+            found[scope, look_up(component), parameter] = in_full(value)
+    return found
+
+
+def in_full(value):
+    if isinstance(value, Reference):
+        scope, _, component = value.name.rpartition("/")
+        return f"@{scope}/{look_up(component)}", value.evaluate
+    if isinstance(value, Macro):
+        return str(FORMAT_1)
+    return [in_full(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+RUNS = [
+    *(files_of(file) for file in FILES if not file.startswith(("methods/", "paper/"))),
+    *(["tasks/digits_mlp.gin", f"methods/{method}"] for method in METHODS),
+]
+
+
+@pytest.mark.parametrize("files", RUNS, ids="+".join)
+def test_our_config_is_the_one_that_gin_makes_of_the_files(gins_own_config, files):
+    """Scopes, macros, references, includes and defaults are resolved as gin resolves them."""
+    ours = by_parameter(load(files, [f"LOSS = {str(FORMAT_1)!r}"]).text)
+    assert len(ours) > 15
+    assert gins_own_config(files) == ours

@@ -1,0 +1,234 @@
+"""The report over many runs, in each format, as tools/report.py gives it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from functools import partial
+
+import pytest
+
+from metaloss.experiments.reports import tables
+from metaloss.experiments.reports.paper import Value
+from metaloss.experiments.statistics import summarize
+from tests.small_runs import write_methods, write_run
+
+DIGITS = [("tasks/digits_mlp.gin", f"methods/{name}.gin") for name in ("baseline", "ml3_relu")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Runs for Tables 1, 2 and 6, some of them lost, and runs of another task."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_methods(folder, 7)
+    shutil.rmtree(folder / "mnist_lenet5" / "meta_lr" / "seed6")
+    lost = ("tasks/mnist_lenet5.gin", "methods/meta_lr.gin")
+    write_run(folder / "lost", lost, seed=6, status="diverged")
+    write_run(folder / "short", bindings=["Runner.steps = 500"], test=0.02)
+    large = ["meta_optimizers.online_one_step.meta_lr = 1e-1", "Runner.method = 'large'"]
+    write_run(folder / "large", bindings=large, test=0.03)
+    write_run(folder / "going_on", large_files(), seed=0, status="unfinished")
+    for i, files in enumerate(DIGITS):
+        for seed in range(3):
+            write_run(folder / f"digits{i}{seed}", files, seed=seed, test=0.1 + 0.05 * i)
+    (folder / "nothing").mkdir()
+    return folder
+
+
+def large_files():
+    return ("tasks/mnist_mlp.gin", "methods/adalfl.gin")
+
+
+@pytest.fixture
+def report(command):
+    return partial(command, "report")
+
+
+def rows_of(markdown, title):
+    """The cells of a Markdown table, by its title."""
+    text = markdown.split(f"### {title}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0091, ".0091"), (0.13574, ".1357"), (1.5, "1.5000"), (-0.0123, "-.0123"), (0.0, ".0000"),
+        (0.00005, ".0001"), (3.21e-5, "3.2e-05"), (5930.0, "5930.0000"), (59300.0, "5.9e+04"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_in_the_paper(value, text):
+    assert tables.number(value) == text
+
+
+def test_means_are_written_with_their_deviation_if_they_have_one():
+    assert tables.plus_minus(Value(0.0091, 0.0004)) == ".0091±.0004"
+    assert tables.plus_minus(summarize([0.01, 0.02])) == ".0150±.0071"
+    assert tables.plus_minus(summarize([0.01])) == ".0100"
+
+
+def test_markdown_shows_ours_beside_the_papers_and_counts_what_was_lost(report, root):
+    code, text, warnings = report(root)
+    assert code == 0
+    assert f"warning: {root}/nothing: an empty folder" in warnings
+    table = rows_of(text, "Table 1. Methods")
+    assert all(len(row) == 7 for row in table)
+    assert table[0] == ["Task", "Model", "", "Baseline", "ML³", "MetaLR", "AdaLFL"]
+    start = next(i for i, row in enumerate(table) if row[:2] == ["MNIST", "LeNet-5"])
+    assert [row[2] for row in table[start : start + 3]] == ["ours", "paper", "ours (a)"]
+    ours, paper, short = (row[3:] for row in table[start : start + 3])
+    assert paper == ["*.0125±.0007*", "*.0094±.0005*", "*.0097±.0013*", "*.0091±.0004*"]
+    assert ours[2].endswith("(6; 1 diverged)")
+    assert re.fullmatch(r"\*\*\.01\d\d±\.000\d \(7\)\*\*", ours[3])
+    assert short == ["not run", "not run", "not run", ".0200 (1)"]
+    assert "(a) Runner.steps = 500" in text
+    mlp = next(row for row in table if row[:2] == ["MNIST", "MLP"])
+    assert mlp[2:] == ["ours", "not run", "not run", "not run", "1 unfinished"]
+    assert ["Crime", "MLP", "paper (ours not run)"] in [row[:3] for row in table]
+    assert "No run belongs to Tables 3, 4, 5, 7." in text
+    assert f"{root}/going_on: unfinished: no result.json, at base step 1000 of 10000" in text
+
+
+def test_a_table_of_the_paper_takes_ablations_by_their_config(report, root):
+    table = rows_of(report(root)[1], "Table 6. Meta-learning rate")
+    assert table[2][3] == ".0300 (1)"
+    assert re.fullmatch(r"\*\*\.01\d\d±\.000\d \(7\)\*\*", table[2][7])
+    assert table[3][3:] == [
+        "*.0191±.0070*", "*.0159±.0017*", "*.0104±.0011*",
+        "*.0094±.0007*", "*.0091±.0004*", "*.0088±.0004*",
+    ]  # fmt: skip
+
+
+def test_paired_tests_say_what_few_seeds_cannot(report, root):
+    _, text, _ = report(root)
+    main = [row for row in rows_of(text, "Table 1, paired by seed") if "(a)" not in row[2]][2:]
+    assert [row[2] for row in main] == ["AdaLFL - Baseline", "AdaLFL - ML³", "AdaLFL - MetaLR"]
+    assert [row[3] for row in main] == ["7", "7", "6 (+1 unpaired)"]
+    # 2 / 2⁷ = .0156, of three that 3 · .0156 = .047; for six pairs 2 / 2⁶ · 3 = .094.
+    assert [row[7] for row in main] == [".047", ".047", ".047"]
+    assert [row[8] for row in main] == ["", "", "n = 6: Wilcoxon's p is at least 0.094 here"]
+    others = rows_of(text, "Runs outside the paper's tables, paired by seed")
+    assert others[2][2:] == [
+        "ml3_relu - baseline", "3", "+.0500", "–", "–", "–", "n = 3: no test can be significant",
+    ]  # fmt: skip
+
+
+def test_run_times_stand_beside_the_papers_as_hours_and_ratios(report, root):
+    table = rows_of(report(root)[1], "Table 2. Run times and memory")
+    start = next(i for i, row in enumerate(table) if row[:2] == ["MNIST", "LeNet-5"])
+    assert table[start][2:5] == ["ours (a)", ".01 h (1.0×)", ".01 h (1.0×)"]
+    assert table[start + 1][2:4] == ["memory", "1.00 GiB"]
+    assert table[start + 2][6] == "*.67 h (6.7×)*"
+
+
+def test_other_runs_are_grouped_by_what_differs(report, tmp_path):
+    for i, hidden in enumerate(("(4,)", "(8,)")):
+        write_run(tmp_path / str(i), DIGITS[0], [f"backbones.mlp.hidden = {hidden}"], test=0.1 + i)
+    write_run(tmp_path / "2", DIGITS[1], ["backbones.mlp.hidden = (8,)"], test=0.5)
+    _, text, _ = report(tmp_path)
+    table = rows_of(text, "Runs outside the paper's tables")
+    assert [row[2] for row in table[2:]] == ["baseline (a)", "baseline (b)", "ml3_relu (b)"]
+    assert [row[4] for row in table[2:]] == [".1000 (1)", "1.1000 (1)", ".5000 (1)"]
+    assert "* (a) backbones.mlp.hidden = (4,)\n* (b) backbones.mlp.hidden = (8,)" in text
+    assert "Table 1" not in text
+
+
+def test_csv_holds_the_raw_numbers(report, root, tmp_path):
+    file = tmp_path / "report.csv"
+    assert report(root, "--output", file)[0] == 0
+    found = list(csv.DictReader(io.StringIO(file.read_text())))
+    (adalfl,) = (
+        row for row in found
+        if (row["table"], row["column"], row["backbone"], row["differs"])
+        == ("1", "AdaLFL", "lenet5", "")
+    )  # fmt: skip
+    assert (adalfl["n"], adalfl["seeds"], adalfl["paper_mean"]) == ("7", "0 1 2 3 4 5 6", "0.0091")
+    (baseline,) = (row for row in found if row["table"] == "1" and row["column"] == "Baseline")
+    assert (baseline["compared_with"], baseline["pairs"]) == ("AdaLFL", "7")
+    assert float(baseline["difference"]) == pytest.approx(
+        float(adalfl["mean"]) - float(baseline["mean"])
+    )
+    assert {row["task"] for row in found if not row["table"]} == {"digits"}
+
+
+def test_latex_is_balanced_and_escaped(report, root, tmp_path):
+    file = tmp_path / "report.tex"
+    assert report(root, "--output", file)[0] == 0
+    text = file.read_text()
+    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+    assert sorted(begun) == sorted(ended)
+    assert not re.search(r"(?<!\\)[_#]", re.sub(r"\\includegraphics.*", "", text))
+    assert text.isascii()
+    assert not set(text) & set("'|<") - set(r"\ifdim\width>")
+    for path in re.findall(r"\\includegraphics.*{(.*)}", text):
+        assert (tmp_path / path).read_bytes().startswith(b"%PDF")
+    for block in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", text, re.DOTALL):
+        rows = [line for line in block[1].splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") for line in rows} == {len(block[0]) - 1}
+
+
+def test_markdown_in_a_file_has_its_figures_beside_it(report, root, tmp_path):
+    assert report(root, "--output", tmp_path / "report.md")[0] == 0
+    links = re.findall(r"!\[.*\]\((.*)\)", (tmp_path / "report.md").read_text())
+    assert "report_figures/table1-train.png" in links
+    assert all((tmp_path / link).is_file() for link in links)
+
+
+def test_html_needs_nothing_but_itself(report, root, tmp_path):
+    file = tmp_path / "report.html"
+    assert report(root, "--output", file)[0] == 0
+    text = file.read_text()
+    assert text.count("<svg") >= 5
+    assert not re.search(r"(src|href)=\"(?!#)", text)
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<\?xml|<!ENTITY", text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text)) <= set(ids)
+    assert "(6; 1 diverged)" in text
+
+
+def test_html_opens_in_a_browser(report, root, tmp_path, browser):
+    file = tmp_path / "report.html"
+    report(root, "--output", file)
+    browser.get_log("browser")  # what another test's page has said
+    browser.get(file.as_uri())
+    assert browser.get_log("browser") == []  # the page's policy refused nothing
+    assert len(browser.find_elements("css selector", "table")) == file.read_text().count("<table>")
+    drawn = browser.find_elements("css selector", "svg")
+    assert len(drawn) == file.read_text().count("<svg")
+    assert all(min(svg.size.values()) > 100 for svg in drawn)
+    assert "training error rate" in drawn[0].text
+    for link in browser.find_elements("css selector", "nav a"):
+        link.click()
+        heading = browser.find_element("css selector", ":target h2")
+        assert heading.text == link.text
+    width = "return document.documentElement.scrollWidth <= window.innerWidth"
+    assert browser.execute_script(width)
+
+
+def test_formats_without_a_file_go_to_the_terminal(report, root):
+    assert report(root, "--format=csv")[1].startswith("table,task,")
+    assert report(root, "--format=latex")[1].startswith("% \\usepackage")
+    assert report(root, "--format=html")[1].startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "nowhere is no folder: give run folders, or folders of them"),
+        (["{empty}"], "no usable run in what was given"),
+        (["{root}", "--output={empty}/x.pdf"], "let its name end in .md or .tex or .csv or .html"),
+        (["{root}", "--format=md", "--output={empty}/x.html"], "let its name end in .md"),
+        (["{root}", "--output={empty}/no/x.md"], "there is no folder {empty}/no"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(report, root, tmp_path, arguments, line):
+    code, out, err = report(*(a.format(root=root, empty=tmp_path) for a in arguments))
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith(line.format(empty=tmp_path))
+    assert list(tmp_path.iterdir()) == []
