@@ -74,8 +74,9 @@ class TabulatedSlope(Slope):
         self._reading, self._classes = reading, classes
         self._outputs = outputs
         logits = classes.rows(outputs)
-        #: What each row has in M_φ, [rows]; or one number for all.
-        self._weights: Tensor | float = 1 / (len(logits) * share)
+        #: What a row has in M_φ; or what each has, [rows].
+        self._weight = 1 / (len(logits) * share)
+        self._weights: Tensor | None = None
         if classes.weights is not None:
             weights = classes.weights.to(logits)
             self._weights = weights / (weights.sum() * share)
@@ -95,22 +96,21 @@ class TabulatedSlope(Slope):
     def _read(self, p: Tensor, own: Tensor, part: slice, graph: bool) -> tuple[Tensor, Tensor]:
         """M_φ's share of a chunk, and its slope in the probabilities, both by the row's weight."""
         table, weights = self._reading.table, self._weights
-        one = isinstance(weights, float)
         if self._head is None and self._reading.own:
             at = table.look(p, own)
             v, s = (part.view_as(p) for part in table.read(at))
             if p.numel() <= KEPT_PLACES and graph:
                 self._kept = p, at
-            if one:
-                return v.sum() * weights, s.mul_(weights)
+            if weights is None:
+                return v.sum() * self._weight, s.mul_(self._weight)
             return torch.dot(v.sum(-1), weights[part]), s.mul_(weights[part, None])
         at_own = p.gather(1, own)
         if self._head is None:
             v, s = (part.view_as(p) for part in table.read(table.look(p)))
             before = v.gather(1, own)
-            total = v.sum() if one else torch.dot(v.sum(-1), weights[part])
+            total = v.sum() if weights is None else torch.dot(v.sum(-1), weights[part])
         else:
-            total, s = self._head.read(p, None if one else weights[part])
+            total, s = self._head.read(p, None if weights is None else weights[part])
             before = table.read(table.look(at_own))[0].view_as(own)
         if self._reading.own:
             v_own, s_own = (part.view_as(own) for part in table.read(table.look(at_own, 1)))
@@ -119,8 +119,8 @@ class TabulatedSlope(Slope):
             self._slopes_at_own.append(s_own)
         s.scatter_(1, own, s_own.detach())
         change = v_own.sub_(before).squeeze(1)
-        if one:
-            return (total + change.sum()) * weights, s.mul_(weights)
+        if weights is None:
+            return (total + change.sum()) * self._weight, s.mul_(self._weight)
         return total + torch.dot(change, weights[part]), s.mul_(weights[part, None])
 
     def _at_own(self, at_own: Tensor, outputs: int, graph: bool) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ class TabulatedSlope(Slope):
             # Jᵀ of the softmax is its own transpose: what t is, seen from the probabilities.
             moved = torch.ops.aten._softmax_backward_data(t[part], p, -1, p.dtype)
             weights = self._weights
-            moved.mul_(weights if isinstance(weights, float) else weights[part, None])
+            moved.mul_(self._weight if weights is None else weights[part, None])
             if self._head is None and self._reading.own:
                 table.scatter(into, at or table.look(p, own), moved.view(-1))
                 continue

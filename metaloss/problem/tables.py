@@ -33,7 +33,9 @@ FLOAT32 = 2e-7
 #: φ has moved far, and the table is certified anew, at this share of its norm; looked at once in
 #: so many tables, and the error must leave room until then.
 FAR, LOOK_EVERY, ROOM = 0.05, 8, 0.25
-PAYS = 4  #: pairs of a batch for each node, from which on a table is made by itself
+#: Pairs of a batch for each node, from which on a table pays; fewer where nobody asks for the way
+#: back to φ: then one table serves until φ moves.
+PAYS, PAYS_AT_ONCE = 16, 4
 MANY = 1 << 16  #: pairs from which on a larger table that is read faster pays
 
 
@@ -70,6 +72,7 @@ class Tables:
     def __init__(self, loss: nn.Module | None, tabulate: Tabulate) -> None:
         self.loss = loss if isinstance(loss, Representation) and loss.of_pairs else None
         self.tabulate = tabulate
+        self._tensors = [] if self.loss is None else _tensors(self.loss)
         self._certified: dict[tuple[int, torch.dtype], Certified] = {}
         self._at: Tensor | None = None  # φ then, and the loss's buffers
         self._made = 0  # tables since
@@ -86,7 +89,8 @@ class Tables:
         pairs, outputs = rows.numel(), rows.shape[1]
         if self.loss is None or self.tabulate == "never" or outputs < 2:
             return None
-        if self.tabulate == "auto" and pairs < PAYS * PANELS[0] * ORDER * len(LABELS):
+        pays = (PAYS if graph else PAYS_AT_ONCE) * len(LABELS) if self.tabulate == "auto" else 0
+        if pairs < pays * PANELS[0] * ORDER:
             return None
         version = self._version()
         if version != self._counted:
@@ -102,7 +106,7 @@ class Tables:
         if found.panels == 0:
             return None
         grid = _grid(found.panels, rows.dtype, many, found.head)
-        if self.tabulate == "auto" and pairs < PAYS * grid.nodes * len(LABELS):
+        if pairs < pays * grid.nodes:
             return None
         labels = LABELS if found.own else LABELS[:1]
         values, slopes = _evaluate(
@@ -118,8 +122,7 @@ class Tables:
 
     def _version(self) -> Any:
         """Changes with φ, and with all else that the loss is made of."""
-        assert self.loss is not None
-        return tuple((t.data_ptr(), t._version) for t in _tensors(self.loss))
+        return tuple((t.data_ptr(), t._version) for t in self._tensors)
 
     def _look_again(self) -> None:
         """Drops the certificates where φ has moved far from where they were made."""
@@ -164,7 +167,7 @@ class Tables:
         if self.loss is None:
             return
         if state["at"] is not None:
-            self._at = state["at"].to(next(iter(_tensors(self.loss))).device)
+            self._at = state["at"].to(next(_floating(self.loss)).device)
         if state["counted"]:
             self._counted = self._version()
         self._made = state["made"]
@@ -237,7 +240,7 @@ def _head(
 
 def _near(found: Tensor, exact: Tensor, tolerance: float) -> bool:
     """Whether two functions differ by no more than a share of the largest value."""
-    return bool(((found - exact).abs().max() <= tolerance * exact.abs().max()))
+    return bool((found - exact).abs().max() <= tolerance * exact.abs().max())
 
 
 def _adds_up(loss: Representation, outputs: int) -> bool:
