@@ -250,7 +250,7 @@ class Problem:
             outputs = self.forward(inputs)
         slope = self.slope(outputs, labels, share, graph)
         grads: list[Tensor | None] = list(
-            torch.autograd.grad(outputs, self.theta, slope.value, allow_unused=True)
+            torch.autograd.grad(outputs, self.theta, slope.hand_out(), allow_unused=True)
         )
         if slope.direct:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]

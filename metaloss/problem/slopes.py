@@ -31,8 +31,14 @@ class Slope(ABC):
     """M_φ of a pass and its slope in the outputs."""
 
     loss: Tensor  #: M_φ, a scalar without graph
-    value: Tensor  #: ∂M_φ/∂f, of the outputs' shape, without graph
+    _value: Tensor | None
     direct: Vector = ()  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
+
+    def hand_out(self) -> Tensor:
+        """∂M_φ/∂f, of the outputs' shape, without graph; once, as it may be a gigabyte."""
+        value, self._value = self._value, None
+        assert value is not None
+        return value
 
     @abstractmethod
     def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
@@ -91,7 +97,7 @@ class TabulatedSlope(Slope):
             losses.append(loss)
             torch.ops.aten._softmax_backward_data.out(s, p, -1, p.dtype, grad_input=value[part])
         self.loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        self.value = classes.like(outputs, value)
+        self._value = classes.like(outputs, value)
 
     def _read(self, p: Tensor, own: Tensor, part: slice, graph: bool) -> tuple[Tensor, Tensor]:
         """M_φ's share of a chunk, and its slope in the probabilities, both by the row's weight."""
@@ -193,7 +199,7 @@ class ChunkedSlope(Slope):
             loss_share, slope[part] = self._at(part, graph=False)
             losses.append(loss_share)
         self.loss = torch.stack(losses).sum()
-        (self.value,) = torch.autograd.grad(self._prediction, free, slope, retain_graph=True)
+        (self._value,) = torch.autograd.grad(self._prediction, free, slope, retain_graph=True)
 
     def _at(self, part: slice, graph: bool) -> tuple[Tensor, Tensor]:
         prediction = self._prediction[part].detach().requires_grad_()
@@ -236,7 +242,7 @@ class WholeSlope(Slope):
             loss, [free, *theta], torch.ones_like(loss), create_graph=graph, allow_unused=True
         )
         self._slope = torch.zeros_like(free) if slope is None else slope
-        self.loss, self.value = loss.detach(), self._slope.detach()
+        self.loss, self._value = loss.detach(), self._slope.detach()
 
     def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         ends = [self._slope, *self.direct]

@@ -13,6 +13,7 @@ from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.runs.precision import Precision
 from metaloss.tasks.base import Task
@@ -41,6 +42,8 @@ class Runner:
         checkpoint_every: steps of either phase between checkpoints.
         samples: how often φ is sampled over the training, at equal distances.
         figures: how often the learned loss is drawn into TensorBoard.
+        tabulate: whether the learned loss is read from a table, to about its rounding: "auto",
+            where that pays; "always", wherever it can be certified; "never". See `AdaLFL`.
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -63,6 +66,7 @@ class Runner:
         checkpoint_every: PositiveInt = 1000,
         samples: PositiveInt = 50,
         figures: PositiveInt = 6,
+        tabulate: Tabulate = "auto",
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -81,3 +85,4 @@ class Runner:
         self.checkpoint_every = checkpoint_every
         self.samples = samples
         self.figures = figures
+        self.tabulate = tabulate
