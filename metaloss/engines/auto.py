@@ -9,7 +9,7 @@ from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.unrolled import Unrolled
-from metaloss.errors import ConfigError, UnsupportedModelError
+from metaloss.errors import ConfigError, UnsupportedModelError, first_line
 from metaloss.problem import snapshot
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -87,8 +87,4 @@ def choose(
 
 
 def _reasons(errors: Mapping[str, Exception]) -> list[str]:
-    return [f"'{name}' does not work ({_first_line(error)})" for name, error in errors.items()]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return [f"'{name}' does not work ({first_line(error)})" for name, error in errors.items()]

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.sweep import Sweep
-from metaloss.errors import UnsupportedModelError
+from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
@@ -127,7 +127,7 @@ def forward_mode_pass(
             try:
                 outputs = problem.forward(part.batch[0])
             except NotImplementedError as error:
-                operator = str(error).splitlines()[0]
+                operator = first_line(error)
                 raise UnsupportedModelError(
                     f"the model cannot be differentiated in forward mode ({operator}): take "
                     "engine='unrolled' or 'logit_difference'"

@@ -70,9 +70,9 @@ def _back(
             problem.replaced(named, part.buffers),
         ):
             loss = problem.learned_loss(problem.forward(inputs), labels) / part.share
-            grads = torch.autograd.grad(
-                loss, theta, torch.ones_like(loss), create_graph=True, allow_unused=True
-            )
+            ones = torch.ones_like(loss)
+            with refusing_single_backward():
+                grads = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
             if grad_bar is None:
                 theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
                     along or grads, v, state_bar, meta.ratios

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.base_optimizers.base import State
-from metaloss.base_optimizers.taken_step import take_step
+from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem import replicas
@@ -80,7 +80,8 @@ def _gradient(
     with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
         for loss in problem.shares(batch):
             ones = torch.ones_like(loss)
-            parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
+            with refusing_single_backward():
+                parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
             grads = add(grads, parts)
             losses.append(loss.detach())
     grads, learned_loss = replicas.mean_step(

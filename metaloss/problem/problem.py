@@ -16,7 +16,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
-from metaloss.base_optimizers.taken_step import take_step
+from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, replicas, vectors

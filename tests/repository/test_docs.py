@@ -215,6 +215,7 @@ def test_the_errors_of_the_faq_are_those_of_the_code():
 # --- notebooks ---
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "docs").glob("notebooks/*.ipynb")), ids=lambda p: p.stem
 )

@@ -49,7 +49,7 @@ def test_a_run_leaves_its_folder(method, tmp_path, capsys):
 
 def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypatch):
     starts = {}
-    initialize = Run._train
+    initialize = Run._begin_training
 
     def remember(self):
         state = self.state
@@ -58,7 +58,7 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
         starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
         return initialize(self)
 
-    monkeypatch.setattr(Run, "_train", remember)
+    monkeypatch.setattr(Run, "_begin_training", remember)
     for method in METHODS:
         assert train(tmp_path / method, method) == 0
     for method, start in starts.items():
@@ -80,7 +80,7 @@ CONDITIONED = ("Runner.representation = @representations.step_conditioned()",)
 def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_path, monkeypatch):
     """Dies again and again: after a step, or when its checkpoint was due; resumes each time."""
     train(tmp_path / "whole", method, extra)
-    after_step, save = Run._after_step, Run._save_checkpoint
+    after_step, save = Run._record, Run._save_checkpoint
 
     class Killed(BaseException):
         pass
@@ -97,7 +97,7 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_p
                 raise Killed
             save(self)
 
-        monkeypatch.setattr(Run, "_after_step", die_after_step)
+        monkeypatch.setattr(Run, "_record", die_after_step)
         monkeypatch.setattr(Run, "_save_checkpoint", die_before_checkpoint)
         with pytest.raises(Killed):
             train(tmp_path / "killed", method, extra, resume=True)
@@ -111,7 +111,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
     extra = ("Runner.task = @tasks.cifar10()", "tasks.cifar10.batch_size = 8")
     options = {"extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
-    after_step = Run._after_step
+    after_step = Run._record
 
     class Killed(BaseException):
         pass
@@ -121,10 +121,10 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
         if self.state.steps == 7:
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
         train(tmp_path / "killed", **options)
-    monkeypatch.setattr(Run, "_after_step", after_step)
+    monkeypatch.setattr(Run, "_record", after_step)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
@@ -132,7 +132,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
 
 def test_killed_for_real_and_resumed(tmp_path):
     """SIGKILL while it trains; the process that resumes ends with the same numbers."""
-    steps = ("Runner.steps = 1500", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
+    steps = ("Runner.steps = 700", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
     train(tmp_path / "whole", extra=steps)
     command = [
         sys.executable, "-W", "ignore", str(ROOT / "tools" / "train.py"),
@@ -156,14 +156,14 @@ def test_killed_for_real_and_resumed(tmp_path):
 
 def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
     train(tmp_path / "whole")
-    after_step = Run._after_step
+    after_step = Run._record
 
     def terminate_at_step_7(self, phase, step, *rest):
         if phase == "train" and step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, phase, step, *rest)
 
-    monkeypatch.setattr(Run, "_after_step", terminate_at_step_7)
+    monkeypatch.setattr(Run, "_record", terminate_at_step_7)
     assert train(tmp_path / "stopped") == 128 + signal.SIGTERM
     result = json.loads((tmp_path / "stopped" / "result.json").read_text())
     assert (result["status"], result["steps"], result["test"]) == ("stopped", 7, None)

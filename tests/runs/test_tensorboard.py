@@ -52,7 +52,7 @@ class Killed(BaseException):
 def resumed(request, tmp_path, monkeypatch):
     """A run that was killed and resumed; its first checkpoint is at 4 steps of a phase."""
     extra = ("Runner.figures = 3",)
-    after_step = Run._after_step
+    after_step = Run._record
 
     def die(self, phase, step, *rest):
         after_step(self, phase, step, *rest)
@@ -60,7 +60,7 @@ def resumed(request, tmp_path, monkeypatch):
             self.board.close()  # what a writer's thread would have written by then
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
         train(tmp_path / "run", extra=extra)
     monkeypatch.undo()
@@ -190,7 +190,7 @@ def test_phi_is_sampled_early_and_at_equal_distances(run):
 
 
 def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "_finish", lambda self, status: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(tmp_path / "run")
     from metaloss import load_loss
@@ -224,6 +224,9 @@ def seeds(run, tmp_path):
     for name in ("meta.json", "result.json"):
         content = json.loads((single / name).read_text())
         (single / name).write_text(json.dumps({**content, "method": "other"}))
+    config = (single / "config.gin").read_text()
+    assert "Runner.method = 'adalfl'" in config
+    (single / "config.gin").write_text(config.replace("'adalfl'", "'other'"))
     return tmp_path / "runs"
 
 

@@ -11,7 +11,7 @@ import torch
 from metaloss.engines.base import ENGINES, Draw, Hypergradient
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import ByGradient, MetaDescent
+from metaloss.meta_optimizers.parts.by_gradient import ByGradient, MetaDescent
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 
