@@ -28,6 +28,7 @@ from metaloss.problem.gradient_transform import GradientTransform
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.refusals import refuse_float16
+from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.representations.saved.learned_loss import LearnedLoss
 
@@ -74,6 +75,9 @@ class AdaLFL:
         steps: base steps of the whole training, for a loss that looks at its progress.
         cuda_graphs: record each kind of step as a CUDA graph and replay it: faster where a step is
             mostly launches of kernels. A task loss or link of one's own is then tensor operations.
+        tabulate: of a learned loss that sees single pairs, with class indices as labels: evaluate
+            it on a grid, and read it there at each pair, to about its rounding. "auto", where that
+            pays (many outputs); "always", wherever a table can be certified; "never".
 
     Raises:
         UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
@@ -97,10 +101,14 @@ class AdaLFL:
         gradient_transform: GradientTransform | None = None,
         steps: int | None = None,
         cuda_graphs: bool = False,
+        tabulate: Tabulate = "auto",
     ) -> None:
+        if cuda_graphs and tabulate == "always":
+            raise InputError("tabulate = 'always': what a table asks of φ, no CUDA graph can")
         self.problem = Problem(
-            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
-        )
+            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform,
+            "never" if cuda_graphs else tabulate,
+        )  # fmt: skip
         if self.problem.device.type == "cpu":
             memory.keep_freed()
         self.adapter = adapter
@@ -244,6 +252,7 @@ class AdaLFL:
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
             "base_steps": self._base_steps,
+            "tables": self.problem.tables.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -253,6 +262,8 @@ class AdaLFL:
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
         self._base_steps = state["base_steps"]
+        if "tables" in state:  # older checkpoints have none
+            self.problem.tables.load_state_dict(state["tables"])
         self._forget_recordings()
 
     def _forget_recordings(self) -> None:

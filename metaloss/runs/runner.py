@@ -14,6 +14,7 @@ from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.runs.precision import Precision
 from metaloss.tasks import TASKS
@@ -44,6 +45,8 @@ class Runner:
         samples: how often φ is sampled over the training, at equal distances.
         figures: how often TensorBoard shows the learned loss over the training; 0 draws nothing at
             all, also not at the end of the run (`tools/figures.py` does so later).
+        tabulate: whether the learned loss is read from a table, to about its rounding: "auto",
+            where that pays; "always", wherever it can be certified; "never". See `AdaLFL`.
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -66,6 +69,7 @@ class Runner:
         checkpoint_every: PositiveInt = 1000,
         samples: PositiveInt = 50,
         figures: NonNegativeInt = 6,
+        tabulate: Tabulate = "auto",
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -84,6 +88,7 @@ class Runner:
         self.checkpoint_every = checkpoint_every
         self.samples = samples
         self.figures = figures
+        self.tabulate = tabulate
 
     @property
     def names(self) -> dict[str, str]:

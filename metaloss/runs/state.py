@@ -72,6 +72,7 @@ class State:
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
             steps=plan.steps,
             cuda_graphs=cuda_graphs,
+            tabulate=plan.tabulate,
         )
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]
