@@ -42,6 +42,8 @@ class Runner:
         samples: how often φ is sampled over the training, at equal distances.
         figures: how often TensorBoard shows the learned loss over the training; 0 draws nothing at
             all, also not at the end of the run (`tools/figures.py` does so later).
+        health_every: base steps between probes of the learned loss, see `AdaLFL`; 0 makes none.
+        on_unhealthy: what happens where they find trouble: "warn", "task_loss" or "last_healthy".
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -64,6 +66,8 @@ class Runner:
         checkpoint_every: PositiveInt = 1000,
         samples: PositiveInt = 50,
         figures: NonNegativeInt = 6,
+        health_every: NonNegativeInt = 20,
+        on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -82,3 +86,5 @@ class Runner:
         self.checkpoint_every = checkpoint_every
         self.samples = samples
         self.figures = figures
+        self.health_every = health_every
+        self.on_unhealthy = on_unhealthy
