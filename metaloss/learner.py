@@ -28,7 +28,7 @@ from metaloss.meta_optimizers.task_fit import TaskFit
 from metaloss.problem import snapshot
 from metaloss.problem.batches import Adapter, Outputs, StepBatch, adapted, repeat
 from metaloss.problem.gradient_transform import GradientTransform
-from metaloss.problem.health import TRIAL_STEPS, Health, Watch, of_batch, probe, trial
+from metaloss.problem.health import PROBES, TRIAL_STEPS, Health, Watch, of_batch, probe, trial
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.refusals import refuse_float16
@@ -187,12 +187,12 @@ class AdaLFL:
         watch, phi = self.watch, self.problem.phi
         if watch.well:
             if self.on_unhealthy == "last_healthy":
-                watch.phi = [p.detach().clone() for p in phi]
+                watch.phis = [*watch.phis, [p.detach().clone() for p in phi]][-PROBES:]
         elif watch.health().status == "unhealthy":
             if self.on_unhealthy == "task_loss":
                 self._fall_back()
-            elif self.on_unhealthy == "last_healthy" and watch.phi is not None:
-                for parameter, value in zip(phi, watch.phi, strict=True):
+            elif self.on_unhealthy == "last_healthy" and watch.phis:
+                for parameter, value in zip(phi, watch.phis[0], strict=True):
                     parameter.copy_(value)
 
     def _fall_back(self) -> None:

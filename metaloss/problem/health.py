@@ -74,7 +74,8 @@ class Watch:
     Attributes:
         warnings: troubles found so far, in plain words.
         share: of the trial, see `trial`; None without one.
-        phi: φ at the latest probe that found no trouble; None before.
+        phis: φ at the latest probes that found no trouble, from the oldest; the first is from before
+            the trouble, which only the median of several shows.
         rows: labels seen so far.
         target: their mean as the link gives it, [C]; see `constant_loss`.
     """
@@ -82,7 +83,7 @@ class Watch:
     def __init__(self, tried: Trial | None = None, warnings: Sequence[str] = ()) -> None:
         self.warnings = list(warnings)
         self.share = None if tried is None else tried.share
-        self.phi: list[Tensor] | None = None
+        self.phis: list[list[Tensor]] = []
         self.rows = 0
         self.target: Tensor | None = None
         self._failed = tried is not None and tried.trouble is not None
@@ -136,7 +137,8 @@ class Watch:
 
     def _troubles(self, step: int) -> dict[str, str]:
         """What is wrong at the latest probes, by its kind."""
-        if not all(map(math.isfinite, self._seen[-1])):
+        latest = self._seen[-1]
+        if not (math.isfinite(latest[0]) and math.isfinite(latest[2])):
             return {"not_finite": "the learned loss, its slope or the task loss is not finite"}
         if len(self._seen) < PROBES:
             return {}
