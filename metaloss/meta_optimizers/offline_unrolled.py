@@ -88,7 +88,7 @@ class OfflineUnrolled(ByGradient):
 
     def attach(self, problem: Problem) -> None:
         steps, inner_steps, warm_up, descent = self._asked
-        memory = math.ceil(_memory(problem.optimizer) - 1e-9)
+        memory = math.ceil(memory_of(problem.optimizer) - 1e-9)
         self.inner_steps = inner_steps or max(FEWEST_INNER_STEPS, memory)
         self.steps = steps if steps is not None else math.ceil(BASE_STEPS / self.inner_steps)
         if warm_up is None:
@@ -153,7 +153,7 @@ class OfflineUnrolled(ByGradient):
         self._anew = self._standing is None
 
 
-def _memory(optimizer: torch.optim.Optimizer) -> float:
+def memory_of(optimizer: torch.optim.Optimizer) -> float:
     """Base steps that an optimizer's mean of gradients takes to build up, 1/(1 - μ)."""
     decays = [0.0]
     for group in optimizer.param_groups:

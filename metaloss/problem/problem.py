@@ -7,7 +7,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -100,6 +100,7 @@ class Problem:
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
+        self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         self._looks_at_theta: bool | None = None  # None until `probe` has seen a batch
         replicas.start_alike([model] if loss is None else [model, loss])
 
@@ -122,7 +123,7 @@ class Problem:
         Returns:
             A scalar; of a stack of problems one for each, [S].
         """
-        if self.loss is None:
+        if self.loss is None or self.by_task_loss:
             return self.task_loss(outputs, labels)
         prediction, target, *weights = self.link(outputs, labels)
         return links.mean(self.loss(prediction, target), *weights)
@@ -265,15 +266,17 @@ class Problem:
         """
         outputs = outputs.detach()
         with torch.enable_grad():
-            classes = links.classes(self.link, outputs, labels) if self.tables.loss else None
+            loss = None if self.by_task_loss else self.loss
+            tabulated = loss is not None and self.tables.loss
+            classes = links.classes(self.link, outputs, labels) if tabulated else None
             if classes is not None:
                 rows = classes.rows(outputs)
                 reading = self.tables.reading(rows, graph)
                 if reading is not None:
                     return TabulatedSlope(reading, classes, outputs, share, graph)
             free = outputs.requires_grad_()
-            if isinstance(self.loss, Representation) and outputs.numel() > MOST_AT_ONCE:
-                return ChunkedSlope(self.loss, self.link(free, labels), free, share)
+            if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
+                return ChunkedSlope(loss, self.link(free, labels), free, share)
             looks = self.theta if self._looks_at_theta else []
             return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
 
@@ -302,6 +305,15 @@ class Problem:
             v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
         )
         return loss, found
+
+    @contextmanager
+    def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:
+        """Within it, base steps descend the task loss in place of the learned one, if wanted."""
+        before, self.by_task_loss = self.by_task_loss, wanted
+        try:
+            yield
+        finally:
+            self.by_task_loss = before
 
     def copy_buffers(self) -> dict[str, Tensor]:
         """The model's buffers by name, in their shapes, for passes that must leave them alone."""
