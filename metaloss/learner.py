@@ -412,9 +412,8 @@ def initialization_of(
     steps: int | None, inner_steps: int | None, meta_lr: float, horizon: float, fit_steps: int
 ) -> MetaOptimizer:
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
-    fit = TaskFit(fit_steps)
     learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr)
-    return InTurn([fit, learn])
+    return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
 
 
 def warn(trouble: str) -> None:
