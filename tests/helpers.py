@@ -173,7 +173,7 @@ def sketch(path: Path, title: str, names: object = None) -> list[Path]:
 #: Drawing, and what stands in its place in all tests that are not marked `pictures`.
 SKETCHES = (
     (pictures, "draw", sketch),
-    (inspection, "show", lambda board, state: None),
+    (inspection, "draw", lambda board, state: None),
 )
 _DRAWING = [(module, name, getattr(module, name)) for module, name, _ in SKETCHES]
 

@@ -30,7 +30,9 @@ SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
 Sweep.methods = ['methods/baseline.gin', ['methods/adalfl.gin', 'ablations/cheap.gin']]
 Sweep.seeds = 2
-Sweep.bindings = ['Runner.steps = 4', 'meta_optimizers.offline_unrolled.steps = 2']
+Sweep.bindings = [
+    'Runner.steps = 4', 'Runner.figures = 0', 'meta_optimizers.offline_unrolled.steps = 2',
+]
 Sweep.parameters = {'base_optimizers.sgd.lr': [0.1, 0.01]}
 """
 

@@ -29,7 +29,7 @@ Sweep.bindings = [
     'Runner.checkpoint_every = 10',
     'Runner.log_every = 10',
     'Runner.evaluate_every = 50',
-    'Runner.figures = 1',
+    'Runner.figures = 0',
     'backbones.mlp.hidden = (16,)',
     'meta_optimizers.offline_unrolled.steps = 60',
 ]
