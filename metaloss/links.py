@@ -202,7 +202,8 @@ def classes(link: Link, outputs: Tensor, labels: Any) -> Classes | None:
 
     Args:
         link: any.
-        outputs, labels: as the link takes them.
+        outputs: [batch, C], or as the link takes them.
+        labels: as the link takes them.
     """
     if isinstance(link, Weighted) and isinstance(labels, (tuple, list)) and len(labels) == 2:
         found = classes(link.link, outputs, labels[0])
