@@ -99,6 +99,8 @@ def train(
     runs = [Run(plan, each, place, find_data_dir(data_dir), cuda_graphs) for _, each, plan in left]
     lockstep = Lockstep(runs)
     distributed.require_equal((parsed.text, seeds), "is asked for another run")
+    if distributed.rank() == 0:
+        print("\n".join(runs[0].state.data.notes), end="\n" * bool(runs[0].state.data.notes))
     if dry_run:
         _print_dry_run(lockstep, runs[0], parsed.text)
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from metaloss.runs.trained import Prediction
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation import own_data
+from metaloss.tasks.preparation.tables import ARROW
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", *ARROW)
 
 
 def read(path: Path, data: Data, key: str | None = None) -> Tensor:
@@ -37,8 +39,13 @@ def read(path: Path, data: Data, key: str | None = None) -> Tensor:
         raise DataError(f"no file {path}")
     if data.encoding is not None:
         if path.suffix == ".npz":
-            raise DataError(f"{path}: the run's rows are a table's: give a CSV or Parquet file")
-        return data.encoding.read(path)
+            raise DataError(
+                f"{path}: the run's rows are a table's: give a CSV, Parquet or Arrow file"
+            )
+        rows = data.encoding.rows(path)
+        for line in data.encoding.unknown(rows):
+            print(f"warning: {line}", file=sys.stderr)
+        return torch.from_numpy(data.encoding.encode(data.encoding.frame(rows)))
     if path.suffix in TABLES:
         raise DataError(f"{path}: the run's inputs are arrays: give an .npz file")
     with opened(path) as archive:
@@ -84,6 +91,10 @@ def _as_csv(prediction: Prediction, classes: tuple[str, ...] | None) -> str:
     writer = csv.writer(out, lineterminator="\n")
     values = prediction.values.numpy()
     columns = range(values.shape[1])
+    if prediction.classes is None and classes is not None:  # several labels at once
+        writer.writerow([f"probability_{name}" for name in classes])
+        writer.writerows(values.tolist())
+        return out.getvalue()
     if prediction.classes is None:
         one = values.shape[1] == 1
         writer.writerow(["prediction"] if one else [f"prediction_{i}" for i in columns])

@@ -83,7 +83,7 @@ class Arrays(Task):
         splits = with_validation(splits, self.valid_fraction, generator)
         targets, names = None, None
         if classes is not None:
-            own_data.require_all_classes(splits["train"][1], classes, f"{path}: y_train")
+            own_data.require_classes(splits["train"][1], classes, f"{path}: y_train")
             objective, outputs = CLASSIFICATION, len(classes)
             names = tuple(classes.tolist()) if classes.dtype.kind == "U" else None
         else:

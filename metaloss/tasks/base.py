@@ -39,6 +39,10 @@ class Data:
     encoding: Encoding | None = None  #: how the columns of a table became raw inputs
     targets: Scaling | None = None  #: of values, by column; None: they are in their own unit
     classes: tuple[str, ...] | None = None  #: their names, where they have some
+    weights: dict[str, Tensor] | None = None  #: how often each example is drawn, by split, [n]
+    notes: tuple[str, ...] = ()  #: what a person should know of how the files were read
+    #: What earlier versions, whose runs kept no preparation, read otherwise; None: nothing.
+    read_otherwise: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -88,7 +92,10 @@ class Data:
             InputError: see `draw`.
         """
         inputs, _ = self.splits[split]
-        index = draw_indices(len(inputs), batch_size, generator)
+        if self.weights is None:
+            index = draw_indices(len(inputs), batch_size, generator)
+        else:
+            index = draw_weighted(self.weights[split], batch_size, generator)
         batch, taken = len(index), distributed.share(len(index))
         if self.images is None:
             return index[taken], None
@@ -164,6 +171,17 @@ def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
             return index
 
 
+def draw_weighted(weights: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Indices, each drawn in proportion to its weight and put back; [k], as `draw_indices`.
+
+    Args:
+        weights: of each example [n], on the CPU, of at least 0.
+    """
+    ends = weights.double().cumsum(0)
+    drawn = torch.rand(min(len(weights), batch_size), generator=generator, dtype=torch.float64)
+    return torch.searchsorted(ends, drawn * ends[-1], right=True).clamp(max=len(weights) - 1)
+
+
 TASKS = Registry("tasks", Task)
 
 
@@ -182,6 +200,11 @@ def wrong(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(-1) != labels).to(outputs.dtype)
 
 
+def wrong_labels(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Share of the labels that the sign of their output misses; [batch]."""
+    return ((outputs > 0) != (labels > 0.5)).to(outputs.dtype).mean(-1)
+
+
 def squared_errors(outputs: Tensor, labels: Tensor) -> Tensor:
     """Squared error of each example, the mean over its outputs; [batch]."""
     return (outputs - labels).square().mean(-1)
@@ -191,3 +214,16 @@ CLASSIFICATION = Objective(F.cross_entropy, links.probabilities, "error_rate", w
 
 
 REGRESSION = Objective(F.mse_loss, links.values, "mse", squared_errors)
+
+
+MULTI_LABEL = Objective(
+    F.binary_cross_entropy_with_logits, links.multi_label, "error_rate", wrong_labels
+)
+
+
+#: By their names, under which runs keep them.
+OBJECTIVES = {
+    "classification": CLASSIFICATION,
+    "regression": REGRESSION,
+    "multi_label": MULTI_LABEL,
+}

@@ -76,7 +76,7 @@ class ImageFolder(Task):
         if "test" not in splits:
             splits = self._with_test(splits["train"])
         splits = with_validation(splits, self.valid_fraction, generator)
-        own_data.require_all_classes(splits["train"][1], np.array(classes), str(path))
+        own_data.require_classes(splits["train"][1], np.array(classes), str(path))
         mean, deviation = mean_and_deviation(splits["train"][0])
         preparation = Images(mean, deviation, self.padding, self.flip)
         return Data(splits, len(classes), CLASSIFICATION, preparation, classes=tuple(classes))

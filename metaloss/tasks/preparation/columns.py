@@ -1,162 +1,154 @@
-"""Columns of a CSV or Parquet file: words or numbers, with what is missing marked."""
+"""Columns: what each column of a table holds, and the table of them that a person reads."""
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
+import polars as pl
 
-from metaloss.errors import DataError
+from metaloss.tasks.preparation.dialect import DATE, Dialect, is_text
+from metaloss.tasks.preparation.encoding import Category, Column, Date, Number
+from metaloss.tasks.preparation.tables import Rows
+
+SAMPLE = 1000  #: rows by which most columns show that they are none of numbers
+SHOWN = 3  #: examples of a column
+WIDTH = 48  #: characters of them at most
 
 
-@dataclass
-class Column:
-    """One column of a table.
+def kinds(rows: Rows, names: Sequence[str], dialect: Dialect) -> dict[str, type[Column]]:
+    """What each column holds: numbers or dates if every value is one, else categories.
 
-    Attributes:
-        values: words (str objects) or numbers (float64), [n].
-        missing: [n], bool.
+    Among numbers the ordinary words for what is missing are no values.
     """
-
-    values: np.ndarray
-    missing: np.ndarray
-
-    @cached_property
-    def words(self) -> np.ndarray:
-        """Objects [n]; "" where missing."""
-        return np.where(self.missing, "", self.values.astype(str).astype(object))
-
-    @cached_property
-    def numbers(self) -> np.ndarray:
-        """float64 [n]; NaN where missing.
-
-        Raises:
-            ValueError: a word is no number.
-        """
-        return np.where(self.missing, np.nan, self.values).astype(np.float64)
-
-    @cached_property
-    def is_numeric(self) -> bool:
-        """Whether every value that is not missing is a number."""
-        try:
-            return len(self.numbers) > 0
-        except ValueError:
-            return False
-
-
-@dataclass
-class Columns:
-    """A table by column, and where it is from.
-
-    Attributes:
-        path: of the file.
-        by_name: in the file's order.
-        lines: the line of the file on which each row ends; None: rows have no lines.
-    """
-
-    path: Path
-    by_name: dict[str, Column]
-    lines: list[int] | None
-
-    def place(self, name: str, row: int | None = None) -> str:
-        """A column, or a value of it, in the words of an error."""
-        place = f"{self.path}: column '{name}'"
-        if row is None:
-            return place
-        return f"{place}, row {row}" if self.lines is None else f"{place}, line {self.lines[row]}"
-
-    def numbers(self, name: str) -> np.ndarray:
-        """A column as float64 [n]; NaN where missing.
-
-        Raises:
-            DataError: a word is no finite number; its line is named.
-        """
-        column = self.by_name[name]
-        for row, word in enumerate(() if column.is_numeric else column.values):
-            try:
-                float("nan" if column.missing[row] else word)
-            except ValueError:
-                raise DataError(f"{self.place(name, row)}: {word!r} is no number") from None
-        strange = np.flatnonzero(~column.missing & ~np.isfinite(column.numbers))
-        if len(strange):
-            row = int(strange[0])
-            raise DataError(f"{self.place(name, row)}: {column.values[row]} is no finite number")
-        return column.numbers
+    held = rows.kinds
+    found: dict[str, type[Column]] = {}
+    asked: dict[str, pl.Expr] = {}
+    sample = rows.frame.select(names).head(SAMPLE)
+    for name in names:
+        kind = held[name]
+        if kind in (pl.Date, pl.Datetime):
+            found[name] = Date
+        elif not is_text(kind):
+            found[name] = Category if kind == pl.Boolean or kind == pl.Time else Number
+        else:
+            words = dialect.words(name, kind)
+            may = sample.select(
+                (words.is_null() | dialect.is_number(name, kind)).all().alias("number"),
+                (words.is_null() | words.str.contains(DATE)).all().alias("date"),
+                words.is_null().all().alias("missing"),
+            ).collect()
+            is_number, is_date, is_missing = may.row(0)
+            if is_number:
+                numbers = dialect.numbers(name, kind)
+                every = (words.is_null() | dialect.is_number(name, kind)).all()
+                none = words.is_null().all()
+                asked[name] = (every & (numbers.is_not_null().any() | none)).cast(pl.Int8)
+            if is_date:
+                days = dialect.days(name, kind)
+                dates = (words.is_null() | days.is_not_null()).all() & words.is_not_null().any()
+                asked[name] = asked.get(name, pl.lit(0, pl.Int8)) + 2 * dates.cast(pl.Int8)
+    if asked:
+        for name, answer in zip(asked, rows.collect(**asked).row(0), strict=True):
+            # A column of nothing is one of numbers, as which it is refused.
+            found[name] = Number if answer & 1 else Date if answer else Category
+    return {name: found.get(name, Category) for name in names}
 
 
-def read(path: Path, delimiter: str, missing: Collection[str]) -> Columns:
-    """A Parquet file if its name ends in .parquet, else a CSV file with a header.
+@dataclass(frozen=True)
+class Line:
+    """A column in the table that a person reads."""
+
+    name: str
+    became: str
+    missing: int
+    held: str  #: categories with their counts, or examples
+    note: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """What stands in the table."""
+        return (self.name, self.became, f"{self.missing:,}" if self.missing else "", self.held)
+
+
+def lines(
+    rows: Rows, became: Mapping[str, str | Column], frame: pl.DataFrame, dialect: Dialect
+) -> list[Line]:
+    """The line of each column.
 
     Args:
-        delimiter: between the fields of a CSV file.
-        missing: words for a missing value.
-
-    Raises:
-        DataError: the file is damaged or its rows have different lengths; or it is Parquet, and
-            pyarrow is not installed.
+        rows: of the file.
+        became: what became of each column, in words or as inputs.
+        frame: of the file, the columns of words as words, "" where one is missing.
+        dialect: of the file.
     """
-    is_parquet = path.suffix == ".parquet"
-    names, values, lines = _read_parquet(path) if is_parquet else _read_csv(path, delimiter)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}: two columns are named '{twice[0]}'")
-    if not values or not len(values[0]):
-        raise DataError(f"{path}: no rows")
-    columns = {name: _column(v, missing) for name, v in zip(names, values, strict=True)}
-    return Columns(path, columns, lines)
+    held, some = rows.kinds, rows.frame.head(SAMPLE).collect()
+    absent = {}
+    for name, column in became.items():
+        is_number = isinstance(column, Number) and is_text(held[name])
+        asked = (dialect.numbers if is_number else dialect.words)(name, held[name])
+        absent[name] = asked.is_null().sum()
+    missing = dict(zip(absent, rows.collect(**absent).row(0), strict=True))
+    found = []
+    for name, column in became.items():
+        note = ""
+        if name in frame and frame[name].dtype == pl.String:
+            counted = frame[name].rename("word").value_counts(name="count")
+            counted = counted.sort("count", "word", descending=[True, False])
+            shown = ", ".join(f"{word or '(missing)'} {n:,}" for word, n in counted.head(5).rows())
+            text = f"{len(counted):,}: {_short(shown)}"
+            note = _hint(counted["word"], dialect) if isinstance(column, Category) else ""
+        else:
+            words = some.select(dialect.words(name, held[name]).alias("word")).drop_nulls()
+            text = _short(", ".join(words["word"].head(SHOWN)))
+        words = column if isinstance(column, str) else column.told
+        found.append(Line(name, words, missing[name], text, note))
+    return found
 
 
-def _column(values: np.ndarray, missing: Collection[str]) -> Column:
-    if values.dtype == np.float64:
-        return Column(values, np.isnan(values))
-    return Column(values, np.array([v is None or v in missing for v in values]))
+def told(lines: Sequence[Line]) -> list[str]:
+    """The table of all columns, and the notes beneath it."""
+    heads = ("column", "became", "missing", "examples, or categories by their counts")
+    cells = [heads, *(one.cells() for one in lines)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads) - 1)]
+    table = [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, [*widths], strict=False)), row[-1]]).rstrip()
+        for row in cells
+    ]
+    return [*table, *(f"note: column '{one.name}' {one.note}" for one in lines if one.note)]
 
 
-def _read_csv(path: Path, delimiter: str) -> tuple[list[str], list[np.ndarray], list[int]]:
-    """Names, columns of words, and the line on which each row ends."""
-    rows, lines = [], []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            for row in reader:
-                if row:  # an empty line is none
-                    rows.append([field.strip() for field in row])
-                    lines.append(reader.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        line = f", line {reader.line_num}" if isinstance(error, csv.Error) else ""
-        raise DataError(f"{path}{line}: cannot be read: {error}") from None
-    names = rows.pop(0) if rows else []
-    for row, number in zip(rows, lines[1:], strict=True):
-        if len(row) != len(names):
-            raise DataError(f"{path}, line {number}: {len(row)} fields, not {len(names)}")
-    return names, [np.array(c, dtype=object) for c in zip(*rows, strict=True)], lines[1:]
+def _hint(words: pl.Series, dialect: Dialect) -> str:
+    """What would make numbers of categories, most of which look like some."""
+    present = words.filter(words != "").rename("word")
+    if not len(present):
+        return ""
+    frame, kind = present.to_frame(), pl.String()
+    for changes, setting in HINTS:
+        other = replace(dialect, **changes)
+        alike = frame.select(other.is_number("word", kind).all()).item()
+        if alike and frame.select(other.numbers("word", kind).is_not_null().any()).item():
+            return f"would be of numbers ('{present[0]}') with {setting}"
+    is_number = frame.select(dialect.is_number("word", kind)).to_series()
+    others = present.filter(~is_number)
+    if len(others) and 2 * len(others) < len(present):
+        return (
+            f"is of categories, since {len(others)} of its {len(present)} words are no numbers "
+            f"('{others[0]}'): tasks.table.missing can name them"
+        )
+    return ""
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[np.ndarray], None]:
-    """Names, and columns of numbers or of words, None where missing."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(
-            f"{path}: Parquet files need pyarrow: pip install 'metaloss[parquet]'"
-        ) from None
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+HINTS: tuple[tuple[Mapping[str, str | bool], str], ...] = (
+    ({"percent": True}, "tasks.table.percent = True"),
+    ({"decimal": ","}, "tasks.table.decimal = ','"),
+    ({"decimal": ",", "percent": True}, "tasks.table.decimal = ',' and percent = True"),
+    ({"thousands": ","}, "tasks.table.thousands = ','"),
+    ({"thousands": "'"}, 'tasks.table.thousands = "\'"'),
+    ({"thousands": " "}, "tasks.table.thousands = ' '"),
+    ({"thousands": ".", "decimal": ","}, "tasks.table.thousands = '.' and decimal = ','"),
+)
 
-    def values(column: Any) -> np.ndarray:
-        items, kind = column.to_pylist(), column.type
-        types = pyarrow.types
-        if any(f(kind) for f in (types.is_integer, types.is_floating, types.is_boolean)):
-            return np.array(items, dtype=np.float64)  # None becomes NaN
-        return np.array([None if item is None else str(item) for item in items], dtype=object)
 
-    return table.column_names, [values(column) for column in table.columns], None
+def _short(text: str) -> str:
+    text = text.replace("\n", " ")
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,20 @@ class Images:
             rows[:, None, :, None],
             columns[:, None, None, :],
         ]
+
+    def plain(self) -> dict[str, Any]:
+        """What a run keeps, on the CPU."""
+        return {
+            "mean": self.mean.cpu(),
+            "deviation": self.deviation.cpu(),
+            "padding": self.padding,
+            "flip": self.flip,
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Images:
+        """The preparation that `plain` described."""
+        return cls(**plain)
 
     def to(self, device: torch.device) -> Images:
         """The same for images on a device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.errors import DataError
+from metaloss.errors import DataError, did_you_mean
 from metaloss.problem.batches import Batch
 from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.scaling import Scaling
@@ -62,12 +63,51 @@ def class_indices(labels: np.ndarray, classes: np.ndarray, place: str) -> Tensor
     return torch.from_numpy(indices)
 
 
-def require_all_classes(labels: Tensor, classes: np.ndarray, place: str) -> None:
-    """Raises DataError naming the first class that no training example is of.
+def in_order(words: Iterable[str]) -> list[str]:
+    """Names of classes, each once: by their numbers if all are numbers, else by their letters."""
+    names = sorted(set(words))
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return names
+    return sorted(names, key=lambda name: (numbers[name], name))
+
+
+def class_weights(
+    asked: Literal["balanced"] | Mapping[str, float],
+    labels: Tensor,
+    classes: Sequence[str],
+    place: str,
+) -> Tensor:
+    """What a row of each class weighs, [C], float64.
+
+    Raises:
+        DataError: there is no such class, or a weight is no number of at least 0.
+    """
+    if isinstance(asked, str):
+        return 1 / torch.bincount(labels, minlength=len(classes)).double()
+    weights = torch.ones(len(classes), dtype=torch.float64)
+    for name, weight in asked.items():
+        if str(name) not in classes:
+            near, known = did_you_mean(str(name), classes), ", ".join(classes[:10])
+            raise DataError(f"{place}: class_weights name no class '{name}'{near} · known: {known}")
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise DataError(f"{place}: class_weights of '{name}' is {weight!r}: at least 0")
+        weights[classes.index(str(name))] = weight
+    return weights
+
+
+def require_classes(labels: Tensor, classes: Sequence[str] | np.ndarray, place: str) -> None:
+    """Raises DataError if there is one class alone, or one that no training example is of.
 
     Args:
         labels: of the training examples that are left when the validation examples are held out.
     """
+    if len(classes) == 1:
+        raise DataError(
+            f"{place}: every example is of the class {classes[0]}: nothing can be learned from one "
+            "class"
+        )
     counts = torch.bincount(labels, minlength=len(classes))
     if not counts.all():
         name = classes[int(counts.argmin())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,15 @@ class Scaling:
     def undo(self, scaled: Tensor) -> Tensor:
         """The raw numbers of scaled ones [..., columns]; float64."""
         return scaled.double() * self.unit + self.zero
+
+    def plain(self) -> dict[str, Tensor]:
+        """What a run keeps, on the CPU."""
+        return {"zero": self.zero.cpu(), "unit": self.unit.cpu()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Tensor]) -> Scaling:
+        """The scaling that `plain` described."""
+        return cls(**plain)
 
     def to(self, device: torch.device) -> Scaling:
         """The same for numbers on a device."""
