@@ -134,7 +134,7 @@ def _shaped(raw: np.ndarray, data: Data, place: str) -> Tensor:
     if raw.dtype.kind not in "buif":
         raise DataError(f"{place} is {raw.dtype}: give numbers")
     if raw.dtype != np.uint8:
-        raw = own_data.finite(raw, place)
+        own_data.require_finite(raw, place)
     if raw.shape[1:] != shape:
         raw = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(raw))

@@ -89,7 +89,7 @@ class TrainedModel:
             DataError: they are of another shape; bytes where the training images were numbers, or
                 the other way round; or the task does not say how raw inputs are prepared.
         """
-        how, device = _preparation(self.data), self.data.splits["train"][0].device
+        how, device = _preparation(self.data), self.data.splits["train"][1].device
         shape, kind = list(self.data.input_shape), _kind(self.data)
         if list(raw.shape[1:]) != shape:
             raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
@@ -129,7 +129,7 @@ class TrainedModel:
             if name != "Runner.task" and "tasks." not in name and not line.startswith("import "):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
-        device = self.data.splits["train"][0].device
+        device = self.data.splits["train"][1].device
         return plan.task, _prepared_as(self.data, _load_data(plan, self.seed, device, data_dir))
 
 

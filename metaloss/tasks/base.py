@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from metaloss.problem.batches import Batch
 from metaloss.tasks.preparation.encoding import Encoding
 from metaloss.tasks.preparation.images import Images
 from metaloss.tasks.preparation.scaling import Scaling
+from metaloss.tasks.preparation.streams import Choice, Feed, Stream
 
 SPLITS = ("train", "valid", "test")
 
@@ -31,7 +33,8 @@ SPLITS = ("train", "valid", "test")
 class Data:
     """A task's splits as tensors on one device, and what they are for; batches are index draws."""
 
-    splits: dict[str, Batch]  #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...])
+    #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...]); inputs may be a `Stream`.
+    splits: dict[str, Batch]
     outputs: int  #: C: classes, or target columns
     objective: Objective  #: task loss, link and metric
     images: Images | None = None  #: how stored images become inputs; None: what is stored is input
@@ -43,6 +46,7 @@ class Data:
     notes: tuple[str, ...] = ()  #: what a person should know of how the files were read
     #: What earlier versions, whose runs kept no preparation, read otherwise; None: nothing.
     read_otherwise: str | None = None
+    feeds: dict[Any, Feed] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -62,6 +66,8 @@ class Data:
     def raw(self, split: str) -> Tensor:
         """A split's inputs as they were before the preparation, `[n, *input_shape]`."""
         stored = self.splits[split][0]
+        if isinstance(stored, Stream):
+            stored = stored[torch.arange(len(stored))]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
     def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
@@ -75,18 +81,22 @@ class Data:
             InputError: the batch has fewer examples than there are processes.
         """
         inputs, labels = self.splits[split]
-        index, windows = self.choose(split, batch_size, generator)
-        index = index.to(inputs.device, non_blocking=True)
-        inputs, labels = inputs[index], labels[index]
+        if isinstance(inputs, Stream):
+            choice, inputs = self._feed(split, batch_size, generator).draw(generator)
+            inputs = inputs.to(labels.device, non_blocking=True)
+            index = choice.index.to(labels.device, non_blocking=True)
+        else:
+            choice = self.choose(split, batch_size, generator)
+            index = choice.index.to(labels.device, non_blocking=True)
+            inputs = inputs[index]
         if self.images is not None:
-            inputs = inputs if windows is None else self.images.cut(inputs, windows)
+            if choice.windows is not None:
+                inputs = self.images.cut(inputs, choice.windows)
             inputs = self.images.prepare(inputs)
-        return inputs, labels
+        return inputs, labels[index]
 
-    def choose(
-        self, split: str, batch_size: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is random in a `draw`: indices [batch], and how images are augmented; on the CPU.
+    def choose(self, split: str, batch_size: int, generator: torch.Generator) -> Choice:
+        """What is random in a `draw`, on the CPU.
 
         Raises:
             InputError: see `draw`.
@@ -97,24 +107,46 @@ class Data:
         else:
             index = draw_weighted(self.weights[split], batch_size, generator)
         batch, taken = len(index), distributed.share(len(index))
-        if self.images is None:
-            return index[taken], None
-        height, width = inputs.shape[2:]
-        return index[taken], self.images.windows((height, width), generator, batch, taken)
+        keys = None
+        if isinstance(inputs, Stream) and inputs.augment is not None:
+            keys = inputs.augment.keys(batch, generator)[taken]
+        windows = None
+        if self.images is not None:
+            height, width = inputs.shape[2:]
+            windows = self.images.windows((height, width), generator, batch, taken)
+        return Choice(index[taken], windows, keys)
+
+    def _feed(self, split: str, batch_size: int, generator: torch.Generator) -> Feed:
+        """What reads the batches of one random stream ahead."""
+        key = split, batch_size, id(generator)
+        if key not in self.feeds:
+            choose = partial(self.choose, split, batch_size)
+            self.feeds[key] = Feed(self.splits[split][0], choose)
+        return self.feeds[key]
 
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""
-        inputs, labels = (tensor[:limit] for tensor in self.splits[split])
-        for x, y in zip(torch.split(inputs, chunk), torch.split(labels, chunk), strict=True):
+        inputs, labels = self.splits[split]
+        labels = labels[:limit]
+        if isinstance(inputs, Stream):
+            parts = inputs.in_order(chunk, limit)
+        else:
+            parts = iter(torch.split(inputs[:limit], chunk))
+        for x in parts:
+            y, labels = labels[: len(x)], labels[len(x) :]
+            x = x.to(y.device, non_blocking=True)
             yield (x if self.images is None else self.images.prepare(x)), y
 
     def to(self, device: torch.device) -> Data:
         """The same data on a device."""
-        splits = {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()}
+        splits = {
+            name: (x if isinstance(x, Stream) else x.to(device), y.to(device))
+            for name, (x, y) in self.splits.items()
+        }
         images = None if self.images is None else self.images.to(device)
         inputs = None if self.inputs is None else self.inputs.to(device)
         targets = None if self.targets is None else self.targets.to(device)
-        return replace(self, splits=splits, images=images, inputs=inputs, targets=targets)
+        return replace(self, splits=splits, images=images, inputs=inputs, targets=targets, feeds={})
 
 
 class Task(ABC):

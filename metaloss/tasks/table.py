@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,12 +125,12 @@ class Table(Task):
         if not self.targets or (len(self.targets) > 1 and kind == "classification"):
             raise ArgumentError("target", target, "one column; several only in regression")
         self.kind = kind
-        self.told: dict[str, type[Column]] = {
-            **dict.fromkeys(numeric, Number),
-            **dict.fromkeys(categorical, Category),
-            **dict.fromkeys(dates, Date),
+        self.told: dict[str, Column] = {
+            **dict.fromkeys(numeric, columns.NUMBER),
+            **dict.fromkeys(categorical, columns.WORDS),
+            **dict.fromkeys(dates, columns.DATE),
+            **{name: Order(tuple(words), 0.0, 1.0) for name, words in (ordered or {}).items()},
         }
-        self.ordered = {name: tuple(words) for name, words in (ordered or {}).items()}
         self.ignore = tuple(ignore)
         self.dialect = Dialect(
             tuple(missing), delimiter, quote, decimal, thousands, percent, encoding, line_breaks
@@ -143,18 +144,17 @@ class Table(Task):
         path = own_data.find(data_dir, self.path, "table")
         rows = read(path, self.dialect)
         special = {role: name for role, name in self.special.items() if name is not None}
-        rows.require((*self.targets, *self.told, *self.ordered, *self.ignore, *special.values()))
+        rows.require((*self.targets, *self.told, *self.ignore, *special.values()))
         # A column of times is an input too; who a row is of, and what it weighs, are not.
         left_out = {*self.targets, *self.ignore, special.get(GROUPS), special.get(WEIGHT)}
-        kinds = self._kinds(rows, [name for name in rows.names if name not in left_out])
+        names = [name for name in rows.names if name not in left_out]
         labels, classes = self._labels(rows)
+        time = self._numbers(rows, special[TIME], TIME) if TIME in special else None
         try:
-            split = self.held.split(
-                labels, generator, self._groups(rows), self._numbers(rows, special.get(TIME))
-            )
+            split = self.held.split(labels, generator, self._groups(rows), time)
         except ValueError as error:
             raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
-        frame, encoding = self._encoding(rows, kinds, split["train"].numpy())
+        frame, encoding = self._encoding(rows, names, split["train"].numpy())
         splits = {
             name: (encoding.prepared(frame, index.numpy()), labels[index])
             for name, index in split.items()
@@ -177,102 +177,71 @@ class Table(Task):
         if classes is not None:
             own_data.require_classes(splits["train"][1], classes, place)
             return Data(splits, len(classes), CLASSIFICATION, classes=tuple(classes), **common)
-        splits, targets = own_data.scaled(splits, place)
+        scaled, targets = own_data.scaled({name: y for name, (_, y) in splits.items()}, place)
+        splits = {name: (x, scaled[name]) for name, (x, _) in splits.items()}
         return Data(splits, len(self.targets), REGRESSION, targets=targets, **common)
-
-    def _kinds(self, rows: Rows, names: Sequence[str]) -> dict[str, type[Column]]:
-        """What each column that is an input becomes."""
-        rows.require(names)
-        if not names:
-            raise DataError(f"{rows.path}: no column is left for the inputs")
-        told = self.told | dict.fromkeys(self.ordered, Order)
-        unknown = [name for name in names if name not in told]
-        kinds = columns.kinds(rows, unknown, self.dialect) | told
-        return {name: kinds[name] for name in names}
 
     def _labels(self, rows: Rows) -> tuple[Tensor, list[str] | None]:
         """Indices [n] and the classes they are of; or float64 targets [n, outputs] and None."""
         kinds = rows.kinds
-        for name in self.targets:
-            words = self.dialect.words(name, kinds[name])
-            if (found := rows.first(words.is_null(), pl.col(name))) is not None:
-                word = f" ({quoted(found[1])} is a word for none)" if found[1] else ""
-                raise DataError(f"{rows.place(name, found[0])}: no target{word}")
         if self.kind == "regression":
-            values = [self._numbers(rows, name) for name in self.targets]
-            return torch.from_numpy(np.stack(values, 1)), None  # type: ignore[arg-type]
+            values = [self._numbers(rows, name, "target") for name in self.targets]
+            return torch.from_numpy(np.stack(values, 1)), None
         name = self.targets[0]
         words = rows.collect(words=self.dialect.words(name, kinds[name]))["words"]
+        if words.null_count():
+            self._refuse_missing(rows, name, "target")
         classes = own_data.in_order(words.unique())
         return torch.from_numpy(ranks(words, classes).cast(pl.Int64).to_numpy().copy()), classes
 
+    def _refuse_missing(self, rows: Rows, name: str, what: str) -> None:
+        """Raises DataError naming the first row where nothing stands, if there is one."""
+        missing = self.dialect.words(name, rows.kinds[name]).is_null()
+        if (found := rows.first(missing, pl.col(name))) is not None:
+            word = f" ({quoted(found[1])} stands for a missing one)" if found[1] else ""
+            raise DataError(f"{rows.place(name, found[0])}: no {what}{word}")
+
     def _encoding(
-        self, rows: Rows, kinds: Mapping[str, type[Column]], train: np.ndarray
+        self, rows: Rows, names: Sequence[str], train: np.ndarray
     ) -> tuple[pl.DataFrame, Encoding]:
         """The columns that are inputs, and how the training rows say that they become some."""
-        held = rows.kinds
-        empty: dict[type[Column], Column] = {
-            Number: Number(0.0, 1.0), Date: Date(0.0, 1.0, True), Category: Category((), True, ""),
-        }  # fmt: skip
-        before: dict[str, Column] = {
-            name: Order(self.ordered[name], 0.0, 1.0) if name in self.ordered else empty[kind]
-            for name, kind in kinds.items()
-        }
-        for name, column in before.items():
-            if isinstance(column, Order) or (
-                name in self.told and not isinstance(column, Category)
-            ):
-                require_all(rows, name, column, self.dialect)
-        frame = rows.collect(
-            **{
-                name: self.dialect.words(name, held[name]).fill_null("")
-                if isinstance(column, Category)
-                else column.expression(name, held[name], self.dialect)
-                for name, column in before.items()
-            }
-        )
-        found: dict[str, Column] = {}
+        rows.require(names)
+        if not names:
+            raise DataError(f"{rows.path}: no column is left for the inputs")
+        for name in names:
+            if name in self.told and self.told[name] != columns.WORDS:
+                require_all(rows, name, self.told[name], self.dialect)
+        held, found = rows.kinds, {}
+        before, frame = columns.typed(rows, names, self.told, self.dialect)
         for name, column in before.items():
             part = frame[name][train]
             if isinstance(column, Category):
                 found[name] = categories(part, held[name], self.max_categories)
                 continue
-            if isinstance(column, Order):
-                part = ranks(part, column.words)
-            values = part.to_numpy()
-            if (
-                np.isinf(values).any()
-                or frame[name].dtype.is_float()
-                and frame[name].is_infinite().any()
-            ):
+            values = (ranks(part, column.words) if isinstance(column, Order) else part).to_numpy()
+            if isinstance(column, Number) and frame[name].is_infinite().any():
                 require_all(rows, name, column, self.dialect)
             if np.isnan(values).all():
                 raise DataError(f"{rows.place(name)}: every training row misses it; ignore it")
             mean, deviation = number(values)
-            if isinstance(column, Order):
-                found[name] = Order(column.words, mean, deviation)
-            elif isinstance(column, Date):
-                days = frame[name].drop_nulls()
-                found[name] = Date(mean, deviation, bool((days % 1 != 0).any()))
-            else:
-                found[name] = Number(mean, deviation)
+            found[name] = replace(column, mean=mean, deviation=deviation)
+            if isinstance(column, Date):
+                clock = bool((frame[name].drop_nulls() % 1 != 0).any())
+                found[name] = Date(mean, deviation, clock)
         return frame, Encoding(found, self.dialect)
 
-    def _numbers(self, rows: Rows, name: str | None) -> np.ndarray | None:
-        """A column of numbers or dates, every one of which is there; float64 [n]."""
-        if name is None:
-            return None
-        is_date = (
-            self.told.get(name) is Date or columns.kinds(rows, [name], self.dialect)[name] is Date
-        )
-        column: Column = Date(0.0, 1.0, True) if is_date else Number(0.0, 1.0)
-        values = rows.collect(values=column.expression(name, rows.kinds[name], self.dialect))[
-            "values"
-        ].to_numpy()
+    def _numbers(self, rows: Rows, name: str, what: str) -> np.ndarray:
+        """A column of numbers, or dates, all of which are there; float64 [n]."""
+        told = {name: columns.NUMBER} if what != TIME else self.told
+        column, frame = columns.typed(rows, [name], told, self.dialect)
+        if isinstance(column[name], Category):
+            require_all(rows, name, columns.NUMBER, self.dialect)
+        values = frame[name].to_numpy()
         if not np.isfinite(values).all():
-            require_all(rows, name, column, self.dialect)
+            self._refuse_missing(rows, name, what)
+            require_all(rows, name, column[name], self.dialect)
             row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise DataError(f"{rows.place(name, row)}: nothing stands there")
+            raise DataError(f"{rows.place(name, row)}: no {what}")
         return values
 
     def _groups(self, rows: Rows) -> np.ndarray | None:
@@ -285,7 +254,8 @@ class Table(Task):
     def _weights(self, rows: Rows, labels: Tensor, classes: Sequence[str] | None) -> Tensor | None:
         """How often each row is drawn, [n]; None: all as often."""
         weights, name = None, self.special[WEIGHT]
-        if (values := self._numbers(rows, name)) is not None and name is not None:
+        if name is not None:
+            values = self._numbers(rows, name, WEIGHT)
             negative = np.flatnonzero(values < 0)
             if len(negative):
                 row = int(negative[0])

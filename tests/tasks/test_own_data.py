@@ -453,13 +453,13 @@ def test_bad_image_folders_are_named(pictures, tmp_path):
             load_folder(pictures)
     file.unlink()
     (pictures / "c").mkdir()
-    with pytest.raises(DataError, match=r"own: no folder of classes: Found no valid file"):
+    with pytest.raises(DataError, match=r"own: no folder of classes: c/ has no image .nothing"):
         load_folder(pictures)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(DataError, match="bare: no folder of classes: Couldn't find any class fold"):
+    with pytest.raises(DataError, match="bare: no folder of classes: it holds no folders"):
         load_folder(tmp_path / "bare")
     (pictures / "train").mkdir()
-    with pytest.raises(DataError, match="own/train: no folder of classes: "):
+    with pytest.raises(DataError, match="own: there is train/, but no test/"):
         load_folder(pictures)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from metaloss.tasks.preparation.dialect import DATE, Dialect, is_text
+from metaloss.tasks.preparation.dialect import Dialect, is_among_numbers, is_text
 from metaloss.tasks.preparation.encoding import Category, Column, Date, Number
 from metaloss.tasks.preparation.tables import Rows
 
@@ -16,43 +16,84 @@ SHOWN = 3  #: examples of a column
 WIDTH = 48  #: characters of them at most
 
 
-def kinds(rows: Rows, names: Sequence[str], dialect: Dialect) -> dict[str, type[Column]]:
-    """What each column holds: numbers or dates if every value is one, else categories.
+def typed(
+    rows: Rows, names: Sequence[str], told: Mapping[str, Column], dialect: Dialect
+) -> tuple[dict[str, Column], pl.DataFrame]:
+    """What each column holds, and its values: numbers or dates if every value is one, else words.
 
-    Among numbers the ordinary words for what is missing are no values.
+    Among numbers the ordinary words for what is missing are no values. Numbers and days are
+    Float64, null where missing; words are "" there.
+
+    Args:
+        rows: of the file.
+        names: of the columns.
+        told: columns of which it is said what they are.
+        dialect: of the file.
     """
-    held = rows.kinds
-    found: dict[str, type[Column]] = {}
-    asked: dict[str, pl.Expr] = {}
-    sample = rows.frame.select(names).head(SAMPLE)
-    for name in names:
-        kind = held[name]
-        if kind in (pl.Date, pl.Datetime):
-            found[name] = Date
-        elif not is_text(kind):
-            found[name] = Category if kind == pl.Boolean or kind == pl.Time else Number
-        else:
-            words = dialect.words(name, kind)
-            may = sample.select(
-                (words.is_null() | dialect.is_number(name, kind)).all().alias("number"),
-                (words.is_null() | words.str.contains(DATE)).all().alias("date"),
-                words.is_null().all().alias("missing"),
-            ).collect()
-            is_number, is_date, is_missing = may.row(0)
-            if is_number:
-                numbers = dialect.numbers(name, kind)
-                every = (words.is_null() | dialect.is_number(name, kind)).all()
-                none = words.is_null().all()
-                asked[name] = (every & (numbers.is_not_null().any() | none)).cast(pl.Int8)
-            if is_date:
-                days = dialect.days(name, kind)
-                dates = (words.is_null() | days.is_not_null()).all() & words.is_not_null().any()
-                asked[name] = asked.get(name, pl.lit(0, pl.Int8)) + 2 * dates.cast(pl.Int8)
-    if asked:
-        for name, answer in zip(asked, rows.collect(**asked).row(0), strict=True):
-            # A column of nothing is one of numbers, as which it is refused.
-            found[name] = Number if answer & 1 else Date if answer else Category
-    return {name: found.get(name, Category) for name in names}
+    held, sample = rows.kinds, rows.frame.select(names).head(SAMPLE).collect()
+    found = {
+        name: told[name] if name in told else _guess(sample, name, held[name], dialect)
+        for name in names
+    }
+    # Most columns are what their first rows are; the others are asked for once more.
+    frame = rows.collect(**{n: _values(c, n, held[n], dialect) for n, c in found.items()})
+    for name, guess in found.items():
+        if name in told or isinstance(guess, Category) or not frame[name].null_count():
+            continue
+        found[name] = _confirmed(rows, name, guess, dialect)
+        if found[name] != guess:
+            values = _values(found[name], name, held[name], dialect)
+            frame = frame.with_columns(rows.collect(**{name: values})[name])
+    return found, frame
+
+
+#: What columns are before the training rows say more.
+NUMBER, WORDS = Number(0.0, 1.0), Category((), True, "")
+DAY, DATE = (Date(0.0, 1.0, clock) for clock in (False, True))
+
+
+def _guess(sample: pl.DataFrame, name: str, held: pl.DataType, dialect: Dialect) -> Column:
+    """What a column is by its first rows."""
+    if held in (pl.Date, pl.Datetime):
+        return DATE
+    if not is_text(held):
+        return WORDS if held == pl.Boolean or held == pl.Time else NUMBER
+    for column in (NUMBER, DAY, DATE):
+        both = sample.select(
+            values=_values(column, name, held, dialect), words=dialect.words(name, held)
+        )
+        words = both.filter(pl.col("values").is_null())["words"].unique().to_list()
+        if _are_missing(words, column):
+            return column
+    return WORDS
+
+
+def _confirmed(rows: Rows, name: str, guess: Column, dialect: Dialect) -> Column:
+    """What a column is by all of its rows, some of which are no values of what was guessed."""
+    held = rows.kinds[name]
+    for column in (guess, DATE) if isinstance(guess, Date) else (guess,):
+        both = rows.frame.select(
+            values=_values(column, name, held, dialect), words=dialect.words(name, held)
+        )
+        words = both.filter(pl.col("values").is_null()).select("words").unique().collect()
+        if _are_missing(words["words"].to_list(), column):
+            return column
+    return WORDS
+
+
+def _are_missing(words: Sequence[str | None], column: Column) -> bool:
+    """Whether words that are no values of such a column stand for missing ones."""
+    if isinstance(column, Number):
+        return all(map(is_among_numbers, words))
+    return all(word is None for word in words)
+
+
+def _values(column: Column, name: str, held: pl.DataType, dialect: Dialect) -> pl.Expr:
+    if isinstance(column, Category):
+        return dialect.words(name, held).fill_null("")
+    if column == DAY:
+        return dialect.days(name, held, clock=False)
+    return column.expression(name, held, dialect)
 
 
 @dataclass(frozen=True)
@@ -82,12 +123,12 @@ def lines(
         dialect: of the file.
     """
     held, some = rows.kinds, rows.frame.head(SAMPLE).collect()
-    absent = {}
-    for name, column in became.items():
-        is_number = isinstance(column, Number) and is_text(held[name])
-        asked = (dialect.numbers if is_number else dialect.words)(name, held[name])
-        absent[name] = asked.is_null().sum()
-    missing = dict(zip(absent, rows.collect(**absent).row(0), strict=True))
+    others = [name for name in became if name not in frame]
+    absent = {name: dialect.words(name, held[name]).is_null().sum() for name in others}
+    missing = dict(zip(others, rows.collect(**absent).row(0) if absent else (), strict=True))
+    for name in frame.columns:
+        is_words = frame[name].dtype == pl.String
+        missing[name] = (frame[name] == "").sum() if is_words else frame[name].null_count()
     found = []
     for name, column in became.items():
         note = ""
@@ -125,11 +166,10 @@ def _hint(words: pl.Series, dialect: Dialect) -> str:
     frame, kind = present.to_frame(), pl.String()
     for changes, setting in HINTS:
         other = replace(dialect, **changes)
-        alike = frame.select(other.is_number("word", kind).all()).item()
-        if alike and frame.select(other.numbers("word", kind).is_not_null().any()).item():
+        is_none = frame.select(other.numbers("word", kind).is_null()).to_series()
+        if not is_none.all() and _are_missing(present.filter(is_none).to_list(), NUMBER):
             return f"would be of numbers ('{present[0]}') with {setting}"
-    is_number = frame.select(dialect.is_number("word", kind)).to_series()
-    others = present.filter(~is_number)
+    others = present.filter(frame.select(dialect.numbers("word", kind).is_null()).to_series())
     if len(others) and 2 * len(others) < len(present):
         return (
             f"is of categories, since {len(others)} of its {len(present)} words are no numbers "

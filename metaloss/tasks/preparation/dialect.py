@@ -82,7 +82,10 @@ class Dialect:
             return pl.col(name).cast(pl.Float64).fill_nan(None)
         if kind == pl.Null:
             return pl.col(name).cast(pl.Float64)
-        text = self.words(name, kind)
+        # Words for what is missing are no numbers; only where one looks like a number, as -999, is
+        # it to be looked for.
+        alike = any(_is_float(word) for word in self.missing)
+        text = self.words(name, kind) if alike else pl.col(name).cast(pl.String).str.strip_chars()
         if self.percent:
             text = text.str.strip_suffix("%").str.strip_chars_end()
         if self.thousands:
@@ -91,24 +94,22 @@ class Dialect:
             # A point in such a number is a thousand's or a mistake, and no decimal one.
             plain = text.str.replace(",", ".", literal=True)
             text = pl.when(~text.str.contains(".", literal=True)).then(plain)
-        return text.cast(pl.Float64, strict=False)
+        return text.cast(pl.Float64, strict=False).fill_nan(None)
 
-    def is_number(self, name: str, kind: pl.DataType) -> pl.Expr:
-        """Whether a number stands there, or one of the ordinary words for a missing one."""
-        if kind.is_numeric():
-            return pl.lit(True)
-        words = self.words(name, kind)
-        return self.numbers(name, kind).is_not_null() | words.str.to_lowercase().is_in(
-            AMONG_NUMBERS
-        )
+    def days(self, name: str, kind: pl.DataType, clock: bool = True) -> pl.Expr:
+        """A column of dates as days since 1970-01-01, Float64; null where none stands.
 
-    def days(self, name: str, kind: pl.DataType) -> pl.Expr:
-        """A column of dates as days since 1970-01-01, Float64; null where none stands."""
+        Args:
+            name, kind: see `words`.
+            clock: read a time of the day too, where there is one.
+        """
         if kind == pl.Date:
             return pl.col(name).cast(pl.Int32).cast(pl.Float64)
         if kind == pl.Datetime:
             return pl.col(name).dt.epoch("us").cast(pl.Float64) / (DAY * 1e6)
         words = self.words(name, kind)
+        if not clock:
+            return words.str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Float64)
 
         def part(group: int) -> pl.Expr:
             return words.str.extract(DATE, group)
@@ -125,6 +126,18 @@ class Dialect:
         )
         day = part(1).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Float64)
         return day + clock / DAY
+
+
+def is_among_numbers(word: str | None) -> bool:
+    """Whether a word that is no number stands for a missing one among numbers."""
+    return word is None or word.lower() in AMONG_NUMBERS
+
+
+def _is_float(word: str) -> bool:
+    try:
+        return float(word) == float(word)
+    except ValueError:
+        return False
 
 
 def is_text(kind: pl.DataType) -> bool:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from metaloss.errors import DataError
-from metaloss.tasks.preparation.dialect import Dialect, is_text
+from metaloss.tasks.preparation.dialect import AMONG_NUMBERS, Dialect, is_text
 from metaloss.tasks.preparation.scaling import Scaling
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 
@@ -352,7 +352,7 @@ def require_all(rows: Rows, name: str, column: Column, dialect: Dialect) -> None
     words, value = dialect.words(name, held), column.expression(name, held, dialect)
     strange = words.is_not_null()
     if isinstance(column, Number):
-        strange &= value.is_null() & ~dialect.is_number(name, held)
+        strange &= value.is_null() & ~words.str.to_lowercase().is_in(AMONG_NUMBERS)
         what = "number"
     elif isinstance(column, Order):
         strange &= ~words.is_in(list(column.words))

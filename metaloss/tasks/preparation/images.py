@@ -32,7 +32,7 @@ class Images:
 
     def prepare(self, stored: Tensor) -> Tensor:
         """Normalised float32, without augmentation: what evaluation sees."""
-        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored
+        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
         return (pixels - self.mean) / self.deviation
 
     def undo(self, prepared: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def prepared_so(data: Data, kept: Kept | None) -> Data:
     """The data, of which raw inputs are prepared exactly as they were when this was kept."""
     if kept is None or not is_enough(kept):
         return data
-    then = without_examples(kept).to(data.splits["train"][0].device)
+    then = without_examples(kept).to(data.splits["train"][1].device)
     return replace(data, **{part: getattr(then, part) for part in PARTS})
 
 

@@ -14,6 +14,7 @@ from metaloss.tasks.base import CLASSIFICATION, REGRESSION, Data
 from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.images import Images
 from metaloss.tasks.preparation.scaling import Scaling
+from metaloss.tasks.preparation.streams import Stream
 
 
 def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,8 @@ def with_validation(
         return splits
     inputs, labels = splits["train"]
     kept, held = hold_out(labels, fraction, generator)
-    parts = {"train": (inputs[kept], labels[kept]), "valid": (inputs[held], labels[held])}
+    part = inputs.subset if isinstance(inputs, Stream) else inputs.__getitem__
+    parts = {"train": (part(kept), labels[kept]), "valid": (part(held), labels[held])}
     return {**splits, **parts}
 
 
