@@ -30,6 +30,7 @@ from metaloss.runs.runner import Runner
 from metaloss.runs.trained import TrainedModel, load_model
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import find_data_dir
+from metaloss.tasks.preparation import streams
 
 EXIT_CODES = {"finished": 0, "diverged": 3}
 
@@ -47,6 +48,7 @@ def train(
     dry_run: bool = False,
     threads: int | None = None,
     cuda_graphs: bool = False,
+    workers: int | None = None,
 ) -> int:
     """One run, or those of several seeds at once, as `tools/train.py` is asked for them.
 
@@ -66,6 +68,10 @@ def train(
         if threads < 1:
             raise InputError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
+    if workers is not None:
+        if workers < 0:
+            raise InputError(f"--workers {workers}: at least 0")
+        streams.set_workers(workers)
     place = find_device(processes.own_device(device))
     plugins.load_all(list(plugin))
     root = None if output_dir is None else asked_for(output_dir, "--output_dir")

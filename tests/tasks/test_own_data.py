@@ -361,7 +361,9 @@ BAD_TABLES = {
     "name,x,price\na,1,2\n": ": 1 rows are too few to split",
     "name,x,price\n" + "a,1,2\n" * 9: ": column 'price': the target is the same in every training",
     "name,x,price\n" + "a,?,2\n" * 9: ": column 'x': every training row misses it; ignore it",
-    "name,x,price\na,1," + "9" * 200_000: ": column 'price', line 2: '" + "9" * 40 + "...' is no finite",
+    "name,x,price\na,1," + "9" * 200_000: ": column 'price', line 2: '"
+    + "9" * 40
+    + "...' is no finite",
 }
 
 
