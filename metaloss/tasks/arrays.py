@@ -253,9 +253,8 @@ def _stored(x: np.ndarray, preparation: Scaling | None) -> Tensor:
     """Rows as `Data` holds them: images as bytes or float32, tables prepared."""
     if preparation is not None:
         return preparation.prepare(torch.from_numpy(x.astype(np.float64)))
-    return torch.from_numpy(
-        np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32))
-    )
+    x = x if x.dtype == np.uint8 else x.astype(np.float32)
+    return torch.from_numpy(np.require(x, requirements=("C", "W")))  # a copy of what is on the disk
 
 
 def _changed(train: np.ndarray, rows: np.ndarray, preparation: Scaling | None) -> str | None:

@@ -138,7 +138,7 @@ def test_unknown_transforms_are_named():
     for augment, message in (
         ((("RandomHorizontalFlop", {}),), "RandomHorizontalFlip"),
         ((("RandomCrop", {"sise": 3}),), "what RandomCrop takes"),
-        (("RandomCrop",), "pairs, as"),
+        (("RandomCrop",), "give a list, each item a list of 2"),
     ):
         with pytest.raises(InputError, match=message):
             TASKS["image_folder"](path="x", augment=augment)

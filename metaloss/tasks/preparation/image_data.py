@@ -175,10 +175,7 @@ def augmentation(transforms: Transforms | None) -> Augmentation | None:
     from torchvision.transforms import v2
 
     asked = []
-    for each in transforms:
-        if isinstance(each, str) or len(each) != 2 or not isinstance(each[1], Mapping):
-            raise ArgumentError("augment", each, "pairs, as ('RandomResizedCrop', {'size': 32})")
-        name, arguments = each
+    for name, arguments in transforms:
         if not isinstance(getattr(v2, name, None), type):
             near = did_you_mean(name, dir(v2))
             raise ArgumentError("augment", name, f"a name in torchvision.transforms.v2{near}")
@@ -186,7 +183,7 @@ def augmentation(transforms: Transforms | None) -> Augmentation | None:
             getattr(v2, name)(**arguments)
         except (TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ArgumentError("augment", each, f"what {name} takes ({reason})") from None
+            raise ArgumentError("augment", arguments, f"what {name} takes ({reason})") from None
         asked.append((name, dict(arguments)))
     return Augmentation(tuple(asked))
 
