@@ -214,7 +214,7 @@ class StackedData:
             member.choose(split, batch_size, generator)
             for member, generator in zip(self._members, generators, strict=True)
         ]
-        index = torch.cat([choice.index + i * examples for i, choice in enumerate(chosen)])
+        index = torch.cat([choice.rows + i * examples for i, choice in enumerate(chosen)])
         index = index.to(inputs.device, non_blocking=True)
         inputs, labels = inputs[index], labels[index]
         windows = [choice.windows for choice in chosen if choice.windows is not None]

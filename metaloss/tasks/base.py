@@ -84,10 +84,10 @@ class Data:
         if isinstance(inputs, Stream):
             choice, inputs = self._feed(split, batch_size, generator).draw(generator)
             inputs = inputs.to(labels.device, non_blocking=True)
-            index = choice.index.to(labels.device, non_blocking=True)
+            index = choice.rows.to(labels.device, non_blocking=True)
         else:
             choice = self.choose(split, batch_size, generator)
-            index = choice.index.to(labels.device, non_blocking=True)
+            index = choice.rows.to(labels.device, non_blocking=True)
             inputs = inputs[index]
         if self.images is not None:
             if choice.windows is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,7 +210,8 @@ class Table(Task):
         for name in names:
             if name in self.told and self.told[name] != columns.WORDS:
                 require_all(rows, name, self.told[name], self.dialect)
-        held, found = rows.kinds, {}
+        held = rows.kinds
+        found: dict[str, Column] = {}
         before, frame = columns.typed(rows, names, self.told, self.dialect)
         for name, column in before.items():
             part = frame[name][train]
@@ -224,10 +224,13 @@ class Table(Task):
             if np.isnan(values).all():
                 raise DataError(f"{rows.place(name)}: every training row misses it; ignore it")
             mean, deviation = number(values)
-            found[name] = replace(column, mean=mean, deviation=deviation)
-            if isinstance(column, Date):
+            if isinstance(column, Order):
+                found[name] = Order(column.words, mean, deviation)
+            elif isinstance(column, Date):
                 clock = bool((frame[name].drop_nulls() % 1 != 0).any())
                 found[name] = Date(mean, deviation, clock)
+            else:
+                found[name] = Number(mean, deviation)
         return frame, Encoding(found, self.dialect)
 
     def _numbers(self, rows: Rows, name: str, what: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import polars as pl
 
@@ -139,10 +140,10 @@ def lines(
             text = f"{len(counted):,}: {_short(shown)}"
             note = _hint(counted["word"], dialect) if isinstance(column, Category) else ""
         else:
-            words = some.select(dialect.words(name, held[name]).alias("word")).drop_nulls()
-            text = _short(", ".join(words["word"].head(SHOWN)))
-        words = column if isinstance(column, str) else column.told
-        found.append(Line(name, words, missing[name], text, note))
+            shown = some.select(dialect.words(name, held[name]).alias("word")).drop_nulls()
+            text = _short(", ".join(shown["word"].head(SHOWN)))
+        told = column if isinstance(column, str) else column.told
+        found.append(Line(name, told, missing[name], text, note))
     return found
 
 
@@ -178,7 +179,7 @@ def _hint(words: pl.Series, dialect: Dialect) -> str:
     return ""
 
 
-HINTS: tuple[tuple[Mapping[str, str | bool], str], ...] = (
+HINTS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"percent": True}, "tasks.table.percent = True"),
     ({"decimal": ","}, "tasks.table.decimal = ','"),
     ({"decimal": ",", "percent": True}, "tasks.table.decimal = ',' and percent = True"),

@@ -106,7 +106,8 @@ def _descended(folder: Path, found: Folder) -> Path:
     while True:
         inside = _folders(folder)
         images = [p for p in folder.iterdir() if p.is_file() and _is_image(p)] if inside else []
-        if len(inside) != 1 or images or not _folders(inside[0]):
+        is_one = len(inside) == 1 and not images and inside[0].name.lower() not in SPLIT_WORDS
+        if not is_one or not _folders(inside[0]):
             return folder
         folder = inside[0]
         found.notes.append(f"read in {folder}, the one folder in {folder.parent}")

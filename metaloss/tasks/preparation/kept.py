@@ -17,7 +17,10 @@ from metaloss.tasks.preparation.scaling import Scaling
 #: As tensors and plain data, which a checkpoint holds.
 Kept = Mapping[str, Any]
 PARTS = ("images", "inputs", "encoding", "targets")  #: of `Data`, which have `plain` and `of`
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}  #: what other numbers of threads may do to means
+CLOSE: dict[str, Any] = {
+    "rtol": 1e-4,
+    "atol": 1e-6,
+}  #: what other numbers of threads may do to means
 
 
 def of(data: Data) -> Kept:
@@ -44,7 +47,7 @@ def without_examples(kept: Kept) -> Data:
     """The same preparation of inputs, and of every split no example."""
     stored = torch.empty(0, *kept["input_shape"], dtype=torch.uint8 if kept["bytes"] else None)
     labels = torch.empty(0, dtype=torch.int64)
-    kinds = {"images": Images, "encoding": Encoding, "targets": Scaling}
+    kinds: dict[str, Any] = {"images": Images, "encoding": Encoding, "targets": Scaling}
     kinds["inputs"] = Scaling if "unit" in (kept["inputs"] or ()) else Images
     return Data(
         dict.fromkeys(SPLITS, (stored, labels)),

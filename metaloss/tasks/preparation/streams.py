@@ -55,7 +55,7 @@ class Source(ABC):
 class Choice(NamedTuple):
     """What is random in a batch."""
 
-    index: Tensor  #: [batch], of a split's examples
+    rows: Tensor  #: [batch], of a split's examples
     windows: Tensor | None  #: see `metaloss.tasks.preparation.images.Images.windows`
     keys: Tensor | None  #: the seed of each example's augmentation, [batch]; None: there is none
 
@@ -96,7 +96,7 @@ class Stream:
 
     def read(self, choice: Choice) -> Tensor:
         """A batch, [batch, ...]."""
-        inputs = [self.source.read(int(number)) for number in self.rows[choice.index]]
+        inputs = [self.source.read(int(number)) for number in self.rows[choice.rows]]
         if self.augment is not None and choice.keys is not None:
             inputs = [self.augment(x, int(k)) for x, k in zip(inputs, choice.keys, strict=True)]
         return torch.stack(inputs)
