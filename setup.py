@@ -21,7 +21,18 @@ TESTS = [
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 TOOLS = [  # as installed commands
-    *("train", "sweep", "list", "evaluate", "figures", "report", "compare", "transfer", "distill")
+    *(
+        "train",
+        "data",
+        "sweep",
+        "list",
+        "evaluate",
+        "figures",
+        "report",
+        "compare",
+        "transfer",
+        "distill",
+    )
 ]
 
 setup(

@@ -184,6 +184,30 @@ def evaluate(
     )
 
 
+def check_data(
+    gin_file: Sequence[str] = (),
+    gin_param: Sequence[str] = (),
+    seed: int = 0,
+    data_dir: str | None = None,
+    plugin: Sequence[str] = (),
+) -> list[str]:
+    """What `tools/data.py` says of a run's data; the arguments are its flags.
+
+    Returns:
+        Lines to read: how the files were read, and what looks wrong with them.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    from metaloss.tasks.preparation import findings
+
+    plugins.load_all(list(plugin))
+    # A task alone is no run: what else one needs is of the smallest that is shipped.
+    plan: Runner = config.load(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
+    data = plan.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))
+    return [*data.notes, *findings.found(data)]
+
+
 def _evaluation(
     trained: TrainedModel, split: str, gin_param: Sequence[str], data_dir: str | None
 ) -> dict[str, Any]:

@@ -160,8 +160,9 @@ class Table(Task):
         }
         place = rows.place(self.targets[0])
         became: dict[str, str | Column] = dict.fromkeys(rows.names, "ignored")
-        became |= {name: f"inputs' {role}" for role, name in special.items()}
-        became |= dict.fromkeys(self.targets, f"target, {self.kind}") | encoding.columns
+        became |= {name: f"{role} of the rows" for role, name in special.items()}
+        became |= dict.fromkeys(self.targets, f"target, {self.kind}")
+        became |= encoding.columns
         described = columns.lines(rows, became, frame, self.dialect)
         notes = (f"{path}: {rows.count:,} rows", *columns.told(described))
         weights = self._weights(rows, labels, classes)

@@ -140,8 +140,8 @@ def lines(
             text = f"{len(counted):,}: {_short(shown)}"
             note = _hint(counted["word"], dialect) if isinstance(column, Category) else ""
         else:
-            shown = some.select(dialect.words(name, held[name]).alias("word")).drop_nulls()
-            text = _short(", ".join(shown["word"].head(SHOWN)))
+            first = some.select(dialect.words(name, held[name]).alias("word")).drop_nulls()
+            text = _short(", ".join(first["word"].head(SHOWN)))
         told = column if isinstance(column, str) else column.told
         found.append(Line(name, told, missing[name], text, note))
     return found

@@ -119,13 +119,13 @@ class Dialect:
             pl.Float64
         )
         away = pl.when(offset.str.starts_with("-")).then(-minutes).otherwise(minutes).fill_null(0)
-        clock = (
+        seconds = (
             part(2).cast(pl.Float64).fill_null(0) * 3600
             + (part(3).cast(pl.Float64).fill_null(0) - away) * 60
             + part(4).cast(pl.Float64).fill_null(0)
         )
         day = part(1).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Float64)
-        return day + clock / DAY
+        return day + seconds / DAY
 
 
 def is_among_numbers(word: str | None) -> bool:
