@@ -53,7 +53,7 @@ setup(
         "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
     },
     package_data={
-        "metaloss": ["py.typed", "experiments/reports/*.json"],
+        "metaloss": ["py.typed", "experiments/reports/*.json", "experiments/reports/*.j2"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
     },
     install_requires=[
@@ -68,6 +68,7 @@ setup(
         "polars>=2",
         "scipy>=1.15",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "safetensors>=0.4",
         "tqdm>=4.66",
         "joblib>=1.5",

@@ -5,6 +5,7 @@ they are used.
 """
 
 import itertools
+import math
 import os
 import shutil
 
@@ -37,8 +38,12 @@ def pytest_configure(config):
     config.pluginmanager.register(Costs(config.getoption("budget")))
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
+    """Tests that share a fixture of their module go to one worker, which makes it once."""
+    for item in items:
+        found = [fixtures[-1] for fixtures in item._fixtureinfo.name2fixturedefs.values()]
+        if any((own.scope, own.baseid) == ("module", item.parent.nodeid) for own in found):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if config.getoption("reverse"):
         items.reverse()
 
@@ -46,34 +51,55 @@ def pytest_collection_modifyitems(config, items):
 class Costs:
     """What each test cost: CPU time, since a busy machine stretches that of the clock.
 
-    It is that of the process and of the children it has waited for. A
-    fixture's is its first test's.
+    It is that of the process and of the children it has waited for. A fixture of many tests is
+    listed by itself, and has no budget.
     """
 
     def __init__(self, budget: float | None) -> None:
         self.budget = budget
         self.seconds: dict[str, float] = {}
 
+    @staticmethod
+    def clock() -> float:
+        """CPU seconds so far."""
+        return sum(os.times()[:4])
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item):
-        self.began = sum(os.times()[:4])
+        self.began, self.shared = self.clock(), {}
         return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        began = self.clock()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                name = f"fixture {fixturedef.argname} of {fixturedef.baseid}"
+                self.shared[name] = self.clock() - began
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item):
         try:
             return (yield)
         finally:
-            item.user_properties.append(("cpu", sum(os.times()[:4]) - self.began))
+            own = self.clock() - self.began - sum(self.shared.values())
+            item.user_properties.append(("cpu", {item.nodeid: own, **self.shared}))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "teardown":
-            self.seconds[report.nodeid] = dict(report.user_properties).get("cpu", 0.0)
+            for name, seconds in dict(report.user_properties).get("cpu", {}).items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @property
     def dear(self) -> list[str]:
         """The tests above the budget."""
-        return [test for test, seconds in self.seconds.items() if seconds > (self.budget or 1e9)]
+        return [
+            name
+            for name, seconds in self.seconds.items()
+            if seconds > (self.budget or math.inf) and not name.startswith("fixture ")
+        ]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):
@@ -119,20 +145,42 @@ def clean():
 
 @pytest.fixture
 def kind():
-    """A registry of its own kind: gin's registry cannot be emptied, so a name serves one test."""
+    """A registry of its own kind, of which gin keeps nothing: a namesake would stay ambiguous."""
     name = f"throwaway{next(NUMBERS)}"
     yield Registry(name)
     del REGISTRIES[name]
+    registered = gin.config._REGISTRY
+    for selector in [
+        selector for selector, _ in registered.items() if selector.startswith(f"{name}.")
+    ]:
+        registered.pop(selector)
 
 
 @pytest.fixture
-def train(capsys):
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a tool in this process: name, arguments -> exit code, standard output and error."""
+
+    def run(name, *arguments):
+        code = tool(name).main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(command):
     """Runs tools/train.py in this process: arguments -> exit code, standard error."""
-    main = tool("train").main
 
     def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, capsys.readouterr().err
+        code, _, stderr = command("train", *arguments)
+        return code, stderr
 
     return run
 

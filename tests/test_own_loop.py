@@ -563,7 +563,7 @@ def test_embeddings_with_another_gradient_are_refused_unless_frozen(argument):
 def test_a_tied_padding_row_is_refused_by_differences_of_outputs():
     problem, meta = problem_of(LOOPS["tied weights with padding"])
     with pytest.raises(UnsupportedModelError, match="its padding row moves, but not by its own"):
-        LogitDifference().roll_out(problem, meta, [None])
+        LogitDifference().hypergradient(problem, meta, [None], lambda: None)
 
 
 def test_links_say_which_shapes_they_take():

@@ -47,19 +47,21 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, certifies, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Certifies; the exit code."""
     from metaloss.testing.certification import report
 
     done: list[Certificate] = []
-    try:
-        for certificate in find(arguments):
-            if not done:
-                print(report.HEADER)
-            done.append(certificate)
-            print(report.line(certificate), flush=True)
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    for certificate in find(arguments):
+        if not done:
+            print(report.HEADER)
+        done.append(certificate)
+        print(report.line(certificate), flush=True)
     missed = [certificate for certificate in done if not certificate.holds]
     print(f"{len(done) - len(missed)} of {len(done)} certificates hold")
     if arguments.markdown:

@@ -33,14 +33,16 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, looks, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Looks; the exit code."""
     from metaloss.runs import launch
 
-    try:
-        print("\n".join(launch.check_data(**vars(arguments))))
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    print("\n".join(launch.check_data(**vars(arguments))))
     return 0
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.unrolled import Unrolled
-from metaloss.errors import ConfigError, UnsupportedModelError
+from metaloss.errors import ConfigError, UnsupportedModelError, first_line
 from metaloss.problem import snapshot
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -23,8 +21,8 @@ from metaloss.problem.stacked import Stacked
 class Auto(Engine):
     """Takes the first engine that works on the model: exact, unrolled, logit_difference.
 
-    The first call probes them by a whole meta-step on trial, of which nothing remains. Another
-    choice than exact is warned of, with the reason. A resumed run probes again, and chooses alike.
+    The first call tries them by a whole meta-step, of which nothing remains. Another choice than
+    exact is warned of, with the reason. A resumed run tries again, and chooses alike.
     """
 
     exact = True
@@ -34,6 +32,19 @@ class Auto(Engine):
     def __init__(self) -> None:
         self.chosen: Engine | None = None
 
+    def chosen_for(
+        self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]
+    ) -> Engine:
+        if self.chosen is None:
+            self.chosen, reasons = choose(problem, meta, train)
+            if reasons:
+                warnings.warn(
+                    f"the meta-gradient is taken by engine '{ENGINES.name_of(self.chosen)}': "
+                    + "; ".join(reasons),
+                    stacklevel=2,
+                )
+        return self.chosen
+
     def hypergradient(
         self,
         problem: Problem,
@@ -41,17 +52,8 @@ class Auto(Engine):
         train: Sequence[StepBatch],
         draw_objective: Draw,
     ) -> Hypergradient:
-        if self.chosen is None:
-            self.chosen, reasons = choose(problem, meta, train)
-            self.exact = self.chosen.exact
-            self.recordable = self.chosen.recordable
-            if reasons:
-                warnings.warn(
-                    f"the meta-gradient is taken by engine '{ENGINES.name_of(self.chosen)}': "
-                    + "; ".join(reasons),
-                    stacklevel=2,
-                )
-        return self.chosen.hypergradient(problem, meta, train, draw_objective)
+        engine = self.chosen_for(problem, meta, train)
+        return engine.hypergradient(problem, meta, train, draw_objective)
 
 
 def choose(
@@ -70,9 +72,7 @@ def choose(
         try:
             with snapshot.on_trial(problem):
                 engine.hypergradient(problem, meta, train, lambda: train[-1])
-        except (UnsupportedModelError, ConfigError, RuntimeError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
+        except (UnsupportedModelError, ConfigError) as error:  # others are bugs, and are seen
             errors[ENGINES.name_of(engine)] = error
         else:
             return engine, _reasons(errors)
@@ -87,8 +87,4 @@ def choose(
 
 
 def _reasons(errors: Mapping[str, Exception]) -> list[str]:
-    return [f"'{name}' does not work ({_first_line(error)})" for name, error in errors.items()]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return [f"'{name}' does not work ({first_line(error)})" for name, error in errors.items()]

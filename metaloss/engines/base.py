@@ -13,7 +13,6 @@ from metaloss.config.registry import Registry
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.problem.vectors import Vector
 
 Draw = Callable[[], StepBatch]  #: gives the next batch
 
@@ -32,12 +31,17 @@ class Engine(ABC):
     """Differentiates the task loss through steps of the base optimizer, with respect to φ and α.
 
     Contract, held by `metaloss.testing.check_engine`: the base steps are those of plain training on
-    M_φ, and stand in the model and the optimizer afterwards; the gradient is what the class says
-    (the exact ones agree with each other); `state_dict` holds what the engine carries from one
-    call to the next. In several processes the gradient is that of the whole batch: what is a mean
-    over a batch passes `metaloss.machine.distributed.mean`, unless `Problem` has seen to it.
+    M_φ (bit for bit, or up to rounding: `bitwise`), and stand in the model and the optimizer
+    afterwards; the gradient is what the class says (the exact ones agree with each other, up to
+    rounding); `state_dict` holds what the engine carries from one call to the next, so that a
+    restored engine goes on bit for bit. In several processes the gradient is that of the whole
+    batch: what is a mean over a batch passes `metaloss.machine.distributed.mean`, unless `Problem`
+    has seen to it.
     """
 
+    #: Whether its base steps have the bits of plain training: on the same machine, with as many
+    #: threads. An engine that says False says why, and keeps to them up to rounding.
+    bitwise = True
     #: Whether the gradient is that of the steps themselves, up to rounding.
     exact = False
     #: Whether a meta-step of one base step is tensor operations alone, which a CUDA graph can hold.
@@ -60,6 +64,12 @@ class Engine(ABC):
             UnsupportedModelError: the engine cannot differentiate this model.
         """
 
+    def chosen_for(
+        self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]
+    ) -> Engine:
+        """The engine that differentiates this problem: itself, unless it is one that chooses."""
+        return self
+
     def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
         """A base step that no meta-step follows -> M_φ before it, a scalar without graph."""
         return problem.plain_step(batch)
@@ -71,44 +81,6 @@ class Engine(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         assert not state, f"{type(self).__name__} carries nothing from one call to the next"
-
-
-class Rollout(ABC):
-    """Base steps θ_0 → ... → θ_K that were made, and the way back through them."""
-
-    learned_loss: Tensor  #: M_φ at the last step; a scalar without graph
-
-    @abstractmethod
-    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
-        """(dθ_K/dφ)ᵀ v, aligned with φ, and (dθ_K/dα)ᵀ v. May be called once.
-
-        Args:
-            v: of the shapes of θ; None for a part that is zero.
-
-        Returns:
-            Tensors of the shapes of φ, and one of shape []; None without a path, or without α.
-        """
-
-
-class RolloutEngine(Engine):
-    """An engine that goes back through the steps from v = ∇_θ L_T at the last θ."""
-
-    @abstractmethod
-    def roll_out(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> Rollout:
-        """Makes one base step on each batch, so that they can be gone back through."""
-
-    def hypergradient(
-        self,
-        problem: Problem,
-        meta: MetaParameters,
-        train: Sequence[StepBatch],
-        draw_objective: Draw,
-    ) -> Hypergradient:
-        rollout = self.roll_out(problem, meta, train)
-        task_loss, v = problem.task_gradient(draw_objective())
-        return Hypergradient(rollout.learned_loss, task_loss, *rollout.pullback(v))
 
 
 ENGINES = Registry("engines", Engine)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import update_of
-from metaloss.engines import traced_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import Exact
-from metaloss.engines.traced_step import Given, trace
-from metaloss.errors import UnsupportedModelError
+from metaloss.engines.parts import traced_step
+from metaloss.engines.parts.traced_step import Given, trace
+from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.problem import snapshot
 from metaloss.problem.batches import MicroBatches, StepBatch
@@ -55,6 +55,7 @@ class Compiled(Engine):
     """
 
     exact = True
+    bitwise = False  # a compiler fuses operations, and a fused multiply-add rounds once
 
     def __init__(self, compiler: Literal["inductor", "none"] = "inductor") -> None:
         self.compiler = compiler
@@ -138,7 +139,7 @@ class Compiled(Engine):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             warnings.warn(
                 f"engine 'compiled' does not compile this step, and takes engine 'exact': {reason}",
                 stacklevel=5,
@@ -203,7 +204,9 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
         UnsupportedModelError: see `_require_supported`.
     """
     before = _buffers(problem), seeding.global_state(problem.device)
-    step = problem.base_step(batch, loss_graph=True)
+    if problem.probe(batch):
+        raise UnsupportedModelError("the loss looks at θ itself")
+    problem.base_step(batch)
     used = [parameter.grad is not None for parameter in problem.theta]
     for judging in objective:
         problem.task_gradient(judging)
@@ -212,8 +215,6 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     for name, old, new in zip(names, before, after, strict=True):
         if not all(one.equal(other) for one, other in zip(old, new, strict=True)):
             raise UnsupportedModelError(name)
-    if any(part is not None for part in step.gradient.passes[0].direct):
-        raise UnsupportedModelError("the loss looks at θ itself")
     return used
 
 

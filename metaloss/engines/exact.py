@@ -1,29 +1,44 @@
-"""The exact engine: one forward-mode pass for one base step, a reverse sweep for several."""
+"""The exact engine: one step of AdaLFL, by an identity that needs no second order in the backbone.
+
+For one base step θ' = U(θ, g), g = ∇_θ M_φ(y, f_θ(x)), and v = ∇_θ' L_T, φ reaches θ' only through
+g, and θ reaches M_φ only through the outputs f. So, with u = (∂U/∂g)ᵀ v,
+
+    ∇_φ L_T = ∇_φ ⟨u, ∇_θ M_φ⟩ = ∇_φ ⟨∂M_φ/∂f, t⟩,    t = J_f(θ) u,
+
+which takes one directional derivative of the outputs for t and second derivatives of the small loss
+network alone, where eqs. 10 and 11 of the paper are usually computed by a double backward pass
+through f. A loss that looks at θ itself adds ∇_φ ⟨u, ∂M_φ/∂θ⟩. And ∂L_T/∂α = ⟨v, ∂θ'/∂α⟩ needs no
+derivative of f at all. Where g is transformed before the step (clipped), U is both together, and
+where it is a sum over micro-batches, so is what stands behind ∇_φ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
-from metaloss.engines.one_step import OneStepRollout
-from metaloss.engines.sweep import SweepRollout
-from metaloss.errors import UnsupportedModelError
-from metaloss.machine import seeding
-from metaloss.problem.base_step import BaseStep, Pass
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.sweep import Sweep
+from metaloss.errors import UnsupportedModelError, first_line
+from metaloss.machine import distributed, seeding
+from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.problem.vectors import Vector
+from metaloss.problem.vectors import Vector, add, inner
+
+#: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
+#: do not feel u; the first may be, where the pass has a slope.
+Directional = Callable[[Problem, BaseStep, Pass, Vector], tuple[Tensor | None, Tensor | None]]
 
 
 @ENGINES.register("exact")
-class Exact(RolloutEngine):
-    """The identity of `one_step` with a forward-mode pass; `sweep` where there are several steps.
+class Exact(Engine):
+    """The identity with a forward-mode pass for one base step; `sweep` where there are several.
 
     Needs a forward derivative of every operator of the model, and no double backward.
     """
@@ -32,12 +47,61 @@ class Exact(RolloutEngine):
     recordable = True
     elementwise = True
 
-    def roll_out(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> Rollout:
-        if len(batches) > 1:
-            return SweepRollout(problem, meta, batches)
-        return OneStepRollout(problem, meta, batches[0], forward_mode_pass, primals=True)
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        if len(train) > 1:
+            return Sweep().hypergradient(problem, meta, train, draw_objective)
+        keep = Keep(slope=bool(meta.phi), primals=True)
+        return through_one_step(problem, meta, train[0], draw_objective, forward_mode_pass, keep)
+
+
+def through_one_step(
+    problem: Problem,
+    meta: MetaParameters,
+    batch: StepBatch,
+    draw_objective: Draw,
+    directional: Directional,
+    keep: Keep,
+) -> Hypergradient:
+    """One base step, and the gradient of the task loss after it, by the identity above.
+
+    Args:
+        directional: how t = J_f(θ) u is computed.
+        keep: of the base pass; a slope where φ is learned.
+    """
+    step = problem.base_step(batch, keep)
+    taken = step.taken
+    scale = taken.scale()  # c, where u = c·v
+    if scale is not None and meta.ratios is None:
+        # Nothing below looks at g then: a whole gradient of memory, while the task loss takes most.
+        for parameter in problem.theta:
+            parameter.grad = None
+    task_loss, v = problem.task_gradient(draw_objective())
+
+    alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
+    phi_bar: list[Tensor | None] = [None] * len(meta.phi)
+    if meta.phi:
+        # c waits until the end: all in between is linear in u, and φ is smaller than θ.
+        u = taken.cotangent(v) if scale is None else v
+        if step.gradient.transformed is not None:
+            u = step.gradient.transformed.cotangent(u)
+        for part in step.gradient.passes:
+            outputs, t = directional(problem, step, part, u)
+            slope = part.slope
+            if slope is None and t is not None:
+                assert outputs is not None
+                slope = problem.slope(outputs, part.batch[1], part.share, graph=True)
+            if slope is not None:
+                phi_bar = add(phi_bar, slope.pullback(meta.phi, t, u))
+        if scale is not None:
+            phi_bar = [None if bar is None else scale * bar for bar in phi_bar]
+        phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
+    return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar)
 
 
 def forward_mode_pass(
@@ -48,7 +112,7 @@ def forward_mode_pass(
     Raises:
         UnsupportedModelError: an operator of the model has no forward derivative.
     """
-    theta = {name: p.detach() for name, p in problem.others.items()}
+    theta = {name: p.detach() for name, p in problem.followed.others.items()}
     with forward_ad.dual_level():
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
@@ -63,7 +127,7 @@ def forward_mode_pass(
             try:
                 outputs = problem.forward(part.batch[0])
             except NotImplementedError as error:
-                operator = str(error).splitlines()[0]
+                operator = first_line(error)
                 raise UnsupportedModelError(
                     f"the model cannot be differentiated in forward mode ({operator}): take "
                     "engine='unrolled' or 'logit_difference'"

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.config.arguments import Share
-from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
-from metaloss.engines.one_step import OneStepRollout
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.exact import through_one_step
 from metaloss.errors import ConfigError
 from metaloss.machine import seeding
-from metaloss.problem.base_step import BaseStep, Pass
+from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -23,7 +23,7 @@ from metaloss.problem.vectors import Vector
 
 
 @ENGINES.register("logit_difference")
-class LogitDifference(RolloutEngine):
+class LogitDifference(Engine):
     """t = (f(θ + εu) - f(θ - εu)) / 2ε: two plain forward passes, and no demands on the model.
 
     An approximation: its error is of order ε² where f is smooth, and of rounding over ε. For one
@@ -38,17 +38,22 @@ class LogitDifference(RolloutEngine):
     def __init__(self, relative_step: Share | None = None) -> None:
         self.relative_step = relative_step
 
-    def roll_out(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> Rollout:
-        if len(batches) > 1:
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        if len(train) > 1:
             raise ConfigError(
                 "engine = 'logit_difference' goes back through one base step at a time; "
-                f"inner_steps = {len(batches)} needs 'exact' or 'unrolled'"
+                f"inner_steps = {len(train)} needs 'exact' or 'unrolled'"
             )
         refuse_tied_padding(problem.model, problem.theta)
         directional = partial(central_difference, relative_step=self.relative_step)
-        return OneStepRollout(problem, meta, batches[0], directional, primals=False)
+        keep = Keep(slope=bool(meta.phi))
+        return through_one_step(problem, meta, train[0], draw_objective, directional, keep)
 
 
 @torch.no_grad()
@@ -68,7 +73,7 @@ def central_difference(
     epsilon = torch.where(size > 0, epsilon, 1.0)  # u = 0 has the derivative 0
 
     def outputs_at(theta: Sequence[Tensor]) -> Tensor:
-        named = {name: p.detach() for name, p in problem.others.items()}
+        named = {name: p.detach() for name, p in problem.followed.others.items()}
         named |= dict(zip(problem.theta_names, theta, strict=True))
         buffers = {name: value.clone() for name, value in part.buffers.items()}
         with (

@@ -9,81 +9,84 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.base_optimizers.base import State
-from metaloss.engines.base import ENGINES, Rollout, RolloutEngine
+from metaloss.base_optimizers.parts.taken_step import take_step
+from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem import replicas
 from metaloss.problem.batches import StepBatch, examples
 from metaloss.problem.gradient_transform import transform
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.problem.refusals import refusing_reentrant_checkpoints
-from metaloss.problem.vectors import Vector, add, copy, gradient
+from metaloss.problem.refusals import refusing_single_backward
+from metaloss.problem.vectors import add, copy, gradient
 
 
 @ENGINES.register("unrolled")
-class Unrolled(RolloutEngine):
+class Unrolled(Engine):
     """θ_K as one differentiable function of φ and α, by autograd alone; memory grows with K.
 
     So it does with the number of micro-batches. The way for losses that look at θ itself. Not for
     several steps of a model with activation checkpoints: torch would run a step's checkpoint again
     with the parameters of a later one.
+
+    The base steps are those of plain training up to rounding, not bit for bit. Each gradient is
+    taken at the θ_k of the graph, which is U written out; the optimizer's own kernel rounds in
+    another order. And where autograd keeps a graph, torch differentiates some operators (GELU,
+    SiLU, fused attention) by other formulas.
     """
 
     exact = True
     elementwise = True
+    bitwise = False
 
-    def roll_out(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> Rollout:
-        return UnrolledRollout(problem, meta, batches)
-
-
-class UnrolledRollout(Rollout):
-    """K base steps and the graph through them."""
-
-    def __init__(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> None:
-        self._meta = meta
-        self._theta: list[Tensor] = [p.detach().clone().requires_grad_() for p in problem.theta]
-        self._alpha: Tensor | None = None
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        problem.probe(train[0])
+        theta: list[Tensor] = [p.detach().clone().requires_grad_() for p in problem.theta]
+        leaves: list[Tensor] = [*meta.phi]
+        alpha: Tensor | None = None
         if meta.ratios is not None:
             lr = float(problem.optimizer.param_groups[0]["lr"])
-            self._alpha = torch.tensor(lr, dtype=torch.float64, requires_grad=True)
+            alpha = torch.tensor(lr, dtype=torch.float64, requires_grad=True)
+            leaves.append(alpha)
         state: list[State] | None = None
-        for batch in batches:
-            named = dict(zip(problem.theta_names, self._theta, strict=True))
-            grads: list[Tensor | None] = [None] * len(self._theta)
-            losses: list[Tensor] = []
-            with (
-                refusing_reentrant_checkpoints(),
-                sdpa_kernel(SDPBackend.MATH),
-                problem.replaced(named, {}),
-            ):
-                for loss in problem.shares(batch):
-                    parts = torch.autograd.grad(
-                        loss,
-                        self._theta,
-                        torch.ones_like(loss),
-                        create_graph=True,
-                        allow_unused=True,
-                    )
-                    grads = add(grads, parts)
-                    losses.append(loss.detach())
-            grads, self.learned_loss = replicas.mean_step(
-                problem.model, self._theta, grads, sum(losses[1:], losses[0]), examples(batch)
-            )
-            if problem.gradient_transform is not None:
-                grads = transform(problem.gradient_transform, grads)
+        for batch in train:
+            grads, learned_loss = _gradient(problem, theta, batch)
             # Copies: torch's foreach kernel of Nesterov's SGD changes its gradients in place.
-            along = copy([None if grad is None else grad.detach() for grad in grads])
-            taken = problem.take_step(along, keep="values")
+            problem.set_gradients(copy([None if grad is None else grad.detach() for grad in grads]))
+            taken = take_step(problem.optimizer, problem.theta, "values")
             state = taken.state_before if state is None else state
-            self._theta, state = taken.differentiable(
-                self._theta, grads, state, self._alpha, meta.ratios
-            )
+            theta, state = taken.differentiable(theta, grads, state, alpha, meta.ratios)
+        task_loss, v = problem.task_gradient(draw_objective())
+        with refusing_single_backward():
+            bars = gradient(theta, leaves, v)
+        bars = distributed.mean(bars, leaves, examples=1)
+        alpha_bar = None if alpha is None else bars.pop()
+        return Hypergradient(learned_loss, task_loss, bars, alpha_bar)
 
-    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
-        inputs = [*self._meta.phi, *([] if self._alpha is None else [self._alpha])]
-        bars = distributed.mean(gradient(self._theta, inputs, v), inputs, examples=1)
-        return bars[: len(self._meta.phi)], None if self._alpha is None else bars[-1]
+
+def _gradient(
+    problem: Problem, theta: Sequence[Tensor], batch: StepBatch
+) -> tuple[list[Tensor | None], Tensor]:
+    """g at θ with its graph, and M_φ without one; running statistics move here."""
+    grads: list[Tensor | None] = [None] * len(theta)
+    losses: list[Tensor] = []
+    named = dict(zip(problem.theta_names, theta, strict=True))
+    with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
+        for loss in problem.shares(batch):
+            ones = torch.ones_like(loss)
+            with refusing_single_backward():
+                parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
+            grads = add(grads, parts)
+            losses.append(loss.detach())
+    grads, learned_loss = replicas.mean_step(
+        problem.model, theta, grads, sum(losses[1:], losses[0]), examples(batch)
+    )
+    if problem.gradient_transform is not None:
+        grads = transform(problem.gradient_transform, grads)
+    return grads, learned_loss

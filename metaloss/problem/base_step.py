@@ -6,11 +6,29 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.base_optimizers.parts.taken_step import KeepState, TakenStep
 from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
+from metaloss.problem.slopes import Slope
 from metaloss.problem.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a base step keeps for the way back through it; by default nothing."""
+
+    slope: bool = False  #: ∂M_φ/∂f with its graph to φ
+    primals: bool = False  #: the intermediate values that a forward-mode pass over it can reuse
+    state: KeepState = "nothing"  #: of the optimizer's, before the step
+
+    @property
+    def replay(self) -> bool:
+        """Whether the passes may be run again: from the same buffers, along the same g."""
+        return self.slope or self.state != "nothing"
+
+
+NOTHING = Keep()
 
 
 @dataclass
@@ -19,13 +37,13 @@ class Pass:
 
     batch: Batch
     share: int  #: the step's loss has 1/share of this batch's: the mean over micro-batches
-    #: ∂M_φ/∂f, of that share, shaped like the outputs, with a graph to φ. None where none was asked
-    #: for, and of micro-batches, where the pass that gives the outputs again takes it again.
-    slope: Tensor | None
-    direct: Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
+    #: ∂M_φ/∂f, of that share, with the way to φ. None where none was asked for, and of
+    #: micro-batches, where the pass that gives the outputs again takes it again.
+    slope: Slope | None
     primals: KeepPrimals  #: of the forward pass; empty unless asked for
     buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
-    random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
+    #: Global generators before the forward pass (dropout masks); empty unless it may be replayed.
+    random_state: list[Tensor]
 
 
 @dataclass

@@ -6,8 +6,8 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
-from metaloss.base_optimizers.taken_step import KeepState, TakenStep
+from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, replicas, vectors
-from metaloss.problem.base_step import BaseGradient, BaseStep, Pass
+from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
 from metaloss.problem.followed import follow
 from metaloss.problem.forward_mode import KeepPrimals
@@ -31,6 +31,14 @@ from metaloss.problem.refusals import (
     refuse_unshareable,
     refusing_reentrant_checkpoints,
 )
+from metaloss.problem.slopes import (
+    MOST_AT_ONCE,
+    ChunkedSlope,
+    Slope,
+    TabulatedSlope,
+    WholeSlope,
+)
+from metaloss.problem.tables import Tables, Tabulate
 from metaloss.representations.base import Representation
 
 
@@ -50,6 +58,8 @@ class Problem:
         outputs: what the model returns -> the tensor of outputs; None where it returns that.
         gradient_transform: what happens to the base gradient before the optimizer's step (see
             gradient_transform.py); None: nothing.
+        tabulate: whether a loss of single pairs is read from a table, which is made of few of its
+            values: "auto", where that pays; "always", wherever it is certified; "never".
 
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
@@ -67,11 +77,13 @@ class Problem:
         autocast: torch.dtype | None = None,
         outputs: Outputs | None = None,
         gradient_transform: GradientTransform | None = None,
+        tabulate: Tabulate = "auto",
     ) -> None:
         update_of(optimizer)
         refuse_float16(autocast)
         refuse_unshareable(model)
-        followed = follow(model, optimizer)
+        self.followed = follow(model, optimizer)
+        self.theta, self.theta_names = self.followed.theta, self.followed.names
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -80,8 +92,6 @@ class Problem:
         self.autocast = autocast
         self.outputs = outputs
         self.gradient_transform = gradient_transform
-        self.theta, self.theta_names, self.others = followed.theta, followed.names, followed.others
-        self._tied = followed.tied  # most models are spared the search for other names
         self.named_phi: dict[str, nn.Parameter] = (
             {}
             if loss is None
@@ -89,9 +99,9 @@ class Problem:
         )
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
-        self._stepped = False  # whether a base step has shown that the model can be followed
-        self._unasked = True  # whether the loss was asked if it is made for such pairs
-        self._looks_at_theta = loss is not None  # whether M_φ depends on θ beside f; until seen
+        self.tables = Tables(loss, tabulate)
+        self.by_task_loss = False  # whether the task loss is descended in place of M_φ
+        self._looks_at_theta: bool | None = None  # None until `probe` has seen a batch
         replicas.start_alike([model] if loss is None else [model, loss])
 
     def forward(self, inputs: Any) -> Tensor:
@@ -112,17 +122,10 @@ class Problem:
 
         Returns:
             A scalar; of a stack of problems one for each, [S].
-
-        Raises:
-            InputError: the learned loss is not made for such pairs.
         """
-        if self.loss is None:
+        if self.loss is None or self.by_task_loss:
             return self.task_loss(outputs, labels)
         prediction, target, *weights = self.link(outputs, labels)
-        if self._unasked:
-            self._unasked = False
-            if isinstance(self.loss, Representation):
-                self.loss.require_pairs(prediction, target)
         return links.mean(self.loss(prediction, target), *weights)
 
     def shares(self, batch: StepBatch) -> Iterator[Tensor]:
@@ -131,55 +134,89 @@ class Problem:
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
+    def probe(self, batch: StepBatch) -> bool:
+        """Whether M_φ looks at θ itself, beside f, as a learned regulariser that holds the model.
+
+        The first call asks all that only a batch can tell, by passes of which nothing remains.
+
+        Raises:
+            UnsupportedModelError: the model has reentrant activation checkpoints.
+            InputError: the learned loss is not made for such pairs.
+        """
+        if self._looks_at_theta is None:
+            inputs, labels = batches.parts(batch)[0]
+            random_state = seeding.global_state(self.device)
+            with refusing_reentrant_checkpoints(), self.replaced({}, self.copy_buffers()):
+                outputs = self.forward(inputs)
+                slope, direct = self._look_at_pairs(outputs.detach(), labels)
+                # A reentrant checkpoint shows in its backward pass.
+                torch.autograd.grad(outputs, self.theta, slope, allow_unused=True)
+            seeding.set_global_state(random_state, self.device)
+            self._looks_at_theta = any(part is not None for part in direct)
+        return self._looks_at_theta
+
+    def _look_at_pairs(self, outputs: Tensor, labels: Any) -> tuple[Tensor, vectors.Vector]:
+        """A slope in the outputs, and what M_φ has in θ beside; asks if it is made for them."""
+        if isinstance(self.loss, Representation) and outputs.numel() > MOST_AT_ONCE:
+            # What is too much at once is not looked at twice. A representation sees pairs alone.
+            classes = links.classes(self.link, outputs, labels)
+            if classes is None:
+                self.loss.require_pairs(*self.link(outputs, labels)[:2])
+            else:
+                first = classes.rows(outputs)[:1]
+                self.loss.require_pairs(*links.probabilities(first, classes.labels[:1]))
+            return torch.zeros_like(outputs), []
+        free = outputs.requires_grad_()
+        if isinstance(self.loss, Representation):
+            self.loss.require_pairs(*self.link(free, labels)[:2])
+        loss = self.learned_loss(free, labels)
+        slope, *direct = torch.autograd.grad(
+            loss,
+            [free, *self.theta],
+            torch.ones_like(loss),
+            allow_unused=True,
+        )
+        return torch.zeros_like(free) if slope is None else slope, direct
+
     def plain_step(self, batch: StepBatch) -> Tensor:
         """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
 
         Gives M_φ on the batch before it, a scalar without graph. Raises as `base_step`.
         """
         update_of(self.optimizer)
-        made, g = self._gradient(batch, loss_graph=False, keep_primals=False, replay=False)
-        self._set_gradients(g)
+        made, g = self._gradient(batch, NOTHING)
+        self.set_gradients(g)
         self.optimizer.step()
         return made.learned_loss
 
-    def base_step(
-        self,
-        batch: StepBatch,
-        *,
-        loss_graph: bool = False,
-        keep_primals: bool = False,
-        keep: KeepState = "nothing",
-    ) -> BaseStep:
+    def base_step(self, batch: StepBatch, keep: Keep = NOTHING) -> BaseStep:
         """The same step, with what it takes to go back through it.
 
         Args:
             batch: micro-batches make the step together, along the mean of their gradients.
-            loss_graph: keep the graph from ∂M_φ/∂f to φ, and what it takes to replay the passes.
-            keep_primals: keep the intermediate values that a forward-mode pass can reuse.
-            keep: how much of the optimizer's state before the step to keep.
+            keep: what the way back will need.
 
         Raises:
-            UnsupportedModelError: the model has reentrant activation checkpoints, or gradients that
-                are sparse.
-            InputError: a parameter has hooks.
+            UnsupportedModelError: see `probe`; or the model has gradients that are sparse.
+            InputError: see `probe`; or a parameter has hooks.
         """
-        made, g = self._gradient(batch, loss_graph, keep_primals, loss_graph or keep != "nothing")
+        made, g = self._gradient(batch, keep)
         # Whether running the one pass again gives g itself.
         again = len(made.passes) == 1 and made.transformed is None and not distributed.several()
-        along = [] if again or keep == "nothing" else vectors.copy(g)
-        return BaseStep(made, along, self.take_step(g, keep))
+        along = [] if again or keep.state == "nothing" else vectors.copy(g)
+        self.set_gradients(g)
+        return BaseStep(made, along, take_step(self.optimizer, self.theta, keep.state))
 
-    def _gradient(
-        self, batch: StepBatch, loss_graph: bool, keep_primals: bool, replay: bool
-    ) -> tuple[BaseGradient, vectors.Vector]:
+    def _gradient(self, batch: StepBatch, keep: Keep) -> tuple[BaseGradient, vectors.Vector]:
         """g over all of a step's batch, and how it came about; running statistics move here."""
         refuse_hooks(self.theta)
+        self.probe(batch)
         parts = batches.parts(batch)
         passes: list[Pass] = []
         losses: list[Tensor] = []
         grads: list[Tensor | None] = [None] * len(self.theta)
         for part in parts:
-            made, loss, gradient = self._pass(part, len(parts), loss_graph, keep_primals, replay)
+            made, loss, gradient = self._pass(part, len(parts), keep)
             passes.append(made)
             losses.append(loss)
             grads = vectors.add(grads, gradient)
@@ -194,64 +231,57 @@ class Problem:
         return BaseGradient(passes, examples, learned_loss, transformed), grads
 
     def _pass(
-        self, batch: Batch, share: int, loss_graph: bool, keep_primals: bool, replay: bool
-    ) -> tuple[Pass, Tensor, vectors.Vector]:
+        self, batch: Batch, share: int, keep: Keep
+    ) -> tuple[Pass, Tensor, list[Tensor | None]]:
         """A share of M_φ on one batch, and of its gradient; neither with a graph.
 
         The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
         That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
-        φ without one through the backbone. Whether M_φ looks at θ itself too (a learned regulariser
-        that holds the model) is found out in the first step. Of micro-batches nothing is kept that
-        grows with their number but the batches themselves.
+        φ without one through the backbone. Of micro-batches nothing is kept that grows with their
+        number but the batches themselves.
         """
         inputs, labels = batch
-        random_state = seeding.global_state(self.device)
-        buffers = self.copy_buffers() if replay else {}
+        random_state = seeding.global_state(self.device) if keep.replay else []
+        buffers = self.copy_buffers() if keep.replay else {}
+        # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
+        # of θ itself is kept, for no pass gives it again.
+        graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
         primals = KeepPrimals()
-        looks_at_theta = self._looks_at_theta
-        loss_graph = loss_graph and (share == 1 or looks_at_theta)
-        with nullcontext() if self._stepped else refusing_reentrant_checkpoints():
-            with primals if keep_primals and share == 1 else nullcontext():
-                outputs = self.forward(inputs)
-            free = outputs.detach().requires_grad_()
-            loss = _share(self.learned_loss(free, labels), share)
-            slope, *direct = torch.autograd.grad(
-                loss,
-                [free, *self.theta] if looks_at_theta else [free],
-                torch.ones_like(loss),
-                create_graph=loss_graph,
-                allow_unused=True,
-            )
-            slope = torch.zeros_like(free) if slope is None else slope
-            grads: vectors.Vector = torch.autograd.grad(
-                outputs, self.theta, slope.detach(), allow_unused=True
-            )
-        if looks_at_theta:
-            self._looks_at_theta = any(part is not None for part in direct)
-            grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
-        self._stepped = True
-        kept = slope if loss_graph and (share == 1 or self._looks_at_theta) else None
-        made = Pass(batch, share, kept, direct, primals, buffers, random_state)
-        return made, loss.detach(), grads
+        with primals if keep.primals and share == 1 else nullcontext():
+            outputs = self.forward(inputs)
+        slope = self.slope(outputs, labels, share, graph)
+        grads: list[Tensor | None] = list(
+            torch.autograd.grad(outputs, self.theta, slope.hand_out(), allow_unused=True)
+        )
+        if slope.direct:
+            grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
+        made = Pass(batch, share, slope if graph else None, primals, buffers, random_state)
+        return made, slope.loss, grads
 
-    def slope(self, outputs: Tensor, part: Pass) -> Tensor:
-        """∂M_φ/∂f of a pass once more, with a graph to φ, at its outputs; both [batch, C]."""
-        free = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = _share(self.learned_loss(free, part.batch[1]), part.share).sum()
-            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
-        return slope
+    def slope(self, outputs: Tensor, labels: Any, share: int, graph: bool) -> Slope:
+        """M_φ/share and ∂M_φ/∂f at outputs f, [batch, C].
 
-    def take_step(self, grads: Sequence[Tensor | None], keep: KeepState) -> TakenStep:
-        """Lets the optimizer step along g: of the shapes of `theta`, None for unused parameters.
-
-        Raises:
-            UnsupportedModelError: a gradient is sparse.
+        Args:
+            graph: whether φ is to be learned through it.
         """
-        self._set_gradients(grads)
-        return TakenStep(self.optimizer, self.theta, keep)
+        outputs = outputs.detach()
+        with torch.enable_grad():
+            loss = None if self.by_task_loss else self.loss
+            tabulated = loss is not None and self.tables.loss
+            classes = links.classes(self.link, outputs, labels) if tabulated else None
+            if classes is not None:
+                rows = classes.rows(outputs)
+                reading = self.tables.reading(rows, graph)
+                if reading is not None:
+                    return TabulatedSlope(reading, classes, outputs, share, graph)
+            free = outputs.requires_grad_()
+            if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
+                return ChunkedSlope(loss, self.link(free, labels), free, share)
+            looks = self.theta if self._looks_at_theta else []
+            return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
 
-    def _set_gradients(self, grads: vectors.Vector) -> None:
+    def set_gradients(self, grads: vectors.Vector) -> None:
+        """Gives the optimizer g: of the shapes of `theta`, None for unused parameters."""
         for parameter, grad in zip(self.theta, grads, strict=True):
             parameter.grad = vectors.laid_out(grad, parameter)
 
@@ -276,6 +306,15 @@ class Problem:
         )
         return loss, found
 
+    @contextmanager
+    def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:
+        """Within it, base steps descend the task loss in place of the learned one, if wanted."""
+        before, self.by_task_loss = self.by_task_loss, wanted
+        try:
+            yield
+        finally:
+            self.by_task_loss = before
+
     def copy_buffers(self) -> dict[str, Tensor]:
         """The model's buffers by name, in their shapes, for passes that must leave them alone."""
         return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -292,7 +331,7 @@ class Problem:
         return _reparametrize_module(
             self.model,
             {**buffers, **theta},
-            tie_weights=self._tied or bool(buffers),
+            tie_weights=self.followed.tied or bool(buffers),  # else no search for other names
             stack_weights=True,  # else a module that the model holds twice would not be put back
         )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import distributed
 
 Embedding = nn.Embedding | nn.EmbeddingBag
@@ -70,6 +70,24 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
                 "the model has reentrant activation checkpoints, whose gradients do not pass "
                 "through torch.autograd.grad: give its checkpoints use_reentrant=False"
             ) from error
+
+
+@contextmanager
+def refusing_single_backward() -> Iterator[None]:
+    """Within it belongs a backward pass that makes a graph or goes through one, and no other code.
+
+    Raises:
+        UnsupportedModelError: an operator of the model has no second derivative.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # autograd has no class of its own for it
+        raise UnsupportedModelError(
+            f"the model cannot be differentiated twice ({first_line(error)}): one base step at a "
+            "time, engine='exact' or 'logit_difference' needs it once"
+        ) from error
 
 
 def refuse_float16(dtype: torch.dtype | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,22 @@ from torch import Tensor
 
 from metaloss.errors import DataError, did_you_mean
 from metaloss.machine.files import write_atomically
-from metaloss.runs.trained import Prediction
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation import own_data
 from metaloss.tasks.preparation.tables import ARROW
 
 TABLES = (".csv", ".tsv", ".parquet", *ARROW)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of inputs, on the CPU."""
+
+    #: Probabilities of the classes, or of each label, [n, C]; or values in the target's own unit,
+    #: [n, outputs].
+    values: Tensor
+    classes: Tensor | None  #: index of the predicted class [n], int64; None where there is no one
 
 
 def read(path: Path, data: Data, key: str | None = None) -> Tensor:

@@ -73,6 +73,9 @@ class State:
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
             steps=plan.steps,
             cuda_graphs=cuda_graphs,
+            tabulate=plan.tabulate,
+            health_every=plan.health_every,
+            on_unhealthy=plan.on_unhealthy,
         )
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metaloss.config.gin_files import bindings_of
 from metaloss.machine.files import writing
 from metaloss.runs.metrics import Row
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from metaloss.runs.events import Writer
+    from metaloss.runs.events import EventFile
 
 
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
@@ -45,6 +45,9 @@ def layout(metric: str) -> dict[str, Any]:
         "flatness (5.6) and slope away from the target": ["loss/flatness$", "loss/wrong_slope$"],
         "prediction of least loss (5.7)": ["loss/argmin$", "loss/argmin_target$"],
         "distance of phi from its start": ["loss/phi_distance$"],
+        "health: cosine with the task loss's slope": ["health/cosine$"],
+        "health: size of the slope, in the task loss's": ["health/ratio$"],
+        "health: task loss, and a constant's": ["health/task_loss$", "health/constant_loss$"],
     }
     return {"learning curves and indices": {k: ["Multiline", v] for k, v in charts.items()}}
 
@@ -52,7 +55,7 @@ def layout(metric: str) -> dict[str, Any]:
 def scalars(row: Row) -> dict[str, float]:
     """The numbers of a row of metrics by their tag, `group/name`; those that are null are not."""
     found = {
-        f"{GROUPS.get(name, row.get('split', 'train'))}/{name}": value
+        _tag(name, row): value
         for name, value in row.items()
         if isinstance(value, (int, float)) and name not in ("step", "seconds")
     }
@@ -61,71 +64,86 @@ def scalars(row: Row) -> dict[str, float]:
     return found
 
 
+def _tag(name: str, row: Row) -> str:
+    if name.startswith("health_"):
+        return name.replace("_", "/", 1)
+    return f"{GROUPS.get(name, row.get('split', 'train'))}/{name}"
+
+
 class TensorBoard:
     """A view of the metrics: one TensorBoard run for the training, one for the initialisation.
 
     Tags are grouped as `train/ valid/ test/` (of a split, or of the training step), `meta/` (the
-    meta-step, learning rates), `loss/` (the learned loss) and `time/`.
+    meta-step, learning rates), `loss/` (the learned loss), `health/` (the latest probes of it) and
+    `time/`.
 
     Args:
         folder: the run folder.
-        starts: the first step of each phase that is still to come, 0 if all of it is: a TensorBoard
-            that runs forgets what it has seen from there on.
-        kept: the `sizes` that belong to the run so far; what a killed process wrote after its last
-            checkpoint is cut off, since it will be written again.
 
     Raises:
         RunFolderError: from each method: an event file cannot be written.
     """
 
-    def __init__(self, folder: Path, starts: dict[str, int], kept: dict[str, int]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._starts = starts
-        self._kept = kept
-        self._writers: dict[str, Writer] = {}
+        self._done: dict[str, int] = {}  # steps by phase
+        self._kept: dict[str, int] = {}
+        self._files: dict[str, EventFile] = {}
         self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
+
+    def resume(self, done: dict[str, int], kept: dict[str, int]) -> None:
+        """Goes on with the files that are there, before anything is shown.
+
+        Args:
+            done: steps made by phase: a TensorBoard that runs forgets what it has seen after them.
+            kept: the `sizes` that belong to the run so far; what a killed process wrote after its
+                last checkpoint is cut off, since it will be written again.
+        """
+        self._done, self._kept = done, kept
 
     def scalars(self, row: Row) -> None:
         """Draws a row's numbers as `group/name`, by the row's phase and step."""
-        writer, step = self._writer(row["phase"]), row["step"]
+        phase, step = row["phase"], row["step"]
         for tag, value in scalars(row).items():
-            writer.add_scalar(tag, value, step)
+            self._add(phase, step, "scalar", tag, value)
         if "learned_loss" in row:
-            before, then = self._last.get(row["phase"], (step, 0.0))
+            before, then = self._last.get(phase, (step, 0.0))
             if before < step and then < row["seconds"]:
                 rate = (step - before) / (row["seconds"] - then)
-                writer.add_scalar("time/steps_per_second", rate, step)
-            self._last[row["phase"]] = step, row["seconds"]
+                self._add(phase, step, "scalar", "time/steps_per_second", rate)
+            self._last[phase] = step, row["seconds"]
 
     def begin(self, config: str, metric: str) -> None:
         """Shows the configuration, unchanged, and lays out the custom-scalars tab."""
-        text = "    " + config.replace("\n", "\n    ")
-        self._writer("train").add_text("config", text, 0)
-        self._writer("train").add_custom_scalars(layout(metric))
+        self.text("config", "    " + config.replace("\n", "\n    "), 0)
+        self._add("train", 0, "custom_scalars", layout(metric))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Shows a text."""
-        self._writer("train").add_text(tag, text, step)
+        self._add("train", step, "text", tag, text)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Shows a figure with a step slider."""
-        self._writer("train").add_figure(tag, figure, step)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        self.image(tag, content.getvalue(), step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Shows how values are distributed, those of them that are finite."""
         finite = values[values.isfinite()]
         if finite.numel():
-            self._writer("train").add_histogram(tag, finite, step)
+            self._add("train", step, "histogram", tag, finite, BINS)
 
-    def animation(self, tag: str, gif: bytes, step: int) -> None:
-        """Shows a GIF, which the images tab plays."""
+    def image(self, tag: str, content: bytes, step: int) -> None:
+        """Shows a PNG, or a GIF, which the images tab plays."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        width, height = Image.open(io.BytesIO(gif)).size
-        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._writer("train")._get_file_writer().add_summary(summary, step)
+        width, height = Image.open(io.BytesIO(content)).size
+        image = Summary.Image(
+            width=width, height=height, colorspace=3, encoded_image_string=content
+        )
+        self._file("train").add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def hparams(self, config: str, metrics: dict[str, float], step: int) -> None:
         """Fills the hparams tab with the bindings of the configuration; once, at the run's end.
@@ -139,19 +157,26 @@ class TensorBoard:
 
         # SummaryWriter.add_hparams would write the metrics' scalars a second time.
         for summary in hparams(bindings(config), metrics):
-            self._writer("train")._get_file_writer().add_summary(summary, step)
+            self._file("train").add(summary, step)
 
     def close(self) -> None:
         """Ends the files."""
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._files.values():
+            file.close()
 
-    def _writer(self, phase: str) -> Writer:
-        if phase not in self._writers:
-            from metaloss.runs.events import Writer
+    def _add(self, phase: str, step: int, kind: str, *content: Any) -> None:
+        """Shows what the function `kind` of torch's `summary` module makes of the content."""
+        from torch.utils.tensorboard import summary
+
+        self._file(phase).add(getattr(summary, kind)(*content), step)
+
+    def _file(self, phase: str) -> EventFile:
+        if phase not in self._files:
+            from metaloss.runs.events import EventFile  # TensorBoard takes half a second
 
             folder = self._folder if phase == "train" else self._folder / phase
-            start = self._starts[phase]
+            done = self._done.get(phase, 0)
+            start = done + 1 if done else 0
             for path in folder.glob(f"{EVENTS}*"):
                 kept = self._kept.get(str(path.relative_to(self._folder)), 0) if start else 0
                 with writing(path):
@@ -159,8 +184,8 @@ class TensorBoard:
                         path.unlink()
                     elif path.stat().st_size > kept:
                         os.truncate(path, kept)
-            self._writers[phase] = Writer(folder, start)
-        return self._writers[phase]
+            self._files[phase] = EventFile(folder, start)
+        return self._files[phase]
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -170,18 +195,12 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def bindings(config: str) -> dict[str, bool | int | float | str]:
-    """The bindings of a complete configuration, a line each; what is no number stays text."""
-    found: dict[str, bool | int | float | str] = {}
-    for line in config.splitlines():
-        name, equals, text = line.partition(" = ")
-        if not equals or name.startswith("#"):
-            continue
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        found[name] = value if isinstance(value, (bool, int, float, str)) else text
-    return found
+    """The bindings of a complete configuration; what is no number is text."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+        for name, value in bindings_of(config, "config.gin").items()
+    }
 
 
 EVENTS = "events.out.tfevents."  #: how the names of TensorBoard's event files begin
+BINS = 64  #: of a histogram; TensorBoard shows half as many

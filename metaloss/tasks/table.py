@@ -14,7 +14,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
-from metaloss.errors import ArgumentError, DataError
+from metaloss.errors import ArgumentError, DataError, first_line
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import columns, own_data
 from metaloss.tasks.preparation.dialect import Dialect
@@ -152,7 +152,7 @@ class Table(Task):
         try:
             split = self.held.split(labels, generator, self._groups(rows), time)
         except ValueError as error:
-            raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{path}: {first_line(error)}") from None
         frame, encoding = self._encoding(rows, names, split["train"].numpy())
         splits = {
             name: (encoding.prepared(frame, index.numpy()), labels[index])

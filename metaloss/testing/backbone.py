@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaloss import links
-from metaloss.engines.base import RolloutEngine
+from metaloss.engines.base import Engine
 from metaloss.engines.exact import Exact
 from metaloss.engines.unrolled import Unrolled
 from metaloss.problem.meta_parameters import MetaParameters
@@ -64,7 +64,7 @@ def check_backbone(
         )
 
 
-def _meta_gradient(model: nn.Module, inputs: Tensor, outputs: int, engine: RolloutEngine) -> Tensor:
+def _meta_gradient(model: nn.Module, inputs: Tensor, outputs: int, engine: Engine) -> Tensor:
     torch.manual_seed(0)
     labels = torch.randint(outputs, (len(inputs),))
     loss = NN(hidden=(8,))

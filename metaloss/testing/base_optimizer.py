@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.base_optimizers.base import State
-from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.testing.base import float64, require
 
 SIZE = 5
@@ -34,7 +34,7 @@ def check_base_optimizer(recipe: Callable[..., torch.optim.Optimizer], **argumen
             case = f"after {count} steps"
             theta, optimizer = _walk(recipe, arguments, start, grads[:count])
             theta.grad = grads[count].clone()
-            taken = TakenStep(optimizer, [theta], "values")
+            taken = take_step(optimizer, [theta], "values")
             (again,), (state,) = taken.differentiable(
                 taken.theta_before, [grads[count]], taken.state_before
             )
@@ -70,7 +70,7 @@ def check_base_optimizer(recipe: Callable[..., torch.optim.Optimizer], **argumen
         for earlier in ([], [torch.zeros(SIZE)] * 2, grads[:2]):
             theta, optimizer = _walk(recipe, arguments, start, earlier)
             theta.grad = torch.zeros(SIZE)
-            taken = TakenStep(optimizer, [theta], "values")
+            taken = take_step(optimizer, [theta], "values")
             theta_bar, grad_bars, (state_bar,), _ = taken.pullback([theta.grad], [v], [{}], [1.0])
             found = [*_derivatives(taken, v), *theta_bar, *grad_bars, *state_bar.values()]
             require(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaloss import links
+from metaloss.errors import first_line
 from metaloss.representations.base import Representation
 from metaloss.testing.base import ContractError, float64, require
 
@@ -38,6 +39,12 @@ def check_representation(make: Callable[..., Representation], **arguments: Any) 
         _require_finite_at_the_ends(loss)
         alone = torch.cat([loss(prediction[i : i + 1], target[i : i + 1]) for i in range(6)])
         require(torch.allclose(values, alone, rtol=1e-12), "examples of a batch see each other")
+        if loss.of_pairs:
+            pairs = loss.pair_losses(prediction.flatten(), target.flatten(), 3).view(6, 3)
+            require(
+                torch.allclose(values, pairs.sum(-1), rtol=1e-9),
+                f"pairs = {loss.pairs!r}, and its value is not made of those of single pairs so",
+            )
         prediction.requires_grad_()
         _require_twice_differentiable(lambda p: loss(p, target), prediction)
         phi = [p for p in loss.parameters() if p.requires_grad]
@@ -93,5 +100,5 @@ def _require_twice_differentiable(loss: Callable[[Tensor], Tensor], prediction: 
         torch.autograd.gradcheck(loss, prediction)
         torch.autograd.gradgradcheck(loss, prediction)
     except RuntimeError as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise ContractError(f"is not twice differentiable in the prediction: {line}") from error

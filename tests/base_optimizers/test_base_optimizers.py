@@ -13,14 +13,14 @@ from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint
 
 import metaloss
-from metaloss import BASE_OPTIMIZERS, links, testing
+from metaloss import BASE_OPTIMIZERS, REPRESENTATIONS, links, testing
 from metaloss.base_optimizers.base import Hyperparameters, State, Update, certify, reset
-from metaloss.base_optimizers.taken_step import TakenStep
+from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.config import plugins
 from metaloss.errors import MissingGradientError, UncertifiedOptimizerError, UnsupportedModelError
 from metaloss.problem.problem import Problem
-from tests.engines import test_hypergradient
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_batches, make_problem, meta_gradient, relative
+from tests.small_models import MODELS
 
 plugins.load_file(ROOT / "plugins" / "adabelief.py")
 
@@ -63,13 +63,6 @@ def everything(name: str) -> dict:
     return combinations(name)[-1]
 
 
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def test_every_class_of_torch_is_certified_or_refused_with_a_reason():
     theirs = {c for c in vars(optim).values() if isinstance(c, type) and c is not optim.Optimizer}
     certified = set(metaloss.base_optimizers.base.certified_optimizers())
@@ -91,7 +84,7 @@ def test_derivatives_are_finite_where_squares_of_gradients_vanish(name, dtype):
     v = torch.ones_like(theta)
     for _ in range(3):
         theta.grad = torch.tensor([0.0, 1e-36, -1e-30, 1e-22, 1e-19], dtype=dtype)
-        step = TakenStep(optimizer, [theta], "values")
+        step = take_step(optimizer, [theta], "values")
         bars = step.pullback([theta.grad], [v], [{}], [1.0])
         found = [*step.cotangent([v]), *step.direction([1.0]), *bars[0], *bars[1], bars[3]]
         assert all(value is None or value.isfinite().all() for value in [theta, *found])
@@ -159,9 +152,7 @@ def test_steps_that_do_not_feel_the_gradient_say_so():
     """Rprop takes signs alone; and neither its learning rate nor ASGD's acts at a later step."""
     batch = (torch.randn(8, 4), torch.randint(3, (8,)))
     model = nn.Linear(4, 3)
-    learner = metaloss.AdaLFL(
-        model, optim.Rprop(model.parameters()), metaloss.REPRESENTATIONS["nn"]()
-    )
+    learner = metaloss.AdaLFL(model, optim.Rprop(model.parameters()), REPRESENTATIONS["nn"]())
     with pytest.raises(MissingGradientError, match="the base step does not depend on them"):
         learner.step(batch)
     for optimizer in (optim.Rprop(model.parameters()), optim.ASGD(model.parameters())):
@@ -188,7 +179,7 @@ def test_offline_initialisation_with_state_that_is_made_at_first():
     """torch's Adagrad makes its state when it is built, and some versions only then."""
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = optim.Adagrad(model.parameters(), initial_accumulator_value=0.5)
-    learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"](hidden=(4,)))
+    learner = metaloss.AdaLFL(model, optimizer, REPRESENTATIONS["nn"](hidden=(4,)))
     batch = (torch.randn(8, 4), torch.randint(3, (8,)))
     learner.initialize([batch], [batch], steps=3, inner_steps=2)
     assert all((state["sum"] == 0.5).all() for state in optimizer.state.values())
@@ -241,7 +232,7 @@ def test_schedulers(scheduler, optimizer, tensor_lr, float64):
             other.step()
             reached.append(twin.detach() @ v)
         theta.grad = grad.clone()
-        taken = TakenStep(own, [theta], "nothing")
+        taken = take_step(own, [theta], "nothing")
         schedule.step()
         (u,) = taken.cotangent([v])
         ahead, behind = torch.stack(reached).reshape(4, 2).unbind(1)
@@ -252,7 +243,7 @@ def test_schedulers(scheduler, optimizer, tensor_lr, float64):
 @pytest.mark.parametrize("optimizer", ["nadam", "rmsprop", "adagrad", "asgd"])
 @pytest.mark.parametrize("scheduler", ["step", "cosine"])
 def test_with_phi_frozen_theta_equals_plain_training_bit_for_bit(optimizer, scheduler):
-    models, losses = [], metaloss.REPRESENTATIONS["nn"](hidden=(4,))
+    models, losses = [], REPRESENTATIONS["nn"](hidden=(4,))
     for ours in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -308,7 +299,7 @@ class Walk:
                 for group, ratio in zip(optimizer.param_groups, RATIOS, strict=True):
                     group["lr"] = ratio * alpha
                 grads.append([p.grad for p in theta])
-            steps.append(TakenStep(optimizer, theta, "values"))
+            steps.append(take_step(optimizer, theta, "values"))
         return [p.detach() for p in theta], steps[self.warm :], grads
 
 
@@ -368,7 +359,7 @@ def test_the_direction_is_the_learning_rate_of_one_step(name, float64):
 def test_the_learning_rate_needs_the_values_of_the_state():
     theta = nn.Parameter(torch.randn(3))
     theta.grad = torch.randn(3)
-    step = TakenStep(optim.SGD([theta], lr=0.1, momentum=0.9), [theta], "derivative")
+    step = take_step(optim.SGD([theta], lr=0.1, momentum=0.9), [theta], "derivative")
     with pytest.raises(ValueError, match="keep='values'"):
         step.pullback([theta.grad], [torch.randn(3)], [{}], [1.0])
 
@@ -378,7 +369,7 @@ def test_a_scalar_parameter_in_single_precision(name):
     """A float64 learning rate must not make θ' of a scalar parameter float64."""
     theta = nn.Parameter(torch.tensor(0.5))
     theta.grad = torch.tensor(0.2)
-    step = TakenStep(BASE_OPTIMIZERS[name]([theta], **everything(name)), [theta], "values")
+    step = take_step(BASE_OPTIMIZERS[name]([theta], **everything(name)), [theta], "values")
     v = torch.tensor(1.0)
     theta_bar, _, _, alpha_bar = step.pullback([theta.grad], [v], [{}], [1.0])
     (direction,) = step.direction([1.0])
@@ -405,16 +396,16 @@ ENGINES_ON = {
 def test_exact_equals_double_backward(name, model, inner_steps, float64):
     for warm in (0, 2):
         exact, reference = (
-            test_hypergradient.meta_gradient(
-                test_hypergradient.make_problem(model, name, "nn", ENGINES_ON),
-                test_hypergradient.make_batches(warm + inner_steps + 1),
+            meta_gradient(
+                make_problem(MODELS[model], ENGINES_ON[name], REPRESENTATIONS["nn"]),
+                make_batches(warm + inner_steps + 1, 6, 1, 16, 16),
                 warm,
                 engine,
             )
             for engine in ("exact", "unrolled")
         )
         assert exact.isfinite().all() and exact.norm() > 0
-        assert test_hypergradient.relative(exact, reference) <= 1e-10
+        assert relative(exact, reference) <= 1e-10
 
 
 # An optimizer of one's own.
@@ -479,9 +470,7 @@ class Reentrant(nn.Module):
 def test_reentrant_checkpoints_are_refused(first):
     """In the first block torch only warns, and leaves the block without gradients."""
     model = Reentrant(first)
-    learner = metaloss.AdaLFL(
-        model, optim.SGD(model.parameters(), lr=0.1), metaloss.REPRESENTATIONS["nn"]()
-    )
+    learner = metaloss.AdaLFL(model, optim.SGD(model.parameters(), lr=0.1), REPRESENTATIONS["nn"]())
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UnsupportedModelError, match="use_reentrant=False") as error:
         learner.step((torch.randn(8, 4), torch.randint(3, (8,))))

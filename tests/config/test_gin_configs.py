@@ -11,6 +11,7 @@ import torch
 from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, Macro, Reference, bindings_of, look_up
 from metaloss.experiments.sweeps import cells
+from metaloss.meta_optimizers.descents.base import Group
 from tests.helpers import FORMAT_1, thinned
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
@@ -199,6 +200,9 @@ def gins_own_config():
         with torch.device("meta"):
             model = runner.backbone(input_shape=(3, 32, 32), outputs=10)
         runner.base_optimizer(parameters=model.parameters())
+        for part in (runner.initialization, runner.adaptation):
+            if hasattr(part, "descent"):  # a recipe too, which a run calls when it begins
+                part.descent(groups=[Group({"phi": torch.zeros(1)}, 0.1)])
         return by_parameter(gin.operative_config_str())
 
     yield operative

@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from metaloss import BACKBONES, REPRESENTATIONS, links
+from metaloss import REPRESENTATIONS, links
 from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
 from metaloss.machine import memory
 from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from tests.helpers import thinned
+from tests.helpers import make_batches, make_problem, meta_gradient, relative, thinned
+from tests.small_models import MODELS, mlp
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -40,113 +40,6 @@ SMOOTH_OPTIMIZERS = {
 }
 
 
-class Residual(nn.Module):
-    """A BatchNorm ResNet of one block; its convolutions' biases have exactly zero gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        self.block = nn.Sequential(
-            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
-            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
-        )  # fmt: skip
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return self.head((x + self.block(x)).relu().mean((2, 3)))
-
-
-class StopGradient(nn.Module):
-    """Divides by a scale that it computes without gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.head = nn.Linear(256, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        with torch.no_grad():
-            scale = self.hidden(x).abs().mean()
-        return self.head(self.hidden(x).tanh() / scale)
-
-
-class Annealed(nn.Module):
-    """Its outputs depend on a buffer that every pass in train mode changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.head = nn.Linear(256, 5), nn.Linear(5, 3)
-        self.register_buffer("temperature", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.temperature = self.temperature * 0.7
-        return self.head((self.hidden(x.flatten(1)) / self.temperature).tanh())
-
-
-class Attention(nn.Module):
-    """Fused attention: torch has neither its forward nor its second derivative."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.squeeze(1)
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
-
-
-class Checkpointed(nn.Module):
-    """Runs a block with BatchNorm and dropout again in the backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(nn.Linear(256, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3))
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(checkpoint(self.block, x.flatten(1), use_reentrant=False))
-
-
-class Shared(nn.Module):
-    """Holds one of its modules twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        twice = nn.Linear(256, 256)
-        self.blocks = nn.Sequential(nn.Sequential(twice, nn.Tanh()), nn.Sequential(twice))
-        self.head = nn.Linear(256, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(x.flatten(1)))
-
-
-def mlp() -> nn.Module:
-    return BACKBONES["mlp"]((1, 16, 16), 3, hidden=(8, 8))
-
-
-MODELS = {
-    "mlp": mlp,
-    "lenet5": lambda: BACKBONES["lenet5"]((1, 16, 16), 3),
-    "resnet": Residual,
-    "allcnn": lambda: BACKBONES["allcnn"]((1, 16, 16), 3),
-    "dropout": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ),
-    "stop_gradient": StopGradient,
-    "annealed": Annealed,
-    "attention": Attention,
-    "checkpointed": Checkpointed,
-    "shared": Shared,
-    # Smooth, for finite differences; a convolution's bias before BatchNorm among them.
-    "tanh_mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 3)),
-    "tanh_batchnorm": lambda: nn.Sequential(
-        nn.Conv2d(1, 2, 5, stride=3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)
-    ),
-}
-
 LOSSES = {
     **{name: made for name, made in REPRESENTATIONS.items() if isinstance(made, type)},
     "taylor2": lambda: REPRESENTATIONS["taylor"](order=2),
@@ -155,55 +48,16 @@ LOSSES = {
 LEARNABLE = [name for name in LOSSES if any(True for _ in LOSSES[name]().parameters())]
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
-def make_problem(model: str, optimizer: str, loss: str, optimizers=OPTIMIZERS) -> Problem:
-    torch.manual_seed(0)
-    network = MODELS[model]()
-    return Problem(
-        network,
-        optimizers[optimizer](network.parameters()),
-        LOSSES[loss](),
-        F.cross_entropy,
-        links.probabilities,
-    )
+def made(model: str, optimizer: str, loss: str, optimizers=OPTIMIZERS) -> Problem:
+    """A problem of these names."""
+    return make_problem(MODELS[model], optimizers[optimizer], LOSSES[loss])
 
 
-def make_batches(count: int, size: int = 6, pixels: int = 16) -> list[Batch]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (
-            torch.randn(size, 1, pixels, pixels, generator=generator),
-            torch.randint(3, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
-
-
-def meta_gradient(problem: Problem, batches: list[Batch], warm: int, engine: str) -> Tensor:
-    """∇_φ of the task loss on the last batch, through the steps after the `warm` ones."""
-    *train, valid = batches
-    for batch in train[:warm]:
-        problem.base_step(batch)
-    torch.manual_seed(2)
-    found = ENGINES[engine]().hypergradient(
-        problem, MetaParameters(problem), train[warm:], lambda: valid
-    )
-    return torch.cat(
-        [
-            (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(problem.phi, found.phi, strict=True)
-        ]
-    )
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+def images(count: int, size: int = 6, pixels: int = 16) -> list[Batch]:
+    return make_batches(count, size, 1, pixels, pixels)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +74,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_exact_equals_double_backward(model, optimizer, loss):
     for warm in (0, 2):
         exact, reference = (
-            meta_gradient(
-                make_problem(model, optimizer, loss), make_batches(warm + 2), warm, engine
-            )
+            meta_gradient(made(model, optimizer, loss), images(warm + 2), warm, engine)
             for engine in ("exact", "unrolled")
         )
         assert exact.isfinite().all()
@@ -240,9 +92,9 @@ REPLAYED = [
 @pytest.mark.parametrize(("model", "inner_steps"), REPLAYED)
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
 def test_a_replayed_pass_is_the_pass_that_was(model, optimizer, inner_steps):
-    batches = make_batches(inner_steps + 3)
+    batches = images(inner_steps + 3)
     exact, reference = (
-        meta_gradient(make_problem(model, optimizer, "nn"), batches, 2, engine)
+        meta_gradient(made(model, optimizer, "nn"), batches, 2, engine)
         for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-10
@@ -250,16 +102,16 @@ def test_a_replayed_pass_is_the_pass_that_was(model, optimizer, inner_steps):
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
 def test_a_module_held_twice_keeps_its_parameters(inner_steps):
-    problem = make_problem("shared", "nesterov", "nn")
-    meta_gradient(problem, make_batches(inner_steps + 1), 0, "exact")
+    problem = made("shared", "nesterov", "nn")
+    meta_gradient(problem, images(inner_steps + 1), 0, "exact")
     pairs = zip(problem.theta, problem.model.parameters(), strict=True)
     assert all(held is own for held, own in pairs)
 
 
 def test_the_validation_pass_moves_no_buffer_of_a_checkpointed_model():
-    problem = make_problem("checkpointed", "sgd", "nn")
+    problem = made("checkpointed", "sgd", "nn")
     before = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
-    problem.task_gradient(make_batches(1)[0])
+    problem.task_gradient(images(1)[0])
     for name, buffer in problem.model.named_buffers():
         assert buffer.equal(before[name]), name
 
@@ -267,14 +119,12 @@ def test_the_validation_pass_moves_no_buffer_of_a_checkpointed_model():
 def test_autocast():
     """bfloat16 has 8 bits: the meta-gradient points the same way, and both engines take it."""
     torch.set_default_dtype(torch.float32)
-    (images, labels), valid = [(x.float(), y) for x, y in make_batches(2, size=32)]
+    (x, y), valid = [(x.float(), y) for x, y in images(2, size=32)]
     gradients = {}
     for engine, enabled in (("exact", True), ("unrolled", True), ("exact", False)):
-        problem = make_problem("resnet", "sgd", "nn")
+        problem = made("resnet", "sgd", "nn")
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            gradients[engine, enabled] = meta_gradient(
-                problem, [(images, labels), valid], 0, engine
-            )
+            gradients[engine, enabled] = meta_gradient(problem, [(x, y), valid], 0, engine)
     for name in (("exact", True), ("unrolled", True)):
         cosine = F.cosine_similarity(gradients[name], gradients["exact", False], dim=0)
         assert cosine > 0.95, name
@@ -289,17 +139,17 @@ def test_an_operator_without_forward_derivative_is_named():
         links.probabilities,
     )  # fmt: skip
     with pytest.raises(UnsupportedModelError, match=r"_weight_norm_interface.*engine='unrolled'"):
-        meta_gradient(problem, make_batches(2), 0, "exact")
-    assert meta_gradient(problem, make_batches(2), 0, "unrolled").isfinite().all()
+        meta_gradient(problem, images(2), 0, "exact")
+    assert meta_gradient(problem, images(2), 0, "unrolled").isfinite().all()
 
 
 @pytest.mark.parametrize("inner_steps", [5, 20])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "dropout", "tanh_batchnorm"])
 def test_sweep_equals_plain_unroll(model, optimizer, inner_steps):
-    batches = make_batches(inner_steps + 3)
+    batches = images(inner_steps + 3)
     exact, reference = (
-        meta_gradient(make_problem(model, optimizer, "nn"), batches, 2, engine)
+        meta_gradient(made(model, optimizer, "nn"), batches, 2, engine)
         for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-10
@@ -311,8 +161,8 @@ def test_sweep_equals_plain_unroll(model, optimizer, inner_steps):
 @pytest.mark.parametrize("model", ["tanh_mlp", "tanh_batchnorm", "checkpointed"])
 def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm, inner_steps):
     """A central difference along a random direction of φ, through torch.optim's own step()."""
-    problem = make_problem(model, optimizer, "nn", SMOOTH_OPTIMIZERS)
-    batches = make_batches(warm + inner_steps + 1)
+    problem = made(model, optimizer, "nn", SMOOTH_OPTIMIZERS)
+    batches = images(warm + inner_steps + 1)
     for batch in batches[:warm]:
         problem.base_step(batch)
     start = copy.deepcopy((problem.model.state_dict(), problem.optimizer.state_dict()))
@@ -361,11 +211,11 @@ def test_a_model_without_double_backward():
         loss = LOSSES["nn"]()
         return Problem(model, optimizer, loss, F.cross_entropy, links.probabilities)
 
-    batches = make_batches(2)
+    batches = images(2)
     exact = meta_gradient(problem(nn.Hardsigmoid()), batches, 0, "exact")
     reference = meta_gradient(problem(Linear6()), batches, 0, "unrolled")
     assert relative(exact, reference) <= 1e-8  # torch's derivative is 1/6 in single precision
-    with pytest.raises(RuntimeError, match="derivative for aten::hardsigmoid_backward"):
+    with pytest.raises(UnsupportedModelError, match="twice .*aten::hardsigmoid_backward"):
         meta_gradient(problem(nn.Hardsigmoid()), batches, 0, "unrolled")
 
 
@@ -414,7 +264,7 @@ def test_parameter_groups_and_frozen_parameters():
         )
 
     exact, reference = (
-        meta_gradient(problem(), make_batches(4), 2, engine) for engine in ("exact", "unrolled")
+        meta_gradient(problem(), images(4), 2, engine) for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-10
 
@@ -442,15 +292,15 @@ def test_a_parameter_that_the_model_does_not_use():
                 links.probabilities,
             )
             before = model.unused.weight.clone()
-            gradients.append(meta_gradient(problem, make_batches(inner_steps + 1), 0, engine))
+            gradients.append(meta_gradient(problem, images(inner_steps + 1), 0, engine))
             assert model.unused.weight.equal(before)
         assert relative(*gradients) <= 1e-10
 
 
 @pytest.mark.parametrize("engine", ["exact", "unrolled"])
 def test_running_statistics_move_once_a_step(engine):
-    problem = make_problem("tanh_batchnorm", "sgd", "nn")
-    batches = make_batches(3)
+    problem = made("tanh_batchnorm", "sgd", "nn")
+    batches = images(3)
     plain = copy.deepcopy(problem.model)
     with torch.no_grad():
         plain(batches[0][0])
@@ -461,7 +311,7 @@ def test_running_statistics_move_once_a_step(engine):
 
 def test_sweep_through_allcnn_equals_plain_unroll():
     exact, reference = (
-        meta_gradient(make_problem("allcnn", "nesterov", "nn"), make_batches(6, size=3), 0, engine)
+        meta_gradient(made("allcnn", "nesterov", "nn"), images(6, size=3), 0, engine)
         for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-8
@@ -476,8 +326,10 @@ def small_convolutions() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "size", "pixels", "few", "many", "factor"),
-    [(small_convolutions, 16, 16, 5, 50, 1.3), (MODELS["allcnn"], 4, 8, 2, 100, 1.1)],
-    ids=["small_convolutions", "allcnn"],
+    [
+        pytest.param(small_convolutions, 16, 16, 5, 50, 1.3, id="small_convolutions"),
+        pytest.param(MODELS["allcnn"], 4, 8, 2, 100, 1.1, id="allcnn", marks=pytest.mark.full),
+    ],
 )
 def test_memory_of_the_sweep_does_not_grow_with_the_steps(model, size, pixels, few, many, factor):
     """But for the copies of θ. The paper, on AllCNN-C, had no memory for more than 20 steps."""
@@ -490,7 +342,7 @@ def test_memory_of_the_sweep_does_not_grow_with_the_steps(model, size, pixels, f
         problem = Problem(
             network, optimizer, REPRESENTATIONS["nn"](), F.cross_entropy, links.probabilities
         )
-        batches = make_batches(inner_steps + 2, size, pixels)
+        batches = images(inner_steps + 2, size, pixels)
         problem.base_step(batches[0])  # makes the optimizer's state
         theta = sum(p.numel() * p.element_size() for p in problem.theta)
         with memory.measuring(torch.device("cpu")) as used:

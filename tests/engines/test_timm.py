@@ -12,12 +12,15 @@ from torch import nn
 from metaloss import BACKBONES, REPRESENTATIONS, links
 from metaloss.errors import ConfigError
 from metaloss.problem.problem import Problem
-from tests.engines.test_hypergradient import meta_gradient, relative
+from tests.helpers import meta_gradient, relative
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning",
-    "ignore::DeprecationWarning",  # of timm's import
-)
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning",
+        "ignore::DeprecationWarning",  # of timm's import
+    ),
+]
 
 STAGES = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1)}
 VIT = {"img_size": 32, "depth": 1, "embed_dim": 12}
@@ -68,13 +71,6 @@ WITHOUT_DOUBLE_BACKWARD = {
     "ese_vovnet19b_slim_dw": (48, {}),
     "hardcorenas_a": (64, {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def make_problem(name: str, side: int, arguments: dict) -> Problem:

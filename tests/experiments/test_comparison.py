@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,15 +25,8 @@ SMALL = (
 
 
 @pytest.fixture
-def compare(capsys):
-    """Runs tools/compare.py in this process: arguments -> exit code, output, standard error."""
-    main = tool("compare").main
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+def compare(command):
+    return partial(command, "compare")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import csv
 import io
 import re
 import shutil
+from functools import partial
 
 import pytest
 
 from metaloss.experiments.reports import tables
 from metaloss.experiments.reports.paper import Value
 from metaloss.experiments.statistics import summarize
-from tests.helpers import tool
 from tests.small_runs import write_methods, write_run
 
 DIGITS = [("tasks/digits_mlp.gin", f"methods/{name}.gin") for name in ("baseline", "ml3_relu")]
@@ -42,15 +42,8 @@ def large_files():
 
 
 @pytest.fixture
-def report(capsys):
-    """Runs tools/report.py in this process: arguments -> exit code, output, standard error."""
-    main = tool("report").main
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+def report(command):
+    return partial(command, "report")
 
 
 def rows_of(markdown, title):

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from metaloss.experiments.sweeps import cells
 from metaloss.experiments.sweeps.standing import standing
 from metaloss.machine import sealed
-from tests.helpers import ROOT
+from tests.helpers import ROOT, differences, rows
 
-KILLS = 30
+pytestmark = pytest.mark.xdist_group("clock")  # one at a time
+
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
 Sweep.methods = ['methods/baseline.gin', 'methods/adalfl.gin']
@@ -29,7 +29,7 @@ Sweep.bindings = [
     'Runner.checkpoint_every = 10',
     'Runner.log_every = 10',
     'Runner.evaluate_every = 50',
-    'Runner.figures = 1',
+    'Runner.figures = 0',
     'backbones.mlp.hidden = (16,)',
     'meta_optimizers.offline_unrolled.steps = 60',
 ]
@@ -61,29 +61,19 @@ def done(spec, root):
 def numbers(folder):
     """What a run has computed: all that it leaves but for times, memory and places."""
     result = json.loads((folder / "result.json").read_text())
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = sealed.load(folder / "checkpoint.pt")["state"]
     loss = folder / "loss" / "model.safetensors"
     return {
         "result": {k: v for k, v in result.items() if k not in ("seconds", "peak_memory_bytes")},
-        "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+        "rows": rows(folder),
         "state": {k: v for k, v in state.items() if k != "seconds"},
         "loss": loss.read_bytes() if loss.exists() else None,
     }
 
 
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
-def test_30_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.full)])
+def test_kills_change_nothing(count, tmp_path):
     """SIGKILL of the sweeper, or of one of its runs, at random moments; the sweep is started again.
 
     The moments come from a seeded generator; where they fall depends on the machine.
@@ -95,7 +85,7 @@ def test_30_kills_change_nothing(tmp_path):
 
     draw = random.Random(0)
     sweeper, kills = start(spec, disturbed), 0
-    while kills < KILLS:
+    while kills < count:
         time.sleep(draw.uniform(0.2, 3.0))
         if sweeper.poll() is not None:
             if done(spec, disturbed):
@@ -121,4 +111,4 @@ def test_30_kills_change_nothing(tmp_path):
     found = [cell.name for cell in cells.load([spec])[1]]
     assert len(found) == 4
     for name in found:
-        assert equal(numbers(calm / name), numbers(disturbed / name)), name
+        assert differences(numbers(calm / name), numbers(disturbed / name)) == [], name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,22 +15,15 @@ from metaloss.errors import InputError, RunFolderError
 from metaloss.experiments import transfer
 from metaloss.representations.saved.trajectory import flat
 from metaloss.runs.metrics import read_metrics
-from tests.helpers import FORMAT_1, tool
+from tests.helpers import FORMAT_1
 
 TASK = ("--gin_file=tasks/digits_mlp.gin", "--gin_param=backbones.mlp.hidden = (4,)")
 LOSS = f"--gin_param=LOSS = {str(FORMAT_1)!r}"
 
 
 @pytest.fixture
-def run(capsys):
-    """tools/transfer.py in this process: arguments -> exit code, standard output and error."""
-    main = tool("transfer").main
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+def run(command):
+    return partial(command, "transfer")
 
 
 def phi_of(folder, step):
@@ -86,13 +80,13 @@ def test_a_replay_that_was_stopped_goes_on_bit_for_bit(train, tmp_path, monkeypa
         "--gin_param=meta_optimizers.replay.over = 8", "--gin_param=Runner.log_every = 1",
     )  # fmt: skip
     assert train(*arguments, f"--output_dir={tmp_path / 'whole'}")[0] == 0
-    after_step = Run._after_step
+    after_step = Run._record
 
     def stop_at_3(self, phase, step, last, result):
         self.stop = step == 3
         after_step(self, phase, step, last, result)
 
-    monkeypatch.setattr(Run, "_after_step", stop_at_3)
+    monkeypatch.setattr(Run, "_record", stop_at_3)
     assert train(*arguments, f"--output_dir={tmp_path / 'parts'}")[0] == 143
     monkeypatch.undo()
     assert train("--resume", f"--output_dir={tmp_path / 'parts'}")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metaloss
 from metaloss.runs import launch
-from tests.helpers import ROOT
+from tests.helpers import ROOT, differences
 
 # Of other packages: advice about workers and logging, and their own imports.
 pytestmark = [
@@ -53,12 +54,6 @@ def small_problem():
     data = TensorDataset(inputs, (inputs @ torch.randn(6, 3)).argmax(-1))
     train, valid = torch.utils.data.random_split(data, [120, 40])
     return model, DataLoader(train, 20), DataLoader(valid, 20)
-
-
-def equal(a, b):
-    """Whether two modules hold the same numbers, bit for bit."""
-    mine, yours = a.state_dict(), b.state_dict()
-    return mine.keys() == yours.keys() and all(mine[k].equal(yours[k]) for k in mine)
 
 
 # --- Lightning ---
@@ -102,9 +97,9 @@ def test_lightning_makes_the_steps_of_a_plain_loop(fit, learned):
     for _ in range(3):
         for batch, valid_batch in zip(train, itertools.cycle(valid), strict=False):
             learner.step(batch, valid_batch)
-    assert equal(module.model, model)
-    assert equal(module.loss, loss)
-    assert not equal(loss, metaloss.load_loss(learned))
+    assert differences(module.model.state_dict(), model.state_dict()) == []
+    assert differences(module.loss.state_dict(), loss.state_dict()) == []
+    assert differences(loss.state_dict(), metaloss.load_loss(learned).state_dict())
     assert trainer.global_step == 18
 
 
@@ -120,7 +115,7 @@ def test_lightning_goes_on_from_a_checkpoint_bit_for_bit(fit, tmp_path):
     half, _ = fit(*small_problem(), max_epochs=1)
     half.save_checkpoint(tmp_path / "half.ckpt")
     _, resumed = fit(*small_problem(), ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
-    assert equal(straight, resumed)
+    assert differences(straight.state_dict(), resumed.state_dict()) == []
     both = [module.learner.state_dict()["adaptation"] for module in (straight, resumed)]
     torch.testing.assert_close(*both, rtol=0, atol=0)
 
@@ -190,7 +185,7 @@ def test_a_frozen_loss_in_the_hf_trainer_is_plain_training(hf, learned):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert len(trainer.seen) == 5
-    assert equal(trainer.model, model)
+    assert differences(trainer.model.state_dict(), model.state_dict()) == []
 
 
 def test_accumulated_batches_share_the_mean(hf, learned):
@@ -221,9 +216,9 @@ def test_the_hf_trainer_makes_the_steps_of_a_plain_loop(hf, learned):
     for batch, other in zip(trainer.seen, itertools.cycle(hf.objective), strict=False):
         learner.step(batch, other)
     assert len(trainer.seen) == 5
-    assert equal(trainer.model, model)
-    assert equal(trainer.loss, loss)
-    assert not equal(loss, metaloss.load_loss(learned))
+    assert differences(trainer.model.state_dict(), model.state_dict()) == []
+    assert differences(trainer.loss.state_dict(), loss.state_dict()) == []
+    assert differences(loss.state_dict(), metaloss.load_loss(learned).state_dict())
 
 
 def test_the_hf_trainer_trains(hf, learned):
@@ -261,4 +256,33 @@ def test_a_learner_without_a_meta_step_is_the_train_loss_fn(learned):
         else:
             timm_train.train_one_epoch(model, train, optimizer, loss)
         models.append(model)
-    assert equal(*models)
+    assert differences(*(model.state_dict() for model in models)) == []
+
+
+# --- the algorithm in thirty lines ---
+
+
+@pytest.mark.parametrize("name", ["its own", "nn"])
+def test_thirty_lines_make_the_steps_of_adalfl(name):
+    """Double backward in plain torch, and the identity: θ and φ after ten steps, in float64."""
+    thirty_lines = example("thirty_lines")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    loss = (thirty_lines.LearnedLoss if name == "its own" else metaloss.REPRESENTATIONS[name])()
+    both = nn.ModuleList([model, loss.double()])
+    ours = copy.deepcopy(both)
+    start = [p.detach().clone() for p in both.parameters()]
+    batches = [
+        tuple((torch.randn(20, 6).double(), torch.randint(3, (20,))) for _ in range(2))
+        for _ in range(10)
+    ]
+    optimizer = torch.optim.SGD(ours[0].parameters(), lr=0.5)
+    learner = metaloss.AdaLFL(ours[0], optimizer, ours[1], meta_lr=1e-2)
+
+    theirs = thirty_lines.adalfl(model, loss, loss.parameters(), batches, base_lr=0.5, meta_lr=1e-2)
+    task_losses = [float(learner.step(*pair).task_loss) for pair in batches]
+
+    assert task_losses == pytest.approx(theirs, rel=1e-9)
+    for mine, other, before in zip(ours.parameters(), both.parameters(), start, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+        assert not other.equal(before) or before.numel() == 1  # a bias of the last layer may stay

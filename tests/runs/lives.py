@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from metaloss.machine import sealed
+from tests import helpers
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["tests.runs.lives", "tests.runs.preloaded"])
@@ -50,9 +51,7 @@ def _live(arguments: list[str], log: Path, prepare: tuple[Callable[[], None], ..
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     torch.set_num_threads(1)
-    from tests.helpers import tool
-
-    main = tool("train").main
+    main = helpers.tool("train").main
     for step in prepare:
         step()
     sys.exit(main(arguments))
@@ -60,17 +59,15 @@ def _live(arguments: list[str], log: Path, prepare: tuple[Callable[[], None], ..
 
 def sketch() -> None:
     """A preparation: a run draws one small picture only, which is quick."""
-    from metaloss.runs import inspection, pictures
-
-    inspection.show = lambda board, state: None
-    pictures.draw = sketched
+    for module, name, function in helpers.SKETCHES:
+        setattr(module, name, function)
 
 
-def sketched(path: Path, title: str) -> list[Path]:
-    """In place of `pictures.draw`."""
-    from metaloss.runs import pictures
+def draw_all() -> None:
+    """A preparation: the run draws as a long one does."""
+    from metaloss.runs import run
 
-    return pictures._save(path / "figures", {"one.png": b"small", "other.png": b"smaller"})
+    run.LONG = 0.0
 
 
 def at(folder: Path, what: int | str, act: Callable[[], None]) -> Callable[[], None]:

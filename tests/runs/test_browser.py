@@ -10,7 +10,7 @@ import time
 import pytest
 
 from metaloss.runs import launch
-from tests.helpers import ROOT
+from tests.helpers import ROOT, drawn
 
 #: Elements by a CSS selector, those in shadow roots too.
 DEEP = """
@@ -34,20 +34,21 @@ def board(browser, tmp_path_factory):
     """The address of a TensorBoard that tools/board.py started on two seeds of a run."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        code = launch.train(
-            gin_file=["quickstart.gin"],
-            gin_param=[
-                "Runner.steps = 12",
-                "Runner.log_every = 2",
-                "Runner.evaluate_every = 3",
-                "Runner.figures = 12",
-                "meta_optimizers.offline_unrolled.steps = 3",
-                "backbones.mlp.hidden = (8,)",
-            ],
-            seed=seed,
-            device="cpu",
-            output_dir=str(folder / f"seed{seed}"),
-        )
+        with drawn():
+            code = launch.train(
+                gin_file=["quickstart.gin"],
+                gin_param=[
+                    "Runner.steps = 12",
+                    "Runner.log_every = 2",
+                    "Runner.evaluate_every = 3",
+                    "Runner.figures = 12",
+                    "meta_optimizers.offline_unrolled.steps = 3",
+                    "backbones.mlp.hidden = (8,)",
+                ],
+                seed=seed,
+                device="cpu",
+                output_dir=str(folder / f"seed{seed}"),
+            )
         assert code == 0
     tool = ROOT / "tools" / "board.py"
     with subprocess.Popen(

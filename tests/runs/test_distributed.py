@@ -20,9 +20,8 @@ from torch import nn
 from metaloss import REPRESENTATIONS, AdaLFL
 from metaloss.errors import InputError
 from metaloss.machine import distributed, processes, sealed
-from tests.helpers import ROOT
+from tests.helpers import ROOT, assert_same_state, rows
 from tests.runs import ranks
-from tests.runs.test_run import assert_same_state, rows
 
 PATIENT = 300  #: seconds, on a busy machine; what does not end at all is the error
 FEW = [f"--gin_param={p}" for p in [*ranks.QUICK, *ranks.METHODS["adalfl"]]]
@@ -163,6 +162,7 @@ def test_all_processes_end_alike(found):
         assert results["codes"] == [0, 0, 0, 0, 0, stopped, 0, 0, stopped, 0, 3]
 
 
+@pytest.mark.full
 def test_torchrun_and_a_killed_process(tmp_path):
     """SIGKILL for one: the other ends with a line, and torchrun starts both again."""
     folder = tmp_path / "run"

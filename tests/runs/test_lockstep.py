@@ -13,75 +13,36 @@ import torch
 from metaloss.errors import InputError
 from metaloss.machine import sealed, seeding
 from metaloss.representations.saved.learned_loss import load_loss
-from metaloss.runs import inspection, launch, pictures
+from metaloss.runs import launch
 from metaloss.runs.lockstep import StackedData
 from metaloss.runs.run import Run
 from metaloss.tasks import TASKS
-from tests.runs import lives
+from tests import helpers
+from tests.helpers import rows
 
-QUICK = [
-    "Runner.steps = 14",
-    "Runner.log_every = 3",
-    "Runner.evaluate_every = 5",
-    "Runner.checkpoint_every = 4",
-    "Runner.samples = 4",
-    "Runner.figures = 2",
-    "tasks.digits.batch_size = 16",
-    "backbones.mlp.hidden = (8,)",
-    "base_optimizers.sgd.momentum = 0.9",
-]
-METHODS = {
+#: What the runs of a method have besides those of `helpers.train`.
+EXTRA = {
     "baseline": [],
-    "ml3": [
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.offline_unrolled.inner_steps = 2",
-    ],
+    "ml3": ["meta_optimizers.offline_unrolled.inner_steps = 2"],
     "adalfl": [
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.online_one_step.every = 2",
+        "meta_optimizers.offline_unrolled.inner_steps = 1",
         "meta_optimizers.online_one_step.meta_lr = 1e-3",
     ],
 }
 SEEDS = (0, 1, 2)
 
 
-@pytest.fixture(autouse=True)
-def sketches(monkeypatch):
-    """Pictures are drawn quickly, and those of the loss not at all."""
-    sketch(monkeypatch)
-
-
-def sketch(patch) -> None:
-    patch.setattr(pictures, "draw", lives.sketched)
-    patch.setattr(inspection, "show", lambda board, state: None)
-    patch.setattr(inspection, "conclude", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Three seeds of AdaLFL that nothing has disturbed; -> their folder."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        sketch(patch)
-        assert train(folder / "all") == 0
+    assert train(folder / "all") == 0
     return folder / "all"
 
 
 def train(folder: Path, seed=SEEDS, method: str = "adalfl", extra: tuple = (), **flags) -> int:
-    return launch.train(
-        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
-        gin_param=[*QUICK, *METHODS[method], *extra],
-        output_dir=str(folder),
-        device="cpu",
-        seed=seed,
-        **flags,
-    )
-
-
-def rows(folder: Path) -> list[dict]:
-    """metrics.jsonl without its wall-clock fields."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    momentum = "base_optimizers.sgd.momentum = 0.9"
+    return helpers.train(folder, method, (*EXTRA[method], momentum, *extra), seed=seed, **flags)
 
 
 def result(folder: Path) -> dict:
@@ -116,7 +77,7 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         for folder in (one, other)
     ]
     plain = [{name for name in found if "tfevents" not in name} for found in names]
-    assert plain[0] - {"sealed.previous.pt"} == plain[1] - {"sealed.previous.pt"}
+    assert plain[0] - {"checkpoint.previous.pt"} == plain[1] - {"checkpoint.previous.pt"}
     assert_same(rows(one), rows(other), rounding)
     results = [result(folder) for folder in (one, other)]
     for found in results:
@@ -132,7 +93,7 @@ def assert_same_run(one: Path, other: Path, rounding: float) -> None:
         assert_same(*losses, rounding)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXTRA)
 def test_each_seed_leaves_the_folder_that_it_leaves_alone(method, tmp_path, capsys):
     assert train(tmp_path / "all", method=method) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -180,7 +141,7 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(
         return run.seed == seed and run.state.init_steps + run.state.steps == moment
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        for name in ("_after_step", "_save_checkpoint"):
+        for name in ("_record", "_save_checkpoint"):
             dying(patch, name, when)
         train(tmp_path / "killed")
     assert launch.train(output_dir=str(tmp_path / "killed"), resume=True, device="cpu") == 0
@@ -216,7 +177,7 @@ def test_masks_and_statistics_go_on_bit_for_bit(tmp_path, monkeypatch, data_dir)
     options = {"seed": (0, 1), "extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        dying(patch, "_after_step", lambda run: run.state.steps == 5)
+        dying(patch, "_record", lambda run: run.state.steps == 5)
         train(tmp_path / "killed", **options)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     for seed in (0, 1):
@@ -230,14 +191,14 @@ def files(folder: Path) -> set[Path]:
 
 def stopping(monkeypatch, step: int) -> None:
     """SIGTERM arrives in a step of the training."""
-    after_step = Run._after_step
+    after_step = Run._record
 
     def terminate(self, phase, made, *rest):
         if (phase, made, self.seed) == ("train", step, 0):
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, phase, made, *rest)
 
-    monkeypatch.setattr(Run, "_after_step", terminate)
+    monkeypatch.setattr(Run, "_record", terminate)
 
 
 def test_sigterm_saves_all_and_each_goes_on_alone_or_together(whole, tmp_path, monkeypatch):
@@ -255,13 +216,13 @@ def test_sigterm_saves_all_and_each_goes_on_alone_or_together(whole, tmp_path, m
 def test_runs_that_were_alone_go_on_together_from_the_same_step(whole, tmp_path, monkeypatch):
     for seed, step in ((0, 7), (1, 7), (2, 9)):
         with monkeypatch.context() as patch:
-            after_step = Run._after_step
+            after_step = Run._record
 
             def stop(self, phase, made, *rest, step=step, after_step=after_step):
                 self.stop = self.stop or (phase, made) == ("train", step)
                 after_step(self, phase, made, *rest)
 
-            patch.setattr(Run, "_after_step", stop)
+            patch.setattr(Run, "_record", stop)
             assert train(tmp_path / "runs" / f"seed{seed}", seed) == 128 + signal.SIGTERM
     with pytest.raises(InputError) as refused:
         train(tmp_path / "runs", resume=True)

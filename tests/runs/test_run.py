@@ -8,78 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from metaloss.machine import sealed
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs import launch
 from metaloss.runs.run import Run
-from tests.helpers import ROOT
-
-QUICK = [
-    "Runner.steps = 14",
-    "Runner.log_every = 3",
-    "Runner.evaluate_every = 5",
-    "Runner.checkpoint_every = 4",
-    "Runner.samples = 4",
-    "Runner.figures = 2",
-    "tasks.digits.batch_size = 16",
-    "backbones.mlp.hidden = (8,)",
-]
-INITIALIZATION = {
-    "baseline": [],
-    "ml3": ["meta_optimizers.offline_unrolled.steps = 9"],
-    "adalfl": [
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.offline_unrolled.inner_steps = 2",
-        "meta_optimizers.online_one_step.every = 2",
-        "base_optimizers.sgd.momentum = 0.9",
-    ],
-    "meta_lr": ["offline/meta_optimizers.meta_lr.steps = 9"],
-}
+from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, rows, train
 
 
-def train(folder: Path, method: str = "adalfl", extra: tuple = (), **flags) -> int:
-    return launch.train(
-        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
-        gin_param=[*QUICK, *INITIALIZATION[method], *extra],
-        output_dir=str(folder),
-        device="cpu",
-        **flags,
-    )
-
-
-def rows(folder: Path) -> list[dict]:
-    """metrics.jsonl without its wall-clock fields."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    """Equal θ, φ, optimizers, streams and counters; the clock aside."""
-
-    def compare(x, y, name):
-        if torch.is_tensor(x):
-            assert x.equal(y), name
-        elif isinstance(x, dict):
-            assert x.keys() == y.keys(), name
-            for key in x:
-                compare(x[key], y[key], f"{name}.{key}")
-        elif isinstance(x, list):
-            for i, (one, other) in enumerate(zip(x, y, strict=True)):
-                compare(one, other, f"{name}.{i}")
-        elif name not in (".state.seconds", ".metrics_bytes"):  # the clock, and its digits
-            assert x == y, name
-
-    one, other = (sealed.load(folder / "checkpoint.pt") for folder in (a, b))
-    del one["events"], other["events"]  # files that are named by the clock
-    compare(one, other, "")
-
-
-@pytest.mark.parametrize("method", INITIALIZATION)
+@pytest.mark.pictures
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_its_folder(method, tmp_path, capsys):
     assert train(tmp_path / "run", method) == 0
     folder = tmp_path / "run"
@@ -109,7 +49,7 @@ def test_a_run_leaves_its_folder(method, tmp_path, capsys):
 
 def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypatch):
     starts = {}
-    initialize = Run._train
+    initialize = Run._begin_training
 
     def remember(self):
         state = self.state
@@ -118,8 +58,8 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
         starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
         return initialize(self)
 
-    monkeypatch.setattr(Run, "_train", remember)
-    for method in INITIALIZATION:
+    monkeypatch.setattr(Run, "_begin_training", remember)
+    for method in METHODS:
         assert train(tmp_path / method, method) == 0
     for method, start in starts.items():
         for a, b in zip(start, starts["baseline"], strict=True):
@@ -140,7 +80,7 @@ CONDITIONED = ("Runner.representation = @representations.step_conditioned()",)
 def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_path, monkeypatch):
     """Dies again and again: after a step, or when its checkpoint was due; resumes each time."""
     train(tmp_path / "whole", method, extra)
-    after_step, save = Run._after_step, Run._save_checkpoint
+    after_step, save = Run._record, Run._save_checkpoint
 
     class Killed(BaseException):
         pass
@@ -157,7 +97,7 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_p
                 raise Killed
             save(self)
 
-        monkeypatch.setattr(Run, "_after_step", die_after_step)
+        monkeypatch.setattr(Run, "_record", die_after_step)
         monkeypatch.setattr(Run, "_save_checkpoint", die_before_checkpoint)
         with pytest.raises(Killed):
             train(tmp_path / "killed", method, extra, resume=True)
@@ -171,7 +111,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
     extra = ("Runner.task = @tasks.cifar10()", "tasks.cifar10.batch_size = 8")
     options = {"extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
-    after_step = Run._after_step
+    after_step = Run._record
 
     class Killed(BaseException):
         pass
@@ -181,10 +121,10 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
         if self.state.steps == 7:
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
         train(tmp_path / "killed", **options)
-    monkeypatch.setattr(Run, "_after_step", after_step)
+    monkeypatch.setattr(Run, "_record", after_step)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
@@ -192,12 +132,12 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
 
 def test_killed_for_real_and_resumed(tmp_path):
     """SIGKILL while it trains; the process that resumes ends with the same numbers."""
-    steps = ("Runner.steps = 1500", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
+    steps = ("Runner.steps = 700", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
     train(tmp_path / "whole", extra=steps)
     command = [
         sys.executable, "-W", "ignore", str(ROOT / "tools" / "train.py"),
         "--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin", "--threads=1",
-        *(f"--gin_param={p}" for p in [*QUICK, *INITIALIZATION["adalfl"], *steps]),
+        *(f"--gin_param={p}" for p in [*QUICK, *METHODS["adalfl"], *steps]),
         f"--output_dir={tmp_path / 'killed'}", "--device=cpu", "--resume",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -216,14 +156,14 @@ def test_killed_for_real_and_resumed(tmp_path):
 
 def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
     train(tmp_path / "whole")
-    after_step = Run._after_step
+    after_step = Run._record
 
     def terminate_at_step_7(self, phase, step, *rest):
         if phase == "train" and step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, phase, step, *rest)
 
-    monkeypatch.setattr(Run, "_after_step", terminate_at_step_7)
+    monkeypatch.setattr(Run, "_record", terminate_at_step_7)
     assert train(tmp_path / "stopped") == 128 + signal.SIGTERM
     result = json.loads((tmp_path / "stopped" / "result.json").read_text())
     assert (result["status"], result["steps"], result["test"]) == ("stopped", 7, None)
@@ -245,6 +185,7 @@ def test_resume_needs_no_more_than_the_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("evaluate_every", [1, 100])  # null in its rows, or no row at all
+@pytest.mark.pictures
 def test_a_diverged_run_says_so(tmp_path, evaluate_every):
     extra = ("base_optimizers.sgd.lr = 1e30", f"Runner.evaluate_every = {evaluate_every}")
     assert train(tmp_path / "run", "baseline", extra=extra) == 3

@@ -16,34 +16,12 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from metaloss.experiments import records
 from metaloss.experiments.reports import board
 from metaloss.machine import sealed
-from metaloss.runs import launch
 from metaloss.runs.metrics import read_metrics
 from metaloss.runs.run import Run
 from metaloss.runs.tensorboard import GROUPS, bindings, scalars
-from tests.helpers import tool
+from tests.helpers import differences, drawn, tool, train
 
-QUICK = [
-    "Runner.steps = 14",
-    "Runner.log_every = 3",
-    "Runner.evaluate_every = 5",
-    "Runner.checkpoint_every = 4",
-    "Runner.samples = 4",
-    "Runner.figures = 3",
-    "tasks.digits.batch_size = 16",
-    "backbones.mlp.hidden = (8,)",
-    "meta_optimizers.offline_unrolled.steps = 9",
-]
 KEEP_ALL = {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
-
-
-def train(folder, method="adalfl", extra=(), **flags):
-    return launch.train(
-        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
-        gin_param=[*(QUICK if method == "adalfl" else QUICK[:-1]), *extra],
-        output_dir=str(folder),
-        device="cpu",
-        **flags,
-    )
 
 
 def read(folder):
@@ -53,7 +31,8 @@ def read(folder):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert train(folder) == 0
+    with drawn():
+        assert train(folder, extra=("Runner.figures = 3",)) == 0
     return folder
 
 
@@ -61,10 +40,19 @@ class Killed(BaseException):
     pass
 
 
-@pytest.fixture(params=[2, 11, 16, 22], ids="killed after {} steps of both phases".format)
+@pytest.fixture(
+    params=[
+        2,
+        pytest.param(11, marks=pytest.mark.full),
+        16,
+        pytest.param(22, marks=pytest.mark.full),
+    ],
+    ids="killed after {} steps of both phases".format,
+)
 def resumed(request, tmp_path, monkeypatch):
     """A run that was killed and resumed; its first checkpoint is at 4 steps of a phase."""
-    after_step = Run._after_step
+    extra = ("Runner.figures = 3",)
+    after_step = Run._record
 
     def die(self, phase, step, *rest):
         after_step(self, phase, step, *rest)
@@ -72,11 +60,11 @@ def resumed(request, tmp_path, monkeypatch):
             self.board.close()  # what a writer's thread would have written by then
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
-        train(tmp_path / "run")
+        train(tmp_path / "run", extra=extra)
     monkeypatch.undo()
-    train(tmp_path / "run", resume=True)
+    train(tmp_path / "run", extra=extra, resume=True)
     return tmp_path / "run"
 
 
@@ -108,12 +96,14 @@ def assert_a_view_of_the_metrics(folder):
 def test_every_number_is_there_once(run):
     assert_a_view_of_the_metrics(run)
     tags = read(run).Tags()["scalars"]
-    assert {tag.split("/")[0] for tag in tags} == {"train", "valid", "test", "meta", "loss", "time"}
+    groups = {"train", "valid", "test", "meta", "loss", "health", "time"}
+    assert {tag.split("/")[0] for tag in tags} == groups
     indices = {f"loss/{name}" for name, group in GROUPS.items() if group == "loss"}
     assert indices <= set(tags) and "meta/effective_base_lr" in tags
     assert [event.step for event in read(run).Scalars("loss/scale")] == [0, 5, 10, 14]
 
 
+@pytest.mark.pictures
 def test_every_number_is_there_once_after_a_resume(resumed):
     assert_a_view_of_the_metrics(resumed)
     assert_everything_is_there_once(read(resumed))
@@ -183,27 +173,14 @@ def test_a_run_without_a_learned_loss_has_its_learning_rate(method, tmp_path):
     assert events.Tags()["images"] == []
 
 
+@pytest.mark.pictures
 def test_looking_at_a_run_does_not_change_it(run, tmp_path):
     """θ, φ, optimizers and streams are the same whether a loss is inspected often or never."""
     extra = ("Runner.evaluate_every = 1", "Runner.figures = 14", "Runner.samples = 14")
     train(tmp_path / "run", extra=extra)
     one, other = (sealed.load(path / "checkpoint.pt")["state"] for path in (run, tmp_path / "run"))
     for part in ("model", "learner", "streams", "global"):
-        assert_equal(one[part], other[part])
-
-
-def assert_equal(one, other):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    elif hasattr(one, "equal"):
-        assert one.equal(other)
-    else:
-        assert one == other
+        assert differences(one[part], other[part]) == []
 
 
 def test_phi_is_sampled_early_and_at_equal_distances(run):
@@ -214,7 +191,7 @@ def test_phi_is_sampled_early_and_at_equal_distances(run):
 
 
 def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "_finish", lambda self, status: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(tmp_path / "run")
     from metaloss import load_loss
@@ -248,6 +225,9 @@ def seeds(run, tmp_path):
     for name in ("meta.json", "result.json"):
         content = json.loads((single / name).read_text())
         (single / name).write_text(json.dumps({**content, "method": "other"}))
+    config = (single / "config.gin").read_text()
+    assert "Runner.method = 'adalfl'" in config
+    (single / "config.gin").write_text(config.replace("'adalfl'", "'other'"))
     return tmp_path / "runs"
 
 

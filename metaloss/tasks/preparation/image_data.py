@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaloss.errors import ArgumentError, DataError, did_you_mean
+from metaloss.errors import ArgumentError, DataError, did_you_mean, first_line
 from metaloss.tasks.base import Data, Objective
 from metaloss.tasks.preparation import image_files
 from metaloss.tasks.preparation.image_files import LARGEST, Decoder, Seen
@@ -182,7 +182,7 @@ def augmentation(transforms: Transforms | None) -> Augmentation | None:
         try:
             getattr(v2, name)(**arguments)
         except (TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ArgumentError("augment", arguments, f"what {name} takes ({reason})") from None
         asked.append((name, dict(arguments)))
     return Augmentation(tuple(asked))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.errors import DataError
+from metaloss.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -204,8 +204,7 @@ class Decoder:
                     largest = LARGEST["I;16"]
                 planes = self._planes(ImageOps.exif_transpose(image), largest)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{file}: cannot be read: {reason}") from None
+            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
         pixels = np.stack([self._sized(plane) for plane in planes])
         if self.deep and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.float32) / 255
@@ -268,8 +267,7 @@ def look(file: Path) -> Seen:
                 orientation != 1,
             )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file}: cannot be read: {reason}") from None
+        raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def looked(files: Sequence[Path]) -> list[Seen]:

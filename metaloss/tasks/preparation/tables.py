@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from metaloss.errors import DataError, did_you_mean
+from metaloss.errors import DataError, did_you_mean, first_line
 from metaloss.tasks.preparation.dialect import Dialect
 
 ARROW = (".arrow", ".feather", ".ipc")
@@ -360,7 +360,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError, io.UnsupportedOperation) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if "utf8" in reason or "utf-8" in reason:
             reason = (
                 f"it is no UTF-8 text{_first_byte(path)}: set tasks.table.encoding, as 'cp1252'"

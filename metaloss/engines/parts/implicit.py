@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.config.arguments import NonNegativeFloat
-from metaloss.engines.base import Rollout, RolloutEngine
+from metaloss.engines.base import Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem.batches import StepBatch, examples
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.problem.vectors import Vector, gradient
+from metaloss.problem.vectors import gradient
 
 Dense = list[Tensor]  #: a vector over θ without gaps
 Hessian = Callable[[Dense], Dense]  #: q -> (H + λI) q
 
 
-class Implicit(RolloutEngine, ABC):
+class Implicit(Engine, ABC):
     """θ_K taken for a minimum θ* of M_φ(θ) + λ/2 ‖θ‖², on the last training batch.
 
     There ∇_θ M_φ + λθ = 0 holds for every φ, so dθ*/dφ = -(H + λI)⁻¹ ∂²M_φ/∂θ∂φ with H = ∂²M_φ/∂θ²,
@@ -40,34 +40,19 @@ class Implicit(RolloutEngine, ABC):
     def solve(self, hessian: Hessian, v: Dense, base_lr: float) -> Dense:
         """q with (H + λI) q ≈ v; `base_lr` is the base optimizer's learning rate."""
 
-    def roll_out(
-        self, problem: Problem, meta: MetaParameters, batches: Sequence[StepBatch]
-    ) -> Rollout:
-        return ImplicitRollout(self, problem, meta, batches)
-
-
-class ImplicitRollout(Rollout):
-    """K base steps, of which only the end is looked at."""
-
-    def __init__(
+    def hypergradient(
         self,
-        engine: Implicit,
         problem: Problem,
         meta: MetaParameters,
-        batches: Sequence[StepBatch],
-    ) -> None:
-        self._engine = engine
-        self._problem = problem
-        self._meta = meta
-        self._batch = batches[-1]
-        for batch in batches:
-            self.learned_loss = problem.plain_step(batch)
-
-    def pullback(self, v: Vector) -> tuple[list[Tensor | None], Tensor | None]:
-        problem, theta = self._problem, self._problem.theta
-        decays, count = self._decays(), examples(self._batch)
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+    ) -> Hypergradient:
+        for batch in train:
+            learned_loss = problem.plain_step(batch)
+        task_loss, v = problem.task_gradient(draw_objective())
+        theta, decays, count = problem.theta, self._decays(problem), examples(batch)
         with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
-            loss = torch.stack(list(problem.shares(self._batch))).sum()
+            loss = torch.stack(list(problem.shares(batch))).sum()
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -80,23 +65,23 @@ class ImplicitRollout(Rollout):
                 pairs = zip(image, decays, q, strict=True)
                 return [part + decay * direction for part, decay, direction in pairs]
 
-            q = self._engine.solve(
+            q = self.solve(
                 hessian,
                 [torch.zeros_like(p) if g is None else g for p, g in zip(theta, v, strict=True)],
                 float(problem.optimizer.param_groups[0]["lr"]),
             )
-            shares = gradient(grads, self._meta.phi, [-part for part in q])
-            phi_bar = distributed.mean(shares, self._meta.phi, count)
-        return phi_bar, None
+            shares = gradient(grads, meta.phi, [-part for part in q])
+            phi_bar = distributed.mean(shares, meta.phi, count)
+        return Hypergradient(learned_loss, task_loss, phi_bar, None)
 
-    def _decays(self) -> list[float]:
+    def _decays(self, problem: Problem) -> list[float]:
         """λ of each parameter."""
         decay = {
             parameter: float(group.get("weight_decay", 0.0))
-            for group in self._problem.optimizer.param_groups
+            for group in problem.optimizer.param_groups
             for parameter in group["params"]
         }
-        return [decay[parameter] + self._engine.damping for parameter in self._problem.theta]
+        return [decay[parameter] + self.damping for parameter in problem.theta]
 
 
 def plus(x: Dense, scale: Tensor | float, y: Dense) -> Dense:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 from metaloss.errors import RunFolderError
-from metaloss.machine import sealed
-from metaloss.runs import checkpoint
+from metaloss.machine import files, sealed
+from tests.helpers import differences
 
 STATE = {"phi": torch.arange(500.0), "steps": 3, "samples": {0: torch.zeros(2)}, "text": "φ"}
 
@@ -21,24 +21,15 @@ def path(tmp_path):
     return path
 
 
-def equal(state):
-    return (
-        state.keys() == STATE.keys()
-        and torch.equal(state["phi"], STATE["phi"])
-        and torch.equal(state["samples"][0], STATE["samples"][0])
-        and (state["steps"], state["text"]) == (3, "φ")
-    )
-
-
 def test_what_is_saved_is_loaded(path):
-    assert equal(sealed.load(path))
+    assert differences(sealed.load(path), STATE) == []
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
 def test_saving_again_keeps_the_one_before(path):
     for steps in (4, 5):
         sealed.save(path, {"steps": steps})
-    before = path.with_name("sealed.previous.pt")
+    before = path.with_name("checkpoint.previous.pt")
     assert (sealed.load(path), sealed.load(before)) == ({"steps": 5}, {"steps": 4})
     assert set(path.parent.iterdir()) == {path, before}
     assert torch.load(path) == {"steps": 5}  # torch reads it too
@@ -49,11 +40,11 @@ def test_the_one_before_is_read_where_the_latest_is_damaged(path):
     assert sealed.load_last(path) == ({"steps": 4}, None)
     path.write_bytes(b"")
     state, damage = sealed.load_last(path)
-    assert equal(state)
+    assert differences(state, STATE) == []
     assert damage == f"{path} is no whole checkpoint (File is not a zip file)"
     path.unlink()  # as after a kill between the two moves
     state, damage = sealed.load_last(path)
-    assert equal(state) and damage is None
+    assert not differences(state, STATE) and damage is None
 
 
 def test_a_damaged_one_never_replaces_the_one_before(path):
@@ -61,7 +52,7 @@ def test_a_damaged_one_never_replaces_the_one_before(path):
     path.write_bytes(path.read_bytes()[:-100])
     sealed.save(path, {"steps": 5})
     assert sealed.load(path) == {"steps": 5}
-    assert equal(sealed.load(sealed.previous(path)))
+    assert differences(sealed.load(sealed.previous(path)), STATE) == []
 
 
 def test_two_damaged_ones_are_both_named(path):
@@ -72,7 +63,7 @@ def test_two_damaged_ones_are_both_named(path):
     with pytest.raises(RunFolderError) as caught:
         sealed.load_last(path)
     assert str(caught.value) == (
-        f"neither {path} (File is not a zip file) nor sealed.previous.pt (its checksum does "
+        f"neither {path} (File is not a zip file) nor checkpoint.previous.pt (its checksum does "
         "not match) is a whole checkpoint: the run is left as it was; remove both to start the run "
         "over"
     )
@@ -86,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file(path):
         raise OSError("disk full")
 
     with pytest.raises(RunFolderError) as caught:
-        checkpoint.write_atomically(path, write)
+        files.write_atomically(path, write)
     assert str(caught.value) == f"{path} cannot be written: disk full"
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
@@ -99,7 +90,7 @@ def test_an_interrupted_write_leaves_the_old_file(path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(path, write)
+        files.write_atomically(path, write)
     assert path.read_bytes() == before
 
 
@@ -142,7 +133,7 @@ def test_damage_is_refused_or_harmless(written, data):
     end = data.draw(st.one_of(st.none(), st.integers(0, len(content))))
     path.write_bytes(damaged[:end] + data.draw(st.binary(max_size=80)))
     try:
-        assert equal(sealed.load(path))
+        assert differences(sealed.load(path), STATE) == []
     except RunFolderError as error:
         assert "\n" not in str(error)
 
@@ -170,7 +161,7 @@ def test_a_flipped_bit_of_the_archives_directory_is_refused(path):
 
 def test_a_file_of_torch_save_alone_is_read_by_its_own_checksums(path):
     torch.save(STATE, path)
-    assert equal(sealed.load(path))
+    assert differences(sealed.load(path), STATE) == []
     content = bytearray(path.read_bytes())
     content[content.index(STATE["phi"].numpy().tobytes()) + 100] ^= 1
     path.write_bytes(content)

@@ -1,6 +1,6 @@
 """Whole steps as graphs of tensor operations: the passes, SGD's step, and the meta-gradient.
 
-The mathematics is that of `metaloss.engines.one_step`, run once on given batches and recorded below
+The mathematics is that of `metaloss.engines.exact`, run once on given batches and recorded below
 autograd: what is left is a list of kernel calls, without the machinery that found them, which a
 compiler can fuse. It holds for batches of the same shapes, at any θ, φ, buffers and settings of the
 optimizer.

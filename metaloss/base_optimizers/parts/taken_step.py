@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from metaloss.base_optimizers.base import GroupStep, Hyperparameters, State, pull, update_of
+from metaloss.base_optimizers.base import (
+    GroupStep,
+    Hyperparameters,
+    State,
+    Update,
+    pull,
+    update_of,
+)
 from metaloss.errors import UnsupportedModelError
 
 #: How much of the optimizer's state before a step is kept: nothing, what the derivatives of the
@@ -16,55 +24,32 @@ from metaloss.errors import UnsupportedModelError
 KeepState = Literal["nothing", "derivative", "values"]
 
 
+@dataclass(frozen=True)
 class TakenStep:
-    """One step of a torch.optim object, with what its derivatives need.
+    """One step that a torch.optim object has made, with what its derivatives need.
 
     Vectors over θ are lists aligned with `theta`; None stands for zero (a parameter that the model
     did not use has no gradient, and torch.optim leaves it alone).
-
-    Args:
-        optimizer: makes the step, along the gradients in `.grad`.
-        theta: the parameters that are differentiated through.
-        keep: how much of the state before the step to keep, for `pullback` and `differentiable`.
-
-    Raises:
-        UncertifiedOptimizerError: see `update_of`.
-        UnsupportedModelError: a gradient is sparse.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, theta: Sequence[nn.Parameter], keep: KeepState
-    ) -> None:
-        self._update = update_of(optimizer)
-        self._theta = theta
-        self._optimizer = optimizer
-        if keep == "nothing" and not self._update.closed_form:
-            keep = "derivative"
-        self._keep = keep
-        states = optimizer.state
-        self.theta_before: list[Tensor] = [p.detach().clone() for p in theta]
-        self.state_before: list[State] = (
-            [] if keep == "nothing" else [self._copy(states.get(p, {})) for p in theta]
-        )
-        self._first = [not _has_tensors(states.get(p, {})) for p in theta]
-        place = {parameter: i for i, parameter in enumerate(theta)}
-        self._groups: list[tuple[Hyperparameters, list[int]]] = [
-            (
-                _settings(group),
-                [place[p] for p in group["params"] if p in place and _has_gradient(p)],
-            )
-            for group in optimizer.param_groups
-        ]
-        optimizer.step()
+    optimizer: torch.optim.Optimizer
+    update: Update  #: its step, to be differentiated
+    theta: Sequence[nn.Parameter]  #: what is differentiated through; the live ones, after the step
+    keep: KeepState
+    theta_before: list[Tensor]
+    state_before: list[State]  #: aligned with `theta`; empty if nothing is kept
+    first: list[bool]  #: whether a parameter had no state before
+    #: The settings of each group at that step, and the places in `theta` of those that moved.
+    groups: list[tuple[Hyperparameters, list[int]]]
 
     def cotangent(self, v: Sequence[Tensor | None]) -> list[Tensor | None]:
         """u = (∂θ'/∂g)ᵀ v. Valid until the optimizer steps again."""
         u: list[Tensor | None] = [None] * len(v)
-        for hyper, places in self._groups:
+        for hyper, places in self.groups:
             given = [(i, value) for i in places if (value := v[i]) is not None]
             if given:
                 step = self._seen_from_after(hyper, [i for i, _ in given])
-                results = self._update.cotangent(step, [value for _, value in given])
+                results = self.update.cotangent(step, [value for _, value in given])
                 for (i, _), result in zip(given, results, strict=True):
                     u[i] = result
         return u
@@ -72,18 +57,18 @@ class TakenStep:
     def scale(self) -> float | None:
         """c if u = c·v by one number for all parameters that have a gradient; else None."""
         scales = {
-            self._update.scale(self._seen_from_after(hyper, places))
-            for hyper, places in self._groups
+            self.update.scale(self._seen_from_after(hyper, places))
+            for hyper, places in self.groups
             if places
         }
         return scales.pop() if len(scales) == 1 else None
 
     def direction(self, ratios: Sequence[float]) -> list[Tensor | None]:
         """∂θ'/∂α for groups with lr = ratio · α. Valid until the optimizer steps again."""
-        directions: list[Tensor | None] = [None] * len(self._theta)
-        for (hyper, places), ratio in zip(self._groups, ratios, strict=True):
+        directions: list[Tensor | None] = [None] * len(self.theta)
+        for (hyper, places), ratio in zip(self.groups, ratios, strict=True):
             if places:
-                results = self._update.direction(self._seen_from_after(hyper, places))
+                results = self.update.direction(self._seen_from_after(hyper, places))
                 for i, result in zip(places, results, strict=True):
                     directions[i] = result if ratio == 1 or result is None else ratio * result
         return directions
@@ -105,7 +90,7 @@ class TakenStep:
             ratios: by group, lr = ratio · α; all 1 by default.
         """
         theta_after, state_after = list(theta), list(state)
-        for (hyper, places), ratio in zip(self._groups, self._ratios(ratios), strict=True):
+        for (hyper, places), ratio in zip(self.groups, self._ratios(ratios), strict=True):
             lr = None if alpha is None else alpha * ratio
             for i in places:
                 gradient = grad[i]
@@ -133,19 +118,19 @@ class TakenStep:
             The cotangents of θ (through U alone, not through g), of g, of s, and of α (a float64
             scalar; None without `ratios`, or where α had no part).
         """
-        if ratios is not None and self._keep != "values":
+        if ratios is not None and self.keep != "values":
             raise ValueError("the cotangent of the learning rate needs keep='values'")
         theta_out, state_out = list(theta_bar), list(state_bar)
         grad_out: list[Tensor | None] = [None] * len(theta_bar)
         alpha_out: Tensor | None = None
-        for (hyper, places), ratio in zip(self._groups, self._ratios(ratios), strict=True):
+        for (hyper, places), ratio in zip(self.groups, self._ratios(ratios), strict=True):
             lr = (
                 None
                 if ratios is None
                 else torch.tensor(
                     hyper["lr"],
                     dtype=torch.float64,
-                    device=self._theta[0].device,
+                    device=self.theta[0].device,
                     requires_grad=True,
                 )
             )
@@ -180,40 +165,83 @@ class TakenStep:
         """U of one parameter; at `lr`, in the parameter's precision, if it is given."""
         if lr is not None:
             hyper = {**hyper, "lr": lr.to(theta)}
-        return self._update.step(theta, grad, state, hyper)
+        return self.update.step(theta, grad, state, hyper)
 
     def _ratios(self, ratios: Sequence[float] | None) -> Sequence[float]:
-        return [1.0] * len(self._groups) if ratios is None else ratios
+        return [1.0] * len(self.groups) if ratios is None else ratios
 
     def _seen_from_after(self, hyper: Hyperparameters, places: list[int]) -> GroupStep:
-        theta = [self._theta[i] for i in places]
+        theta = [self.theta[i] for i in places]
         return GroupStep(
             hyper=hyper,
             theta=[self.theta_before[i] for i in places],
             grad=[p.grad for p in theta],  # type: ignore[misc]
-            state=[self._optimizer.state.get(p, {}) for p in theta],
-            first=[self._first[i] for i in places],
-            before=[] if self._update.closed_form else [self.state_before[i] for i in places],
+            state=[self.optimizer.state.get(p, {}) for p in theta],
+            first=[self.first[i] for i in places],
+            before=[] if self.update.closed_form else [self.state_before[i] for i in places],
         )
 
-    def _copy(self, state: State) -> State:
-        """A parameter's state, its counters as numbers.
 
-        The derivatives of a linear U in θ, g and s depend on no values: one zero, expanded, stands
-        in for each tensor and takes no memory.
-        """
-        stand_in = self._update.linear and self._keep == "derivative"
-        copy: State = {}
-        for key, value in state.items():
-            if key in self._update.counters:
-                copy[key] = float(value)
-            elif torch.is_tensor(value):
-                copy[key] = (
-                    value.new_zeros(()).expand_as(value) if stand_in else value.detach().clone()
-                )
-            else:
-                copy[key] = value
-        return copy
+def take_step(
+    optimizer: torch.optim.Optimizer, theta: Sequence[nn.Parameter], keep: KeepState
+) -> TakenStep:
+    """Lets the optimizer step along the gradients in `.grad`.
+
+    Args:
+        optimizer: makes the step.
+        theta: the parameters that are differentiated through.
+        keep: how much of the state before the step to keep, for `pullback` and `differentiable`.
+
+    Raises:
+        UncertifiedOptimizerError: see `update_of`.
+        UnsupportedModelError: a gradient is sparse.
+    """
+    update, states = update_of(optimizer), optimizer.state
+    if keep == "nothing" and not update.closed_form:
+        keep = "derivative"
+    place = {parameter: i for i, parameter in enumerate(theta)}
+    taken = TakenStep(
+        optimizer,
+        update,
+        theta,
+        keep,
+        # Copies, whatever the update: the forward-mode pass is taken at the θ before the step.
+        theta_before=[p.detach().clone() for p in theta],
+        state_before=[]
+        if keep == "nothing"
+        else [_copy(states.get(p, {}), update, keep) for p in theta],
+        first=[not _has_tensors(states.get(p, {})) for p in theta],
+        # Before the step: a scheduler changes settings in place, an optimizer its gradients.
+        groups=[
+            (
+                _settings(group),
+                [place[p] for p in group["params"] if p in place and _has_gradient(p)],
+            )
+            for group in optimizer.param_groups
+        ],
+    )
+    # The user's own object makes the step, not `update.step`: only so are θ' and its state those of
+    # plain training to the bit.
+    optimizer.step()
+    return taken
+
+
+def _copy(state: State, update: Update, keep: KeepState) -> State:
+    """A parameter's state, its counters as numbers.
+
+    The derivatives of a linear U in θ, g and s depend on no values: one zero, expanded, stands in
+    for each tensor and takes no memory.
+    """
+    stand_in = update.linear and keep == "derivative"
+    copy: State = {}
+    for key, value in state.items():
+        if key in update.counters:
+            copy[key] = float(value)
+        elif torch.is_tensor(value):
+            copy[key] = value.new_zeros(()).expand_as(value) if stand_in else value.detach().clone()
+        else:
+            copy[key] = value
+    return copy
 
 
 def _has_gradient(parameter: nn.Parameter) -> bool:
