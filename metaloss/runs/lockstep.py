@@ -21,6 +21,7 @@ from metaloss.runs.run import Run
 from metaloss.runs.state import Phase, State
 from metaloss.stack import Stack
 from metaloss.tasks.base import Data
+from metaloss.tasks.preparation.streams import Stream
 
 
 class Lockstep:
@@ -183,6 +184,11 @@ class StackedData:
                     f"the seeds have {split} splits of other sizes ({', '.join(map(str, sizes))}): "
                     "train them one at a time"
                 )
+            if any(isinstance(member.splits[split][0], Stream) for member in members):
+                raise InputError(
+                    "several seeds at once need examples that are in memory: train them one at a "
+                    "time, or set stream = False"
+                )
             inputs, labels = (
                 torch.cat(parts)
                 for parts in zip(*(member.splits[split] for member in members), strict=True)
@@ -210,10 +216,10 @@ class StackedData:
             member.choose(split, batch_size, generator)
             for member, generator in zip(self._members, generators, strict=True)
         ]
-        index = torch.cat([index + i * examples for i, (index, _) in enumerate(chosen)])
+        index = torch.cat([choice.rows + i * examples for i, choice in enumerate(chosen)])
         index = index.to(inputs.device, non_blocking=True)
         inputs, labels = inputs[index], labels[index]
-        windows = [window for _, window in chosen if window is not None]
+        windows = [choice.windows for choice in chosen if choice.windows is not None]
         if self._images and windows:
             inputs = self._images.cut(inputs, torch.cat(windows))
         seeds = (len(self._members), -1)
