@@ -170,6 +170,7 @@ class Table(Task):
             "inputs": encoding.scaling,
             "encoding": encoding,
             "notes": notes,
+            "read_otherwise": "a table's labels and categories are now the text that stands there",
             "weights": None
             if weights is None
             else {name: weights[index] for name, index in split.items()},
