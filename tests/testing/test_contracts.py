@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,8 @@ META_CASES = {
                         {"meta_lr": 1e-2, "engine": "persistent_evolution"}],
     "meta_lr": [{"meta_lr": 1e-2}, {"meta_lr": 1e-2, "every": 2},
                 {"meta_lr": 1e-1, "rate": RATES["exponential"]()}],
+    "in_turn": [{"phases": [META_OPTIMIZERS["offline_unrolled"](steps=steps, inner_steps=2)
+                            for steps in (3, 60)]}],
     "replay": [{"path": str(FORMAT_1)}, {"path": str(FORMAT_1), "over": 100}],
 }  # fmt: skip
 ENGINE_CASES = {
@@ -160,7 +164,7 @@ def test_base_optimizer(name, arguments):
 
 @pytest.mark.parametrize(("name", "arguments"), cases(META_OPTIMIZERS, META_CASES))
 def test_meta_optimizer(name, arguments):
-    testing.check_meta_optimizer(lambda: META_OPTIMIZERS[name](**arguments))
+    testing.check_meta_optimizer(lambda: META_OPTIMIZERS[name](**copy.deepcopy(arguments)))
 
 
 @pytest.mark.filterwarnings("ignore:engine 'compiled' does not compile this step")
