@@ -4,7 +4,6 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PARQUET = ["pyarrow>=14"]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
@@ -13,7 +12,6 @@ PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
     "setuptools>=70.1",  # which builds wheels by itself
-    *PARQUET,
     *SLURM,
     *RAY,
     *LIGHTNING,
@@ -23,7 +21,18 @@ TESTS = [
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 TOOLS = [  # as installed commands
-    *("train", "sweep", "list", "evaluate", "figures", "report", "compare", "transfer", "distill")
+    *(
+        "train",
+        "data",
+        "sweep",
+        "list",
+        "evaluate",
+        "figures",
+        "report",
+        "compare",
+        "transfer",
+        "distill",
+    )
 ]
 
 setup(
@@ -56,6 +65,7 @@ setup(
         "tensorboard>=2.21",
         "einops>=0.8",
         "scikit-learn>=1.4",
+        "polars>=2",
         "scipy>=1.15",
         "matplotlib>=3.8",
         "jinja2>=3.1",
@@ -64,7 +74,6 @@ setup(
         "joblib>=1.5",
     ],
     extras_require={
-        "parquet": PARQUET,
         "slurm": SLURM,
         "ray": RAY,
         "lightning": LIGHTNING,

@@ -22,6 +22,7 @@ from metaloss.links import TaskLoss, by_labels
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.batches import Batch
+from metaloss.problem.tables import Tabulate
 from metaloss.stack import Stack
 
 Step = Callable[[Batch, Batch], None]  #: (training batch, validation batch)
@@ -55,10 +56,16 @@ def adalfl(
     engine: str,
     every: int = 1,
     recorded: bool = False,
+    tabulate: Tabulate = "auto",
 ) -> Step:
     """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
     online = OnlineOneStep(META_LR, every, engine=engine)
-    return _learner(model, loss, task_loss, online, recorded)
+    return _learner(model, loss, task_loss, online, recorded, tabulate)
+
+
+def base_step(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+    """A step on the learned loss that no meta-step follows."""
+    return _learner(model, loss, task_loss, OnlineOneStep(META_LR, stop=0))
 
 
 def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
@@ -77,6 +84,7 @@ def _learner(
     task_loss: TaskLoss,
     adaptation: MetaOptimizer | None,
     recorded: bool = False,
+    tabulate: Tabulate = "auto",
 ) -> Step:
     learner = AdaLFL(
         model,
@@ -86,6 +94,7 @@ def _learner(
         meta_lr=None,
         adaptation=adaptation,
         cuda_graphs=recorded,
+        tabulate=tabulate,
     )
 
     def step(train: Batch, valid: Batch) -> None:
@@ -216,7 +225,9 @@ _PEERS = {
 #: this project's, and by a network that leaves everything to autograd, which is what they bring.
 CONTENDERS: dict[str, Contender] = {
     "baseline": Contender(baseline),
+    "base_step": Contender(base_step),
     "exact": Contender(partial(adalfl, engine="exact")),
+    "exact_every_pair": Contender(partial(adalfl, engine="exact", tabulate="never")),
     **{
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
         for k in (4, 20)

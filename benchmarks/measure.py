@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from benchmarks.contenders import CONTENDERS, Contender, Step
-from benchmarks.pairs import PAIRS
+from benchmarks.pairs import PAIRS, Pair
 from benchmarks.plain_network import PlainNetwork
 from metaloss.machine import memory
 from metaloss.problem.batches import Batch
@@ -77,20 +77,22 @@ def measure(
     turns: int | None = None,
     clock: Clock = time.perf_counter,
     batch_size: int | None = None,
+    pair: Pair | None = None,
 ) -> list[Row]:
     """One row for each contender, in their order.
 
     Args:
-        model: a name in `PAIRS`.
+        model: a name in `PAIRS`, or another one for `pair`.
         contenders: names in `CONTENDERS`; "baseline" comes first.
         device: where.
         seconds: of measured time, divided among the contenders; each has a turn at least.
         turns: how many each has, instead.
         clock: what times are read from.
         batch_size: of all batches; None takes the pair's.
+        pair: what is measured under that name, where it is none of `PAIRS`.
     """
     assert contenders[0] == "baseline"
-    pair = PAIRS[model]
+    pair = PAIRS[model] if pair is None else pair
     if batch_size is not None:
         pair = replace(pair, batch_size=batch_size)
     torch.manual_seed(0)

@@ -67,3 +67,8 @@ PAIRS = {
     "cifar100_wide_resnet": Pair("wide_resnet", PHOTO, 100, 4, {"depth": 28, "width": 10}),
     "svhn_wide_resnet": Pair("wide_resnet", PHOTO, 10, 4, {"depth": 16, "width": 8}),
 }
+
+
+def of_outputs(outputs: int) -> Pair:
+    """A 256-256 network with so many outputs: what a learned loss costs grows with them."""
+    return Pair("mlp", (256,), outputs, 128, {"hidden": (256, 256)})

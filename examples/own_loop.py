@@ -26,7 +26,7 @@ def main(command_line: list[str] | None = None) -> float:
     )
     parser.add_argument("--plain", action="store_true", help="descend cross-entropy instead")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--initial_steps", type=int, default=500, help="meta-steps before training")
+    parser.add_argument("--initial_steps", type=int, help="meta-steps before training")
     arguments = parser.parse_args(command_line)
 
     torch.manual_seed(0)

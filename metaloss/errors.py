@@ -83,6 +83,10 @@ class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 
 
+class HealthWarning(UserWarning):
+    """A learned loss that does not work, as far as it shows; see `metaloss.problem.health`."""
+
+
 class LostProcessError(Exception):
     """Of the processes that share a run, another one has ended or does not answer.
 

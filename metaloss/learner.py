@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +16,28 @@ from torch import nn
 from metaloss import links
 from metaloss.base_optimizers.base import reset
 from metaloss.engines.base import Draw
-from metaloss.errors import InputError
+from metaloss.errors import HealthWarning, InputError
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.in_turn import InTurn
-from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
+from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled, memory_of
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.meta_optimizers.parts.recorded import RecordedSteps
 from metaloss.meta_optimizers.task_fit import TaskFit
 from metaloss.problem import snapshot
-from metaloss.problem.batches import Adapter, Outputs, adapted, repeat
+from metaloss.problem.batches import Adapter, Outputs, StepBatch, adapted, repeat
 from metaloss.problem.gradient_transform import GradientTransform
+from metaloss.problem.health import PROBES, TRIAL_STEPS, Health, Watch, of_batch, probe, trial
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.refusals import refuse_float16
+from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.representations.saved.learned_loss import LearnedLoss
+
+HEALTH_EVERY = 20  #: base steps between probes of the learned loss, if nothing else is said
+OnUnhealthy = Literal["warn", "task_loss", "last_healthy"]
 
 
 class AdaLFL:
@@ -74,6 +82,19 @@ class AdaLFL:
         steps: base steps of the whole training, for a loss that looks at its progress.
         cuda_graphs: record each kind of step as a CUDA graph and replay it: faster where a step is
             mostly launches of kernels. A task loss or link of one's own is then tensor operations.
+        tabulate: of a learned loss that sees single pairs, with class indices as labels: evaluate
+            it on a grid, and read it there at each pair, to about its rounding. "auto", where that
+            pays (many outputs); "always", wherever a table can be certified; "never".
+        health_every: base steps from one probe of the learned loss to the next, each a forward
+            pass; 0 makes none. They change no bit of the training. None: 20 where there is an
+            `adaptation`, else 0.
+        on_unhealthy: what happens where they find trouble, beside a `HealthWarning`: "warn", no
+            more; "task_loss", the training goes on with the task loss; "last_healthy", φ becomes
+            again what it was when they last found none.
+
+    Attributes:
+        watch: what the probes and the trial have found, see `health`.
+        tell: is told each kind of trouble once; by default it warns.
 
     Raises:
         UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
@@ -97,10 +118,16 @@ class AdaLFL:
         gradient_transform: GradientTransform | None = None,
         steps: int | None = None,
         cuda_graphs: bool = False,
+        tabulate: Tabulate = "auto",
+        health_every: int | None = None,
+        on_unhealthy: OnUnhealthy = "warn",
     ) -> None:
+        if cuda_graphs and tabulate == "always":
+            raise InputError("tabulate = 'always': what a table asks of φ, no CUDA graph can")
         self.problem = Problem(
-            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform
-        )
+            model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform,
+            "never" if cuda_graphs else tabulate,
+        )  # fmt: skip
         if self.problem.device.type == "cpu":
             memory.keep_freed()
         self.adapter = adapter
@@ -110,6 +137,12 @@ class AdaLFL:
         if adaptation is not None:
             adaptation.attach(self.problem)
         self._recorded = RecordedSteps(self.problem) if cuda_graphs else None
+        if health_every is None:
+            health_every = HEALTH_EVERY if adaptation is not None else 0
+        self.health_every = 0 if loss is None else health_every
+        self.on_unhealthy = on_unhealthy
+        self.watch = Watch()
+        self.tell: Callable[[str], None] = warn
         self._steps = steps
         self._base_steps = 0
         self._tell_progress()
@@ -128,12 +161,68 @@ class AdaLFL:
             InputError: a batch, after `adapter`, is no (inputs, labels).
         """
         self._tell_progress()
+        due = self.health_every and self._base_steps and self._base_steps % self.health_every == 0
         self._base_steps += 1
         draw_train, draw_valid = self._drawing(train_batch), self._drawing(valid_batch)
         if valid_batch is None:
             both = draw_train()
             draw_train = draw_valid = lambda: both
-        return self._take(self.adaptation, draw_train, draw_valid)
+        adaptation = None if self.problem.by_task_loss else self.adaptation
+        if not due or self.problem.by_task_loss:
+            return self._take(adaptation, draw_train, draw_valid)
+        drawn: list[StepBatch] = []
+        made = self._take(adaptation, noting(draw_train, drawn), noting(draw_valid, drawn))
+        self._look(drawn[-1])  # what the task loss was taken on, if it was; nothing more is drawn
+        return made
+
+    def _look(self, batch: StepBatch) -> None:
+        """Probes the learned loss, and answers to what is found."""
+        learners = self._members()
+        with outer_autocast(self.problem):
+            seen = probe(self.problem, batch, [learner.watch for learner in learners])
+        for learner, own in zip(learners, seen, strict=True):
+            for trouble in learner.watch.judge(self._base_steps, own):
+                learner.tell(trouble)
+            learner._answer()
+
+    def _members(self) -> Sequence[AdaLFL]:
+        """Whose learned losses a step moves."""
+        return [self]
+
+    @torch.no_grad()
+    def _answer(self) -> None:
+        """Does what was asked for where the learned loss is unhealthy."""
+        watch, phi = self.watch, self.problem.phi
+        if watch.well:
+            if self.on_unhealthy == "last_healthy":
+                watch.phis = [*watch.phis, [p.detach().clone() for p in phi]][-PROBES:]
+        elif watch.health().status == "unhealthy":
+            if self.on_unhealthy == "task_loss":
+                self._fall_back()
+            elif self.on_unhealthy == "last_healthy" and watch.phis:
+                for parameter, value in zip(phi, watch.phis[0], strict=True):
+                    parameter.copy_(value)
+
+    def _fall_back(self) -> None:
+        """From here on base steps descend the task loss, and φ stays as it is."""
+        self.problem.by_task_loss = True
+        self._forget_recordings()
+
+    def health(self, batch: Any = None) -> Health:
+        """How the learned loss stands beside the task loss: a word, warnings and numbers.
+
+        Args:
+            batch: a batch to measure on, best of validation data; None asks for what the trial and
+                the latest probes have found.
+        """
+        found = self.watch.health()
+        if self.problem.by_task_loss:
+            found = replace(found, status="task_loss")
+        if batch is None or self.problem.loss is None:
+            return found
+        with outer_autocast(self.problem):
+            numbers = of_batch(self.problem, adapted(batch, self.adapter))
+        return replace(found, numbers={**found.numbers, **numbers})
 
     def _take(
         self, meta_optimizer: MetaOptimizer | None, draw_train: Draw, draw_objective: Draw
@@ -155,6 +244,7 @@ class AdaLFL:
         horizon: float = 50.0,
         fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
+        trial_steps: int | None = None,
     ) -> None:
         """Learns φ offline before training starts, on models that are drawn anew now and then.
 
@@ -162,6 +252,10 @@ class AdaLFL:
         see `metaloss.meta_optimizers.offline_unrolled`. Algorithm 1 to the letter is
         `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0`. Afterwards model and
         optimizer are as they were before any training: θ_0 restored, optimizer state empty.
+
+        At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ is
+        fitted to the task loss again, if `fit_steps` allow it, with a `HealthWarning`; `health`
+        tells what was found.
 
         Args:
             train, valid: loaders of batches, repeated as often as needed, or functions that give
@@ -173,6 +267,8 @@ class AdaLFL:
             fit_steps: steps that fit φ to the task loss before; they train no model.
             redraw: draws the parameters that are trained anew, in place; by default by the
                 `reset_parameters` of their modules.
+            trial_steps: base steps of the trial, which it makes twice; 0: no trial. None: 100, or
+                2/(1 - μ) of the optimizer's momentum if that is more.
 
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without one.
@@ -187,7 +283,9 @@ class AdaLFL:
         initialization = initialization_of(steps, inner_steps, meta_lr, horizon, fit_steps)
         initialization.attach(self.problem)
         draw_train, draw_valid = (self._drawing(repeat(batches)) for batches in (train, valid))
-        phase = self.initializing(initialization, draw_train, draw_valid, redraw_alike)
+        phase = self.initializing(
+            initialization, draw_train, draw_valid, redraw_alike, trial_steps=trial_steps
+        )
         for _ in phase:
             pass
 
@@ -198,6 +296,7 @@ class AdaLFL:
         draw_objective: Draw,
         redraw: Callable[[], None],
         start: int = 0,
+        trial_steps: int | None = None,
     ) -> Iterator[MetaStep]:
         """The initialisation phase (Algorithms 1 and 3), one meta-step at a time.
 
@@ -206,6 +305,7 @@ class AdaLFL:
             draw_train, draw_objective: give the batches.
             redraw: draws the model's parameters and buffers anew, in place.
             start: meta-steps that were made before (when a run is resumed).
+            trial_steps: see `initialize`.
         """
         model, optimizer = self.problem.model, self.problem.optimizer
         before = snapshot.model_values(model)
@@ -217,9 +317,44 @@ class AdaLFL:
                 snapshot.set_model_values(model, before)
                 reset(optimizer)
                 self._forget_recordings()
+                self._try_out(initialization, draw_train, draw_objective, redraw, trial_steps)
                 if self.adaptation is not None:
                     self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result
+
+    def _try_out(
+        self,
+        initialization: MetaOptimizer,
+        draw_train: Draw,
+        draw_objective: Draw,
+        redraw: Callable[[], None],
+        steps: int | None,
+    ) -> None:
+        """Puts the loss on trial; where it fails, it is fitted to the task loss again, once."""
+        if steps is None:
+            memory = math.ceil(2 * memory_of(self.problem.optimizer))
+            steps = max(TRIAL_STEPS, memory)
+            steps = steps if self._steps is None else min(steps, self._steps)
+        if self.problem.loss is None or not steps:
+            return
+        phases = getattr(initialization, "phases", ())
+        fits = [phase for phase in phases if isinstance(phase, TaskFit) and phase.steps]
+        while True:
+            with outer_autocast(self.problem):
+                tried = trial(self.problem, draw_train, draw_objective, redraw, steps)
+            self.watch = Watch(tried, self.watch.warnings)
+            if tried.trouble is None:
+                return
+            remedy = ": φ is fitted to the task loss again" if fits else ""
+            self.tell(f"initialisation: {tried.trouble}{remedy}")
+            if not fits:
+                break
+            fit = fits.pop()
+            fit.attach(self.problem)
+            for _ in range(fit.steps):
+                self._take(fit, draw_train, draw_objective)
+        if self.on_unhealthy == "task_loss":
+            self._fall_back()
 
     def _drawing(self, batch: Any) -> Draw:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
@@ -244,6 +379,9 @@ class AdaLFL:
             "loss": {} if self.problem.loss is None else self.problem.loss.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
             "base_steps": self._base_steps,
+            "tables": self.problem.tables.state_dict(),
+            "health": self.watch.state_dict(),
+            "by_task_loss": self.problem.by_task_loss,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -253,6 +391,11 @@ class AdaLFL:
         if self.adaptation is not None:
             self.adaptation.load_state_dict(state["adaptation"])
         self._base_steps = state["base_steps"]
+        if "tables" in state:  # a state of 0.1.0's first days has neither these nor health
+            self.problem.tables.load_state_dict(state["tables"])
+        if "health" in state:
+            self.watch.load_state_dict(state["health"])
+            self.problem.by_task_loss = state["by_task_loss"]
         self._forget_recordings()
 
     def _forget_recordings(self) -> None:
@@ -269,9 +412,23 @@ def initialization_of(
     steps: int | None, inner_steps: int | None, meta_lr: float, horizon: float, fit_steps: int
 ) -> MetaOptimizer:
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
-    fit = TaskFit(fit_steps)
     learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr)
-    return InTurn([fit, learn])
+    return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
+
+
+def warn(trouble: str) -> None:
+    """Warns of a learned loss that does not work."""
+    warnings.warn(trouble, HealthWarning, stacklevel=5)
+
+
+def noting(draw: Draw, drawn: list[StepBatch]) -> Draw:
+    """A function that gives the same batches, and keeps each in the list."""
+
+    def noted() -> StepBatch:
+        drawn.append(draw())
+        return drawn[-1]
+
+    return noted
 
 
 @contextmanager

@@ -8,7 +8,7 @@ outputs, and is a function or a frozen object, with a name in `LINKS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -165,6 +165,68 @@ class Weighted:
         if isinstance(self.link, Dense):
             weights = weights[self.link.counted(labels_alone)]
         return prediction, target, weights * own[0] if own else weights
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class indices, as a link hands them on: softmax over the classes, and one-hot targets.
+
+    What the links here make of class indices, without a one-hot tensor in memory.
+
+    Attributes:
+        labels: [rows], integer; of a row that does not count, any class.
+        weights: what each row weighs, [rows]; None: all the same.
+        class_dim: the dimension of the outputs that has the classes.
+    """
+
+    labels: Tensor
+    weights: Tensor | None
+    class_dim: int = -1
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """[rows, C] of the outputs, or of a tensor of their shape."""
+        if outputs.dim() == 2:
+            return outputs
+        return outputs.movedim(self.class_dim, -1).flatten(0, -2)
+
+    def like(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The inverse of `rows`: a tensor of the shape of `outputs`."""
+        if outputs.dim() == 2:
+            return rows
+        shape = outputs.movedim(self.class_dim, -1).shape
+        return rows.view(shape).movedim(-1, self.class_dim)
+
+
+def classes(link: Link, outputs: Tensor, labels: Any) -> Classes | None:
+    """The class indices behind a link's prediction and target; None where it has no such.
+
+    Args:
+        link: any.
+        outputs: [batch, C], or as the link takes them.
+        labels: as the link takes them.
+    """
+    if isinstance(link, Weighted) and isinstance(labels, (tuple, list)) and len(labels) == 2:
+        found = classes(link.link, outputs, labels[0])
+        weights = labels[1]
+        if found is None or weights.numel() != found.labels.numel():
+            return None
+        own = found.weights
+        weights = weights.flatten().to(outputs)
+        return replace(found, weights=weights if own is None else weights * own)
+    if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dtype == torch.bool:
+        return None
+    if isinstance(link, Dense):
+        if outputs.movedim(link.class_dim, -1).shape[:-1] != labels.shape:
+            return None
+        counted = link.counted(labels)
+        label = labels.flatten().where(counted, 0)
+        weights = counted.to(outputs)
+        if link.weight is not None:
+            weights = weights * outputs.new_tensor(link.weight)[label]
+        return Classes(label, weights, link.class_dim)
+    if link in (probabilities, by_labels) and outputs.ndim == 2:
+        return Classes(labels, None) if labels.shape == outputs.shape[:1] else None
+    return None
 
 
 #: Every link by its name, and the classes of those that take arguments.

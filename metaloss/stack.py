@@ -16,6 +16,7 @@ from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.parts.stacked import StackedMetaOptimizer
 from metaloss.problem.batches import repeat
+from metaloss.problem.health import Health
 from metaloss.problem.stacked import Stacked, over_members, stack_optimizers, stack_states
 from metaloss.representations.saved.learned_loss import LearnedLoss
 
@@ -66,6 +67,7 @@ class Stack(AdaLFL):
             outputs=first.outputs and over_members(first.outputs, "what `outputs` does"),
             steps=learners[0]._steps,
             cuda_graphs=learners[0]._recorded is not None,
+            health_every=learners[0].health_every,
         )
         adaptations = [made for learner in learners if (made := learner.adaptation) is not None]
         if adaptations:
@@ -110,6 +112,7 @@ class Stack(AdaLFL):
         horizon: float = 50.0,
         fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
+        trial_steps: int | None = None,
     ) -> None:
         """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
 
@@ -117,7 +120,7 @@ class Stack(AdaLFL):
         their own. Each sees its rows of the same batches.
 
         Args:
-            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps: as there.
+            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, trial_steps: as there.
             redraw: draws the parameters of all learners anew, in place.
 
         Raises:
@@ -129,7 +132,7 @@ class Stack(AdaLFL):
         for i, learner in enumerate(self.learners):
             learner.initialize(
                 partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
-                steps, inner_steps, meta_lr, horizon, fit_steps, redraw,
+                steps, inner_steps, meta_lr, horizon, fit_steps, redraw, trial_steps,
             )  # fmt: skip
         self.join()
 
@@ -141,6 +144,17 @@ class Stack(AdaLFL):
         """
         problems = [learner.problem for learner in self.learners]
         return StackedMetaOptimizer(members, problems, self.problem)
+
+    def _members(self) -> Sequence[AdaLFL]:
+        return self.learners
+
+    def health(self, batch: Any = None) -> Health:
+        """Refused: each learner has its own.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("a stack has a health for each seed: ask its learners")
 
     def learned_loss(self) -> LearnedLoss:
         """Refused: each learner has its own.
@@ -192,6 +206,7 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         "have other kinds of models": lambda learner: type(learner.problem.model),
         "have other kinds of losses": lambda learner: type(learner.problem.loss),
         "have other kinds of adaptation": lambda learner: type(learner.adaptation),
+        "are probed at other steps": lambda learner: learner.health_every,
     }
     for complaint, of in alike.items():
         for number, learner in enumerate(learners):
@@ -204,6 +219,11 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         )
     for learner in learners:
         problem = learner.problem
+        if learner.on_unhealthy != "warn":
+            raise InputError(
+                f"on_unhealthy = {learner.on_unhealthy!r} is for a learner alone: those of a stack "
+                "make the same steps, and take 'warn'"
+            )
         if learner.adapter is not None:
             raise InputError("a stack takes batches (inputs, labels) [S, batch, ...], no `adapter`")
         if problem.gradient_transform is not None:

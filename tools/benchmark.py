@@ -5,7 +5,10 @@ r"""Measures what a step of meta-learning costs, in time and peak tensor memory.
     python tools/benchmark.py --model=resnet18 --model=lenet5 --threads=2
     python tools/benchmark.py --contender=exact --contender=higher --json=FILE --markdown=FILE
 
-The models are the twelve pairs of the paper's Table 1. The contenders are metaloss's engines and
+    python tools/benchmark.py --outputs=10,100,1000,10000 --contender=base_step --contender=exact
+
+The models are the twelve pairs of the paper's Table 1; `--outputs` takes 256-256 networks with so
+many outputs in their place. The contenders are metaloss's engines and
 methods, `higher`, TorchOpt and plain torch, all in one run; `..._plain_network` is the same with a
 learned loss that leaves its derivatives to autograd.
 
@@ -28,6 +31,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--list", action="store_true", help="print the models and the contenders, and end")
     add("--model", action="append", metavar="NAME", help="may repeat; default: all")
+    add(
+        "--outputs",
+        metavar="N,N,...",
+        help="networks with so many outputs, in place of the models unless some are named too",
+    )
     add(
         "--contender",
         action="append",
@@ -72,7 +80,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     from benchmarks import report
     from benchmarks.contenders import CONTENDERS
     from benchmarks.measure import measure
-    from benchmarks.pairs import PAIRS
+    from benchmarks.pairs import PAIRS, of_outputs
     from metaloss.errors import InputError, did_you_mean, first_line
 
     def chosen(kind: str, asked: list[str] | None, known: list[str]) -> list[str]:
@@ -85,7 +93,9 @@ def carry_out(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print(f"models: {', '.join(PAIRS)}\ncontenders: {', '.join(CONTENDERS)}")
         return 0
-    models = chosen("model", arguments.model, list(PAIRS))
+    pairs = {f"outputs_{n}": of_outputs(n) for n in _outputs(arguments.outputs)}
+    if arguments.model or not pairs:
+        pairs |= {name: PAIRS[name] for name in chosen("model", arguments.model, list(PAIRS))}
     contenders = chosen("contender", arguments.contender, list(CONTENDERS))
     if arguments.batch_size is not None and arguments.batch_size < 2:
         raise InputError(f"--batch_size={arguments.batch_size}: at least 2")
@@ -107,7 +117,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     }
     print(f"{report.sentence(conditions)}\n\n{report.HEAD}", flush=True)
     rows = []
-    for model in models:
+    for model, pair in pairs.items():
         found = measure(
             model,
             ["baseline", *(name for name in contenders if name != "baseline")],
@@ -115,6 +125,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             turns=arguments.turns,
             batch_size=arguments.batch_size,
+            pair=pair,
             clock=time.process_time if arguments.cpu_time else time.perf_counter,
         )
         print(report.lines(found), flush=True)
@@ -124,6 +135,20 @@ def carry_out(arguments: argparse.Namespace) -> int:
         if arguments.markdown:
             arguments.markdown.write_text(report.as_markdown(conditions, rows))
     return 0
+
+
+def _outputs(text: str | None) -> list[int]:
+    """The numbers of outputs that were asked for.
+
+    Raises:
+        InputError: they are no numbers above 1.
+    """
+    from metaloss.errors import InputError
+
+    words = text.split(",") if text else []
+    if not all(word.strip().isdecimal() and int(word) > 1 for word in words):
+        raise InputError(f"--outputs={text}: numbers above 1 with commas, as 10,1000")
+    return [int(word) for word in words]
 
 
 if __name__ == "__main__":

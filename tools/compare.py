@@ -40,14 +40,13 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Compares; the exit code."""
-    import metaloss  # noqa: F401  (its components register themselves)
-    from metaloss.config import plugins
+    import metaloss
     from metaloss.experiments.reports import comparison, formats, output
     from metaloss.machine.files import check_output
 
     if arguments.output is not None:
         check_output(arguments.output, (".html", ".png"))
-    plugins.load_all(arguments.plugin)
+    metaloss.load_plugins(arguments.plugin)
     pair, problems = comparison.read(arguments.run_a, arguments.run_b)
     document = comparison.document(pair, problems)
     print(formats.markdown(document, {}), end="")

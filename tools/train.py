@@ -41,6 +41,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--strict", action="store_true", help="bindings that nobody reads are an error")
     add("--dry_run", action="store_true", help="build, make one step, print the config; no files")
     add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read data ahead where they do not fit into memory; changes no bit",
+    )
     add("--cuda_graphs", action="store_true", help="on a GPU: record steps once and replay them")
     add(
         "--patience",

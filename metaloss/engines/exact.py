@@ -29,7 +29,7 @@ from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.problem.vectors import Vector, add, gradient, inner
+from metaloss.problem.vectors import Vector, add, inner
 
 #: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
 #: do not feel u; the first may be, where the pass has a slope.
@@ -86,7 +86,7 @@ def through_one_step(
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
     if meta.phi:
-        # c waits until the end: all in between is linear in u, and t is smaller than v.
+        # c waits until the end: all in between is linear in u, and φ is smaller than θ.
         u = taken.cotangent(v) if scale is None else v
         if step.gradient.transformed is not None:
             u = step.gradient.transformed.cotangent(u)
@@ -95,11 +95,11 @@ def through_one_step(
             slope = part.slope
             if slope is None and t is not None:
                 assert outputs is not None
-                slope = problem.slope(outputs, part)
-            ends = [t, *(u if part.direct else [])]
-            if scale is not None:
-                ends = [None if end is None else scale * end for end in ends]
-            phi_bar = add(phi_bar, gradient([slope, *part.direct], meta.phi, ends))
+                slope = problem.slope(outputs, part.batch[1], part.share, graph=True)
+            if slope is not None:
+                phi_bar = add(phi_bar, slope.pullback(meta.phi, t, u))
+        if scale is not None:
+            phi_bar = [None if bar is None else scale * bar for bar in phi_bar]
         phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
     return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar)
 

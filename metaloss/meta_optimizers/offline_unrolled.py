@@ -54,8 +54,8 @@ class OfflineUnrolled(ByGradient):
         rate: the parametrisation of a base learning rate that is learned beside them; None leaves
             it to the optimizer.
         rate_meta_lr: η of its parameter; None takes `meta_lr`.
-        descent: how the meta-parameters move; None: Adam whose η falls linearly to 0 at the end of
-            the phase.
+        descent: how the meta-parameters move; None: Adam, whose η falls linearly to 0 at the end of
+            the phase, but for `horizon = 1`.
         engine: how the meta-gradient is computed, by name or built.
 
     Attributes:
@@ -88,12 +88,12 @@ class OfflineUnrolled(ByGradient):
 
     def attach(self, problem: Problem) -> None:
         steps, inner_steps, warm_up, descent = self._asked
-        memory = math.ceil(_memory(problem.optimizer) - 1e-9)
+        memory = math.ceil(memory_of(problem.optimizer) - 1e-9)
         self.inner_steps = inner_steps or max(FEWEST_INNER_STEPS, memory)
         self.steps = steps if steps is not None else math.ceil(BASE_STEPS / self.inner_steps)
         if warm_up is None:
             self.warm_up = memory if self.horizon > 1 and _divides(problem.optimizer) else 0
-        if descent is None and self.steps:
+        if descent is None and self.steps and self.horizon > 1:
             self.descent = falling(self.steps)
         super().attach(problem)
         self.diverged = 0
@@ -153,7 +153,7 @@ class OfflineUnrolled(ByGradient):
         self._anew = self._standing is None
 
 
-def _memory(optimizer: torch.optim.Optimizer) -> float:
+def memory_of(optimizer: torch.optim.Optimizer) -> float:
     """Base steps that an optimizer's mean of gradients takes to build up, 1/(1 - μ)."""
     decays = [0.0]
     for group in optimizer.param_groups:

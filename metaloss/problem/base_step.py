@@ -10,6 +10,7 @@ from metaloss.base_optimizers.parts.taken_step import KeepState, TakenStep
 from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
+from metaloss.problem.slopes import Slope
 from metaloss.problem.vectors import Vector
 
 
@@ -36,13 +37,13 @@ class Pass:
 
     batch: Batch
     share: int  #: the step's loss has 1/share of this batch's: the mean over micro-batches
-    #: ∂M_φ/∂f, of that share, shaped like the outputs, with a graph to φ. None where none was asked
-    #: for, and of micro-batches, where the pass that gives the outputs again takes it again.
-    slope: Tensor | None
-    direct: Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
+    #: ∂M_φ/∂f, of that share, with the way to φ. None where none was asked for, and of
+    #: micro-batches, where the pass that gives the outputs again takes it again.
+    slope: Slope | None
     primals: KeepPrimals  #: of the forward pass; empty unless asked for
     buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
-    random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
+    #: Global generators before the forward pass (dropout masks); empty unless it may be replayed.
+    random_state: list[Tensor]
 
 
 @dataclass

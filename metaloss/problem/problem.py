@@ -7,7 +7,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +31,14 @@ from metaloss.problem.refusals import (
     refuse_unshareable,
     refusing_reentrant_checkpoints,
 )
+from metaloss.problem.slopes import (
+    MOST_AT_ONCE,
+    ChunkedSlope,
+    Slope,
+    TabulatedSlope,
+    WholeSlope,
+)
+from metaloss.problem.tables import Tables, Tabulate
 from metaloss.representations.base import Representation
 
 
@@ -50,6 +58,8 @@ class Problem:
         outputs: what the model returns -> the tensor of outputs; None where it returns that.
         gradient_transform: what happens to the base gradient before the optimizer's step (see
             gradient_transform.py); None: nothing.
+        tabulate: whether a loss of single pairs is read from a table, which is made of few of its
+            values: "auto", where that pays; "always", wherever it is certified; "never".
 
     Raises:
         UncertifiedOptimizerError: the optimizer's class has no certified step.
@@ -67,6 +77,7 @@ class Problem:
         autocast: torch.dtype | None = None,
         outputs: Outputs | None = None,
         gradient_transform: GradientTransform | None = None,
+        tabulate: Tabulate = "auto",
     ) -> None:
         update_of(optimizer)
         refuse_float16(autocast)
@@ -88,6 +99,8 @@ class Problem:
         )
         self.phi = list(self.named_phi.values())
         self.device = self.theta[0].device
+        self.tables = Tables(loss, tabulate)
+        self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         self._looks_at_theta: bool | None = None  # None until `probe` has seen a batch
         replicas.start_alike([model] if loss is None else [model, loss])
 
@@ -110,7 +123,7 @@ class Problem:
         Returns:
             A scalar; of a stack of problems one for each, [S].
         """
-        if self.loss is None:
+        if self.loss is None or self.by_task_loss:
             return self.task_loss(outputs, labels)
         prediction, target, *weights = self.link(outputs, labels)
         return links.mean(self.loss(prediction, target), *weights)
@@ -135,18 +148,35 @@ class Problem:
             random_state = seeding.global_state(self.device)
             with refusing_reentrant_checkpoints(), self.replaced({}, self.copy_buffers()):
                 outputs = self.forward(inputs)
-                free = outputs.detach().requires_grad_()
-                if isinstance(self.loss, Representation):
-                    self.loss.require_pairs(*self.link(free, labels)[:2])
-                loss = self.learned_loss(free, labels)
-                slope, *direct = torch.autograd.grad(
-                    loss, [free, *self.theta], torch.ones_like(loss), allow_unused=True
-                )
+                slope, direct = self._look_at_pairs(outputs.detach(), labels)
                 # A reentrant checkpoint shows in its backward pass.
                 torch.autograd.grad(outputs, self.theta, slope, allow_unused=True)
             seeding.set_global_state(random_state, self.device)
             self._looks_at_theta = any(part is not None for part in direct)
         return self._looks_at_theta
+
+    def _look_at_pairs(self, outputs: Tensor, labels: Any) -> tuple[Tensor, vectors.Vector]:
+        """A slope in the outputs, and what M_φ has in θ beside; asks if it is made for them."""
+        if isinstance(self.loss, Representation) and outputs.numel() > MOST_AT_ONCE:
+            # What is too much at once is not looked at twice. A representation sees pairs alone.
+            classes = links.classes(self.link, outputs, labels)
+            if classes is None:
+                self.loss.require_pairs(*self.link(outputs, labels)[:2])
+            else:
+                first = classes.rows(outputs)[:1]
+                self.loss.require_pairs(*links.probabilities(first, classes.labels[:1]))
+            return torch.zeros_like(outputs), []
+        free = outputs.requires_grad_()
+        if isinstance(self.loss, Representation):
+            self.loss.require_pairs(*self.link(free, labels)[:2])
+        loss = self.learned_loss(free, labels)
+        slope, *direct = torch.autograd.grad(
+            loss,
+            [free, *self.theta],
+            torch.ones_like(loss),
+            allow_unused=True,
+        )
+        return torch.zeros_like(free) if slope is None else slope, direct
 
     def plain_step(self, batch: StepBatch) -> Tensor:
         """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
@@ -211,37 +241,44 @@ class Problem:
         number but the batches themselves.
         """
         inputs, labels = batch
-        random_state = seeding.global_state(self.device)
+        random_state = seeding.global_state(self.device) if keep.replay else []
         buffers = self.copy_buffers() if keep.replay else {}
-        looks = [*self.theta] if self._looks_at_theta else []
         # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
         # of θ itself is kept, for no pass gives it again.
-        graph = keep.slope and (share == 1 or bool(looks))
+        graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
         primals = KeepPrimals()
         with primals if keep.primals and share == 1 else nullcontext():
             outputs = self.forward(inputs)
-        free = outputs.detach().requires_grad_()
-        loss = _share(self.learned_loss(free, labels), share)
-        ones = torch.ones_like(loss)
-        slope, *direct = torch.autograd.grad(
-            loss, [free, *looks], ones, create_graph=graph, allow_unused=True
-        )
-        slope = torch.zeros_like(free) if slope is None else slope
+        slope = self.slope(outputs, labels, share, graph)
         grads: list[Tensor | None] = list(
-            torch.autograd.grad(outputs, self.theta, slope.detach(), allow_unused=True)
+            torch.autograd.grad(outputs, self.theta, slope.hand_out(), allow_unused=True)
         )
-        if looks:
-            grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
-        made = Pass(batch, share, slope if graph else None, direct, primals, buffers, random_state)
-        return made, loss.detach(), grads
+        if slope.direct:
+            grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
+        made = Pass(batch, share, slope if graph else None, primals, buffers, random_state)
+        return made, slope.loss, grads
 
-    def slope(self, outputs: Tensor, part: Pass) -> Tensor:
-        """∂M_φ/∂f of a pass once more, with a graph to φ, at its outputs; both [batch, C]."""
-        free = outputs.detach().requires_grad_()
+    def slope(self, outputs: Tensor, labels: Any, share: int, graph: bool) -> Slope:
+        """M_φ/share and ∂M_φ/∂f at outputs f, [batch, C].
+
+        Args:
+            graph: whether φ is to be learned through it.
+        """
+        outputs = outputs.detach()
         with torch.enable_grad():
-            loss = _share(self.learned_loss(free, part.batch[1]), part.share).sum()
-            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
-        return slope
+            loss = None if self.by_task_loss else self.loss
+            tabulated = loss is not None and self.tables.loss
+            classes = links.classes(self.link, outputs, labels) if tabulated else None
+            if classes is not None:
+                rows = classes.rows(outputs)
+                reading = self.tables.reading(rows, graph)
+                if reading is not None:
+                    return TabulatedSlope(reading, classes, outputs, share, graph)
+            free = outputs.requires_grad_()
+            if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
+                return ChunkedSlope(loss, self.link(free, labels), free, share)
+            looks = self.theta if self._looks_at_theta else []
+            return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
 
     def set_gradients(self, grads: vectors.Vector) -> None:
         """Gives the optimizer g: of the shapes of `theta`, None for unused parameters."""
@@ -268,6 +305,15 @@ class Problem:
             v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
         )
         return loss, found
+
+    @contextmanager
+    def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:
+        """Within it, base steps descend the task loss in place of the learned one, if wanted."""
+        before, self.by_task_loss = self.by_task_loss, wanted
+        try:
+            yield
+        finally:
+            self.by_task_loss = before
 
     def copy_buffers(self) -> dict[str, Tensor]:
         """The model's buffers by name, in their shapes, for passes that must leave them alone."""

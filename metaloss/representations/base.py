@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ class Representation(nn.Module, ABC):
     """
 
     classification_only = False
+    #: How the loss of an example comes from its pairs (f_i, y_i), each by itself: their "mean" or
+    #: their "sum" over the outputs; None where outputs see each other. Such a loss may be tabulated
+    #: (see `metaloss.problem.tables`).
+    pairs: Literal["mean", "sum"] | None = None
     #: Whether `forward` takes parameters [S, ...] with pairs [S, batch, C] too: a whole stack of
     #: losses, which is otherwise left to torch.func.vmap. Not inherited.
     takes_stacks = False
@@ -42,6 +46,24 @@ class Representation(nn.Module, ABC):
         Returns:
             Loss per example, [batch]; the mean over the C outputs (paper, eqs. 3 and 14).
         """
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether the loss of an example is a sum over its outputs of `pair_losses`."""
+        return self.pairs is not None
+
+    def pair_losses(self, prediction: Tensor, target: Tensor, outputs: int) -> Tensor:
+        """What each pair has in the loss of an example with that many outputs.
+
+        Args:
+            prediction, target: [N], the pairs.
+            outputs: C.
+
+        Returns:
+            [N].
+        """
+        losses: Tensor = self(prediction[:, None], target[:, None])
+        return losses / outputs if self.pairs == "mean" else losses
 
     def observe(self, step: int, steps: int | None) -> None:
         """Tells a loss that depends on it how far the training is; here, what it is made of.

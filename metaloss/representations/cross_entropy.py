@@ -17,6 +17,7 @@ class CrossEntropy(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return -(target * smooth.log(prediction)).sum(-1)

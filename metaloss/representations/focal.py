@@ -31,6 +31,7 @@ class Focal(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def __init__(self, gamma: Annotated[float, Gt(-1)] = 0.0, alpha: PositiveFloat = 1.0) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class MonotoneSpline(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def __init__(
         self,

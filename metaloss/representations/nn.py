@@ -39,6 +39,7 @@ class NN(Representation):
         ConfigError: a width below 1, or an unknown activation.
     """
 
+    pairs = "mean"
     takes_stacks = True
 
     def __init__(
@@ -63,6 +64,13 @@ class NN(Representation):
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self._of_pairs(prediction, target).mean(-1)
+
+    def pair_losses(self, prediction: Tensor, target: Tensor, outputs: int) -> Tensor:
+        return self._of_pairs(prediction, target) / outputs
+
+    def _of_pairs(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """ℓ_φ of each pair, shaped like the prediction."""
         weights = list(self.layers.parameters())
         sigma, output = (
             activations.by_name(name, self.gamma, self.beta)
@@ -70,4 +78,4 @@ class NN(Representation):
         )
         with network.without_autocast(prediction.device):
             f, y = prediction.to(weights[0].dtype), target.to(weights[0].dtype)
-            return output.value(network.apply(sigma, f, y, weights)).mean(-1)
+            return output.value(network.apply(sigma, f, y, weights))

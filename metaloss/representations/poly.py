@@ -32,6 +32,7 @@ class Poly(Representation):
     """
 
     classification_only = True
+    pairs = "sum"
 
     def __init__(self, terms: PositiveInt = 1, epsilon: float | Sequence[float] = 0.0) -> None:
         super().__init__()

@@ -45,6 +45,14 @@ class Residual(Representation):
         self.learned = REPRESENTATIONS.build(correction, self.settings)
         self.scale = nn.Parameter(torch.tensor(float(factor)))
 
+    @property
+    def of_pairs(self) -> bool:
+        return self.known.of_pairs and self.learned.of_pairs
+
+    def pair_losses(self, prediction: Tensor, target: Tensor, outputs: int) -> Tensor:
+        correction = self.learned.pair_losses(prediction, target, outputs)
+        return self.known.pair_losses(prediction, target, outputs) + self.scale * correction
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         correction = self.learned(prediction, target)
         return self.known(prediction, target) + self.scale * correction

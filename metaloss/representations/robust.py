@@ -38,6 +38,8 @@ class Robust(Representation):
         ConfigError: a number out of its range.
     """
 
+    pairs = "mean"
+
     def __init__(self, alpha: Alpha = 1.0, c: PositiveFloat = 1.0) -> None:
         super().__init__()
         self.alpha = alpha

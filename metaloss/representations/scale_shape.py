@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
@@ -44,6 +44,10 @@ class ScaleShape(Representation):
         self.log_factor = nn.Parameter(torch.zeros(()))
         self.log_start: Tensor
         self.register_buffer("log_start", self._scale_of_loss().detach().log())
+
+    @property
+    def pairs(self) -> Literal["mean", "sum"] | None:  # type: ignore[override]
+        return self.loss.pairs
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.scale() / self._scale_of_loss() * self.loss(prediction, target)

@@ -11,5 +11,7 @@ from metaloss.representations.base import REPRESENTATIONS, Representation
 class SquaredError(Representation):
     """(1/C) Σᵢ (fᵢ - yᵢ)², without parameters; on probabilities it is the Brier score."""
 
+    pairs = "mean"
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square().mean(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,10 @@ class StepConditioned(Representation):
             )
         self.steps.fill_(total)
         self.progress.fill_(min(step / total, 1.0))
+
+    @property
+    def pairs(self) -> Literal["mean", "sum"] | None:  # type: ignore[override]
+        return self.loss.pairs
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         tau = self.progress

@@ -28,6 +28,8 @@ class Taylor(Representation):
         ConfigError: a smaller order.
     """
 
+    pairs = "mean"
+
     def __init__(self, order: Annotated[int, Ge(2)] = 3) -> None:
         super().__init__()
         self.order = order

@@ -27,6 +27,8 @@ class Terms(Representation):
         ConfigError: a factor is unknown, there is no term, or not as many coefficients as terms.
     """
 
+    pairs = "mean"
+
     def __init__(
         self, terms: Sequence[str] = ("y*log(f)",), coefficients: Sequence[FiniteFloat] = (-1.0,)
     ) -> None:

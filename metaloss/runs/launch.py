@@ -15,6 +15,7 @@ import torch
 
 from metaloss import config
 from metaloss.config import plugins
+from metaloss.config.paths import asked_for
 from metaloss.errors import ConfigError, InputError
 from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
@@ -23,6 +24,7 @@ from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner
 from metaloss.tasks.base import find_data_dir
+from metaloss.tasks.preparation import streams
 
 EXIT_CODES = {"finished": 0, "diverged": 3}
 
@@ -51,10 +53,13 @@ class Flags:
     dry_run: bool = False
     threads: int | None = None
     cuda_graphs: bool = False
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"--workers {self.workers}: at least 0")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def train(**flags: Any) -> int:
     asked = Flags(**flags)
     if asked.threads is not None:
         torch.set_num_threads(asked.threads)
+    if asked.workers is not None:
+        streams.set_workers(asked.workers)
     device = processes.find_device(processes.own_device(asked.device))
     text, planned = plan(asked)
     ends = [None if asked.dry_run else _ended(p, text, asked) for p in planned]
@@ -92,6 +99,8 @@ def train(**flags: Any) -> int:
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in left]
     lockstep = Lockstep(runs)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
+    if distributed.rank() == 0:
+        print("".join(f"{line}\n" for line in runs[0].state.data.notes), end="")
     if asked.dry_run:
         _print_dry_run(lockstep, runs[0])
         return 0
@@ -107,8 +116,9 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     plugins.load_all(list(asked.plugin))
     files, seeds = asked.gin_file, asked.seed
     seeds = [seeds] if isinstance(seeds, int) else list(seeds or ())
-    if asked.resume and asked.output_dir is not None and not files and not asked.gin_param:
-        files, seeds = found_there(Path(asked.output_dir), seeds)
+    root = None if asked.output_dir is None else asked_for(asked.output_dir, "--output_dir")
+    if asked.resume and root is not None and not files and not asked.gin_param:
+        files, seeds = found_there(root, seeds)
     parsed = config.load(files, asked.gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
@@ -122,7 +132,7 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     for seed in seeds:
         with seeding.drawing_from(seeding.stream(seed, "phi")):
             runners.append(parsed.build())
-    folders = _folders(asked.output_dir, runners[0], seeds)
+    folders = _folders(root, runners[0], seeds)
     return parsed.text, list(map(Planned, seeds, runners, folders))
 
 
@@ -170,12 +180,35 @@ def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags) -> list[int
     return [EXIT_CODES.get(result["status"], stopped) for result in results]
 
 
-def _folders(output_dir: str | None, runner: Runner, seeds: Sequence[int]) -> list[RunFolder]:
+def check_data(
+    gin_file: Sequence[str] = (),
+    gin_param: Sequence[str] = (),
+    seed: int = 0,
+    data_dir: str | None = None,
+    plugin: Sequence[str] = (),
+) -> list[str]:
+    """What `tools/data.py` says of a run's data; the arguments are its flags.
+
+    Returns:
+        Lines to read: how the files were read, and what looks wrong with them.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    from metaloss.tasks.preparation import findings
+
+    plugins.load_all(list(plugin))
+    # A task alone is no run: what else one needs is of the smallest that is shipped.
+    runner: Runner = config.load(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
+    data = runner.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))
+    return [*data.notes, *findings.found(data)]
+
+
+def _folders(root: Path | None, runner: Runner, seeds: Sequence[int]) -> list[RunFolder]:
     """Each seed's run folder; that of one seed alone is the one that was given, if one was."""
-    if output_dir is not None and len(seeds) == 1:
-        return [RunFolder(Path(output_dir))]
-    root = Path("runs", "{task}_{backbone}/{method}".format(**runner.names))
-    root = root if output_dir is None else Path(output_dir)
+    if root is not None and len(seeds) == 1:
+        return [RunFolder(root)]
+    root = root or Path("runs", "{task}_{backbone}/{method}".format(**runner.names))
     return [RunFolder(root / f"seed{seed}") for seed in seeds]
 
 

@@ -21,6 +21,7 @@ from metaloss.runs.run import Run
 from metaloss.runs.state import Phase, State
 from metaloss.stack import Stack
 from metaloss.tasks.base import Data
+from metaloss.tasks.preparation.streams import Stream
 
 
 class Lockstep:
@@ -60,11 +61,6 @@ class Lockstep:
             run.restore(at)
         if self._stack is not None:
             self._stack.join()
-            # Views of one tensor: all seeds' skipped meta-steps are counted at once.
-            counts = torch.tensor([int(state.skipped) for state in self._states])
-            self._skipped = counts.to(self._stack.problem.device)
-            for state, count in zip(self._states, self._skipped, strict=True):
-                state.skipped = count
 
     def execute(self) -> list[dict[str, Any]]:
         """Carries the restored runs out; gives the content of each one's result.json."""
@@ -108,6 +104,11 @@ class Lockstep:
             yield {run.seed: own for run, own in zip(self._runs, made, strict=True)}
         if self._stack is not None:
             self._stack.join()
+            # Views of one tensor: from here on all seeds' skipped meta-steps are counted at once.
+            counts = torch.tensor([int(state.skipped) for state in self._states])
+            self._skipped = counts.to(self._stack.problem.device)
+            for state, count in zip(self._states, self._skipped, strict=True):
+                state.skipped = count
         while True:
             yield self._by_seed(self._learner.step(*self._draws("")))
 
@@ -183,6 +184,11 @@ class StackedData:
                     f"the seeds have {split} splits of other sizes ({', '.join(map(str, sizes))}): "
                     "train them one at a time"
                 )
+            if any(isinstance(member.splits[split][0], Stream) for member in members):
+                raise InputError(
+                    "several seeds at once need examples that are in memory: train them one at a "
+                    "time, or set stream = False"
+                )
             inputs, labels = (
                 torch.cat(parts)
                 for parts in zip(*(member.splits[split] for member in members), strict=True)
@@ -210,10 +216,10 @@ class StackedData:
             member.choose(split, batch_size, generator)
             for member, generator in zip(self._members, generators, strict=True)
         ]
-        index = torch.cat([index + i * examples for i, (index, _) in enumerate(chosen)])
+        index = torch.cat([choice.rows + i * examples for i, choice in enumerate(chosen)])
         index = index.to(inputs.device, non_blocking=True)
         inputs, labels = inputs[index], labels[index]
-        windows = [window for _, window in chosen if window is not None]
+        windows = [choice.windows for choice in chosen if choice.windows is not None]
         if self._images and windows:
             inputs = self._images.cut(inputs, torch.cat(windows))
         seeds = (len(self._members), -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +17,19 @@ from metaloss.machine.files import write_atomically
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation import own_data
+from metaloss.tasks.preparation.tables import ARROW
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", *ARROW)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of inputs, on the CPU."""
 
-    values: Tensor  #: class probabilities [n, C], or values in the target's own unit [n, outputs]
-    classes: Tensor | None  #: index of the predicted class [n], int64; None in regression
+    #: Probabilities of the classes, or of each label, [n, C]; or values in the target's own unit,
+    #: [n, outputs].
+    values: Tensor
+    classes: Tensor | None  #: index of the predicted class [n], int64; None where there is no one
 
 
 def read(path: Path, data: Data, key: str | None = None) -> Tensor:
@@ -45,8 +49,13 @@ def read(path: Path, data: Data, key: str | None = None) -> Tensor:
         raise DataError(f"no file {path}")
     if data.encoding is not None:
         if path.suffix == ".npz":
-            raise DataError(f"{path}: the run's rows are a table's: give a CSV or Parquet file")
-        return data.encoding.read(path)
+            raise DataError(
+                f"{path}: the run's rows are a table's: give a CSV, Parquet or Arrow file"
+            )
+        rows = data.encoding.rows(path)
+        for line in data.encoding.unknown(rows):
+            print(f"warning: {line}", file=sys.stderr)
+        return torch.from_numpy(data.encoding.encode(data.encoding.frame(rows)))
     if path.suffix in TABLES:
         raise DataError(f"{path}: the run's inputs are arrays: give an .npz file")
     with opened(path) as archive:
@@ -92,6 +101,10 @@ def _as_csv(prediction: Prediction, classes: tuple[str, ...] | None) -> str:
     writer = csv.writer(out, lineterminator="\n")
     values = prediction.values.numpy()
     columns = range(values.shape[1])
+    if prediction.classes is None and classes is not None:  # several labels at once
+        writer.writerow([f"probability_{name}" for name in classes])
+        writer.writerows(values.tolist())
+        return out.getvalue()
     if prediction.classes is None:
         one = values.shape[1] == 1
         writer.writerow(["prediction"] if one else [f"prediction_{i}" for i in columns])
@@ -131,7 +144,7 @@ def _shaped(raw: np.ndarray, data: Data, place: str) -> Tensor:
     if raw.dtype.kind not in "buif":
         raise DataError(f"{place} is {raw.dtype}: give numbers")
     if raw.dtype != np.uint8:
-        raw = own_data.finite(raw, place)
+        own_data.require_finite(raw, place)
     if raw.shape[1:] != shape:
         raw = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(raw))

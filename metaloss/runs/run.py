@@ -68,6 +68,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.state = State(plan, seed, device, data_dir, cuda_graphs)
+        self.state.learner.tell = self._tell_unhealthy
         self.status = "unfinished"
         self.stop = False
         self.progress = Progress()
@@ -236,9 +237,23 @@ class Run:
                 **state.latest,
                 "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
                 "skipped": int(state.skipped),
+                **{f"health_{n}": v for n, v in state.learner.health().numbers.items()},
             }
         )
         return learned_loss
+
+    def _tell_unhealthy(self, trouble: str) -> None:
+        """The learned loss does not work, in the step that is being made."""
+        state = self.state
+        phase, made = "train", state.steps
+        if state.initializing is not None:
+            phase, made = "initialization", state.init_steps
+        self._log({"phase": phase, "step": made + 1, "health": "unhealthy", "warning": trouble})
+        self._say(f"warning: {trouble}")
+
+    @distributed.first_alone
+    def _say(self, line: str) -> None:
+        self.progress.say(f"{self.progress.label} {line}".lstrip())
 
     @distributed.first_alone
     def _show(self, last: bool) -> None:
@@ -272,6 +287,8 @@ class Run:
             "test_metrics": test or None,
             "status": self.status,
             "skipped_meta_steps": int(state.skipped),
+            "health": None if state.loss is None else state.learner.health().status,
+            "health_warnings": list(state.learner.health().warnings),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": memory.of_run(self.device),
         }

@@ -14,6 +14,7 @@ from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.runs.precision import Precision
 from metaloss.tasks import TASKS
@@ -44,6 +45,10 @@ class Runner:
         samples: how often φ is sampled over the training, at equal distances.
         figures: how often TensorBoard shows the learned loss over the training; 0 draws nothing at
             all, also not at the end of the run (`tools/figures.py` does so later).
+        tabulate: whether the learned loss is read from a table, to about its rounding: "auto",
+            where that pays; "always", wherever it can be certified; "never". See `AdaLFL`.
+        health_every: base steps between probes of the learned loss, see `AdaLFL`; 0 makes none.
+        on_unhealthy: what happens where they find trouble: "warn", "task_loss" or "last_healthy".
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -66,6 +71,9 @@ class Runner:
         checkpoint_every: PositiveInt = 1000,
         samples: PositiveInt = 50,
         figures: NonNegativeInt = 6,
+        tabulate: Tabulate = "auto",
+        health_every: NonNegativeInt = 20,
+        on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -84,6 +92,9 @@ class Runner:
         self.checkpoint_every = checkpoint_every
         self.samples = samples
         self.figures = figures
+        self.health_every = health_every
+        self.on_unhealthy = on_unhealthy
+        self.tabulate = tabulate
 
     @property
     def names(self) -> dict[str, str]:

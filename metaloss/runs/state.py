@@ -17,6 +17,7 @@ from metaloss.problem.batches import Batch
 from metaloss.representations.saved.trajectory import Trajectory, flat
 from metaloss.runs.precision import cosine, set_float32
 from metaloss.runs.runner import Runner
+from metaloss.tasks.preparation import kept
 
 #: Whose streams batches are drawn from: the training's, or the initialisation's.
 Phase = Literal["", "init_"]
@@ -72,6 +73,9 @@ class State:
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
             steps=plan.steps,
             cuda_graphs=cuda_graphs,
+            tabulate=plan.tabulate,
+            health_every=plan.health_every,
+            on_unhealthy=plan.on_unhealthy,
         )
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]
@@ -157,13 +161,19 @@ class State:
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
+            "data": kept.of(self.data),
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
             "global": own,
             "global_of_others": others,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Goes on from what `state_dict` gave.
+
+        Raises:
+            DataError: the data are others than they were.
+        """
+        kept.require_same(self.data, state.get("data"))
         self.init_steps, self.steps = state["init_steps"], state["steps"]
         self.learner.problem.optimizer.load_state_dict(state["optimizer"])
         self.learner.load_state_dict(state["learner"])

@@ -45,6 +45,9 @@ def layout(metric: str) -> dict[str, Any]:
         "flatness (5.6) and slope away from the target": ["loss/flatness$", "loss/wrong_slope$"],
         "prediction of least loss (5.7)": ["loss/argmin$", "loss/argmin_target$"],
         "distance of phi from its start": ["loss/phi_distance$"],
+        "health: cosine with the task loss's slope": ["health/cosine$"],
+        "health: size of the slope, in the task loss's": ["health/ratio$"],
+        "health: task loss, and a constant's": ["health/task_loss$", "health/constant_loss$"],
     }
     return {"learning curves and indices": {k: ["Multiline", v] for k, v in charts.items()}}
 
@@ -52,7 +55,7 @@ def layout(metric: str) -> dict[str, Any]:
 def scalars(row: Row) -> dict[str, float]:
     """The numbers of a row of metrics by their tag, `group/name`; those that are null are not."""
     found = {
-        f"{GROUPS.get(name, row.get('split', 'train'))}/{name}": value
+        _tag(name, row): value
         for name, value in row.items()
         if isinstance(value, (int, float)) and name not in ("step", "seconds")
     }
@@ -61,11 +64,18 @@ def scalars(row: Row) -> dict[str, float]:
     return found
 
 
+def _tag(name: str, row: Row) -> str:
+    if name.startswith("health_"):
+        return name.replace("_", "/", 1)
+    return f"{GROUPS.get(name, row.get('split', 'train'))}/{name}"
+
+
 class TensorBoard:
     """A view of the metrics: one TensorBoard run for the training, one for the initialisation.
 
     Tags are grouped as `train/ valid/ test/` (of a split, or of the training step), `meta/` (the
-    meta-step, learning rates), `loss/` (the learned loss) and `time/`.
+    meta-step, learning rates), `loss/` (the learned loss), `health/` (the latest probes of it) and
+    `time/`.
 
     Args:
         folder: the run folder.

@@ -31,7 +31,8 @@ from metaloss.runs.precision import set_float32
 from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
 from metaloss.tasks import TASKS
-from metaloss.tasks.base import SPLITS, Data, Task, find_data_dir
+from metaloss.tasks.base import MULTI_LABEL, SPLITS, Data, Task, find_data_dir
+from metaloss.tasks.preparation import kept
 from metaloss.tasks.preparation.images import Images
 
 BYTES, NUMBERS = "bytes (uint8)", "numbers"
@@ -48,6 +49,8 @@ class TrainedModel:
         folder: of the run.
         seed: of the run.
         step: base steps made so far.
+        absent: why `data` has no examples, where it has none: the run's preparation of inputs is
+            kept with it, so that `predict` needs none.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class TrainedModel:
     folder: RunFolder
     seed: int
     step: int
+    absent: DataError | None = None
 
     def evaluate(self, split: str = "test", data: Data | None = None) -> dict[str, float]:
         """Means over all examples of a split, see `metaloss.runs.evaluation.evaluate`.
@@ -66,7 +70,10 @@ class TrainedModel:
 
         Raises:
             InputError: there is no such split.
+            DataError: the run's data are not there, or have changed since.
         """
+        if data is None and self.absent is not None:
+            raise self.absent
         data = self.data if data is None else data
         if split not in SPLITS:
             near, known = did_you_mean(split, SPLITS), ", ".join(SPLITS)
@@ -85,7 +92,7 @@ class TrainedModel:
             DataError: they are of another shape; bytes where the training images were numbers, or
                 the other way round; or the task does not say how raw inputs are prepared.
         """
-        how, device = _preparation(self.data), self.data.splits["train"][0].device
+        how, device = _preparation(self.data), self.data.splits["train"][1].device
         shape, kind = list(self.data.input_shape), _kind(self.data)
         if list(raw.shape[1:]) != shape:
             raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
@@ -94,6 +101,8 @@ class TrainedModel:
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
         parts = torch.split(raw, evaluation.CHUNK)
         found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
+        if self.data.objective is MULTI_LABEL:
+            return Prediction(found.sigmoid().cpu(), None)
         if self.data.objective.metric == "error_rate":
             return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
         targets = self.data.targets
@@ -124,7 +133,7 @@ class TrainedModel:
             if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
-        device = self.data.splits["train"][0].device
+        device = self.data.splits["train"][1].device
         return plan.task, _prepared_as(self.data, _load_data(plan, self.seed, device, data_dir))
 
 
@@ -144,8 +153,8 @@ def load_model(
         RunFolderError: it is no run folder, has no checkpoint yet or a damaged one, or is still in
             its initialisation. Where the latest checkpoint alone is damaged, the model is of the
             one before, with a warning.
-        DataError, ConfigError: the data cannot be read, or a component is not known: a plugin is
-            missing.
+        DataError, ConfigError: the data cannot be read (see `TrainedModel.absent`), or a component
+            is not known: a plugin is missing.
     """
     folder, device = RunFolder(Path(run)), torch.device(device)
     if not folder.config.is_file():
@@ -159,14 +168,22 @@ def load_model(
     if saved.get("config") != folder.config.read_text("utf-8", errors="replace"):
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     plan = _build(config.load([folder.config]), seed)
-    data = _load_data(plan, seed, device, data_dir)
+    preparation, absent = saved.get("state", {}).get("data"), None
+    try:
+        data = _load_data(plan, seed, device, data_dir)
+        kept.require_same(data, preparation)
+        data = kept.prepared_so(data, preparation)
+    except DataError as error:
+        if not kept.is_enough(preparation):
+            raise
+        data, absent = kept.without_examples(preparation).to(device), error
     set_float32(plan.precision)
     with seeding.drawing_from(seeding.stream(seed, "theta")):
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     return TrainedModel(
-        model.eval(), data, plan, folder, seed, _restore(model, saved, plan, folder)
+        model.eval(), data, plan, folder, seed, _restore(model, saved, plan, folder), absent
     )
 
 

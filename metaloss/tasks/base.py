@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from metaloss.problem.batches import Batch
 from metaloss.tasks.preparation.encoding import Encoding
 from metaloss.tasks.preparation.images import Images
 from metaloss.tasks.preparation.scaling import Scaling
+from metaloss.tasks.preparation.streams import Choice, Feed, Stream
 
 SPLITS = ("train", "valid", "test")
 
@@ -31,7 +33,8 @@ SPLITS = ("train", "valid", "test")
 class Data:
     """A task's splits as tensors on one device, and what they are for; batches are index draws."""
 
-    splits: dict[str, Batch]  #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...])
+    #: "train", "valid", "test" -> (inputs [n, ...], labels [n, ...]); inputs may be a `Stream`.
+    splits: dict[str, Batch]
     outputs: int  #: C: classes, or target columns
     objective: Objective  #: task loss, link and metric
     images: Images | None = None  #: how stored images become inputs; None: what is stored is input
@@ -39,6 +42,11 @@ class Data:
     encoding: Encoding | None = None  #: how the columns of a table became raw inputs
     targets: Scaling | None = None  #: of values, by column; None: they are in their own unit
     classes: tuple[str, ...] | None = None  #: their names, where they have some
+    weights: dict[str, Tensor] | None = None  #: how often each example is drawn, by split, [n]
+    notes: tuple[str, ...] = ()  #: what a person should know of how the files were read
+    #: What earlier versions, whose runs kept no preparation, read otherwise; None: nothing.
+    read_otherwise: str | None = None
+    feeds: dict[Any, Feed] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -58,6 +66,8 @@ class Data:
     def raw(self, split: str) -> Tensor:
         """A split's inputs as they were before the preparation, `[n, *input_shape]`."""
         stored = self.splits[split][0]
+        if isinstance(stored, Stream):
+            stored = stored[torch.arange(len(stored))]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
     def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
@@ -71,43 +81,72 @@ class Data:
             InputError: the batch has fewer examples than there are processes.
         """
         inputs, labels = self.splits[split]
-        index, windows = self.choose(split, batch_size, generator)
-        index = index.to(inputs.device, non_blocking=True)
-        inputs, labels = inputs[index], labels[index]
+        if isinstance(inputs, Stream):
+            choice, inputs = self._feed(split, batch_size, generator).draw(generator)
+            inputs = inputs.to(labels.device, non_blocking=True)
+            index = choice.rows.to(labels.device, non_blocking=True)
+        else:
+            choice = self.choose(split, batch_size, generator)
+            index = choice.rows.to(labels.device, non_blocking=True)
+            inputs = inputs[index]
         if self.images is not None:
-            inputs = inputs if windows is None else self.images.cut(inputs, windows)
+            if choice.windows is not None:
+                inputs = self.images.cut(inputs, choice.windows)
             inputs = self.images.prepare(inputs)
-        return inputs, labels
+        return inputs, labels[index]
 
-    def choose(
-        self, split: str, batch_size: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is random in a `draw`: indices [batch], and how images are augmented; on the CPU.
+    def choose(self, split: str, batch_size: int, generator: torch.Generator) -> Choice:
+        """What is random in a `draw`, on the CPU.
 
         Raises:
             InputError: see `draw`.
         """
         inputs, _ = self.splits[split]
-        index = draw_indices(len(inputs), batch_size, generator)
+        if self.weights is None:
+            index = draw_indices(len(inputs), batch_size, generator)
+        else:
+            index = draw_weighted(self.weights[split], batch_size, generator)
         batch, taken = len(index), distributed.share(len(index))
-        if self.images is None:
-            return index[taken], None
-        height, width = inputs.shape[2:]
-        return index[taken], self.images.windows((height, width), generator, batch, taken)
+        keys = None
+        if isinstance(inputs, Stream) and inputs.augment is not None:
+            keys = inputs.augment.keys(batch, generator)[taken]
+        windows = None
+        if self.images is not None:
+            height, width = inputs.shape[2:]
+            windows = self.images.windows((height, width), generator, batch, taken)
+        return Choice(index[taken], windows, keys)
+
+    def _feed(self, split: str, batch_size: int, generator: torch.Generator) -> Feed:
+        """What reads the batches of one random stream ahead."""
+        key = split, batch_size, id(generator)
+        if key not in self.feeds:
+            choose = partial(self.choose, split, batch_size)
+            self.feeds[key] = Feed(self.splits[split][0], choose)
+        return self.feeds[key]
 
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""
-        inputs, labels = (tensor[:limit] for tensor in self.splits[split])
-        for x, y in zip(torch.split(inputs, chunk), torch.split(labels, chunk), strict=True):
+        inputs, labels = self.splits[split]
+        labels = labels[:limit]
+        if isinstance(inputs, Stream):
+            parts = inputs.in_order(chunk, limit)
+        else:
+            parts = iter(torch.split(inputs[:limit], chunk))
+        for x in parts:
+            y, labels = labels[: len(x)], labels[len(x) :]
+            x = x.to(y.device, non_blocking=True)
             yield (x if self.images is None else self.images.prepare(x)), y
 
     def to(self, device: torch.device) -> Data:
         """The same data on a device."""
-        splits = {name: (x.to(device), y.to(device)) for name, (x, y) in self.splits.items()}
+        splits = {
+            name: (x if isinstance(x, Stream) else x.to(device), y.to(device))
+            for name, (x, y) in self.splits.items()
+        }
         images = None if self.images is None else self.images.to(device)
         inputs = None if self.inputs is None else self.inputs.to(device)
         targets = None if self.targets is None else self.targets.to(device)
-        return replace(self, splits=splits, images=images, inputs=inputs, targets=targets)
+        return replace(self, splits=splits, images=images, inputs=inputs, targets=targets, feeds={})
 
 
 class Task(ABC):
@@ -164,6 +203,17 @@ def draw_indices(n: int, batch_size: int, generator: torch.Generator) -> Tensor:
             return index
 
 
+def draw_weighted(weights: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Indices, each drawn in proportion to its weight and put back; [k], as `draw_indices`.
+
+    Args:
+        weights: of each example [n], on the CPU, of at least 0.
+    """
+    ends = weights.double().cumsum(0)
+    drawn = torch.rand(min(len(weights), batch_size), generator=generator, dtype=torch.float64)
+    return torch.searchsorted(ends, drawn * ends[-1], right=True).clamp(max=len(weights) - 1)
+
+
 TASKS = Registry("tasks", Task)
 
 
@@ -182,6 +232,11 @@ def wrong(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(-1) != labels).to(outputs.dtype)
 
 
+def wrong_labels(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Share of the labels that the sign of their output misses; [batch]."""
+    return ((outputs > 0) != (labels > 0.5)).to(outputs.dtype).mean(-1)
+
+
 def squared_errors(outputs: Tensor, labels: Tensor) -> Tensor:
     """Squared error of each example, the mean over its outputs; [batch]."""
     return (outputs - labels).square().mean(-1)
@@ -191,3 +246,16 @@ CLASSIFICATION = Objective(F.cross_entropy, links.probabilities, "error_rate", w
 
 
 REGRESSION = Objective(F.mse_loss, links.values, "mse", squared_errors)
+
+
+MULTI_LABEL = Objective(
+    F.binary_cross_entropy_with_logits, links.multi_label, "error_rate", wrong_labels
+)
+
+
+#: By their names, under which runs keep them.
+OBJECTIVES = {
+    "classification": CLASSIFICATION,
+    "regression": REGRESSION,
+    "multi_label": MULTI_LABEL,
+}

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
-from metaloss.errors import DataError, first_line
-from metaloss.problem.batches import Batch
+from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from metaloss.errors import DataError
 from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
-from metaloss.tasks.preparation import own_data
-from metaloss.tasks.preparation.images import Images, mean_and_deviation
-from metaloss.tasks.preparation.splits import hold_out, with_validation
-
-Files = list[tuple[Path, str]]  # with their classes
+from metaloss.tasks.preparation import image_files, own_data
+from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
+from metaloss.tasks.preparation.image_files import Decoder
+from metaloss.tasks.preparation.splits import hold_out
 
 
 @TASKS.register("image_folder")
 class ImageFolder(Task):
     """Image files in torchvision's ImageFolder layout: `class/name.png`.
 
-    Either `path` holds `train/`, `test/` and perhaps `valid/`, each a folder of classes; or it is
-    itself one, of which a fixed, stratified part becomes the test split. All images are decoded
-    once and kept in memory as bytes. See docs/own_data.md.
+    Either `path` holds `train/`, `test/` and perhaps `valid/`, in the words that people use for
+    them, each a folder of classes; or it is itself one, of which a fixed, stratified part becomes
+    the test split. Images are decoded once and kept in memory, as bytes where they have 8 bits; or,
+    of large folders, by worker processes as they are drawn. What is left out is told. See
+    docs/own_data.md.
 
     Args:
         path: of the folder, inside `data_dir` unless it is absolute.
@@ -36,6 +32,11 @@ class ImageFolder(Task):
         grayscale: one channel in place of three.
         test_fraction: share of the images for the test split where there is no `test/`.
         padding, flip: augmentation, see `metaloss.tasks.preparation.images.Images`.
+        background: what is seen through transparent pixels, red, green and blue of 0..255.
+        augment: transforms of torchvision.transforms.v2 for training and validation batches, by
+            their names and arguments.
+        stream: decode images as they are drawn; None: if they would fill more than `memory`
+            gigabytes.
     """
 
     def __init__(
@@ -48,79 +49,61 @@ class ImageFolder(Task):
         flip: bool = False,
         batch_size: PositiveInt = 128,
         valid_fraction: Share = 0.1,
+        background: tuple[int, int, int] = (255, 255, 255),
+        augment: Transforms | None = None,
+        stream: bool | None = None,
+        memory: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
         self.path = path
-        self.size = size
-        self.grayscale = grayscale
         self.test_fraction = test_fraction
-        self.padding = padding
-        self.flip = flip
+        decoder = Decoder(size, grayscale, own_data.color(background))
+        self.reading = ImageReading(
+            "image_folder", decoder, padding, flip, augmentation(augment), stream, memory
+        )
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "image_folder")
-        if (path / "train").is_dir():
-            names = ["train", "test"] + ["valid"] * (path / "valid").is_dir()
-            files = {name: _files(path / name) for name in names}
-        else:
-            files = {"train": _files(path)}
-        classes = sorted({name for _, name in files["train"]})
-        images = self._decoded([file for part in files.values() for file, _ in part])
-        splits: dict[str, Batch] = {}
-        for split, part in files.items():
+        folder = image_files.listed(path)
+        splits = folder.splits
+        classes = sorted({name for _, name in splits["train"]})
+        place = {name: i for i, name in enumerate(classes)}
+        for part in splits.values():
             for file, name in part:
-                if name not in classes:
+                if name not in place:
                     raise DataError(f"{file}: no training image is of class {name}")
-            labels = torch.tensor([classes.index(name) for _, name in part])
-            splits[split], images = (images[: len(part)], labels), images[len(part) :]
+        own_data.require_several(classes, str(path))
+        files = {split: [file for file, _ in part] for split, part in splits.items()}
+        labels = {
+            split: torch.tensor([place[c] for _, c in part]) for split, part in splits.items()
+        }
         if "test" not in splits:
-            splits = self._with_test(splits["train"])
-        splits = with_validation(splits, self.valid_fraction, generator)
-        own_data.require_all_classes(splits["train"][1], np.array(classes), str(path))
-        mean, deviation = mean_and_deviation(splits["train"][0])
-        preparation = Images(mean, deviation, self.padding, self.flip)
-        return Data(splits, len(classes), CLASSIFICATION, preparation, classes=tuple(classes))
+            kept, held = hold_out(
+                labels["train"], self.test_fraction, torch.Generator().manual_seed(0)
+            )
+            files, labels = (
+                {
+                    "train": [files["train"][i] for i in kept.tolist()],
+                    "test": [files["train"][i] for i in held.tolist()],
+                },
+                {"train": labels["train"][kept], "test": labels["train"][held]},
+            )
+        data = self.reading.data(
+            files,
+            labels,
+            len(classes),
+            CLASSIFICATION,
+            self.valid_fraction,
+            generator,
+            [self._counts(path, splits), *folder.notes],
+            classes=tuple(classes),
+        )
+        own_data.require_classes(data.splits["train"][1], classes, str(path))
+        return data
 
-    def _with_test(self, every: Batch) -> dict[str, Batch]:
-        """The split that is the same under every seed."""
-        images, labels = every
-        fixed = torch.Generator().manual_seed(0)
-        kept, held = hold_out(labels, self.test_fraction, fixed)
-        return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
-
-    def _decoded(self, files: Sequence[Path]) -> Tensor:
-        """uint8 [n, channels, height, width]."""
-        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
-            images = list(pool.map(self._decode, files))
-        for file, image in zip(files, images, strict=True):
-            if image.shape != images[0].shape:
-                raise DataError(
-                    f"{file} has {image.shape[1]}x{image.shape[2]} pixels, but {files[0]} "
-                    f"{images[0].shape[1]}x{images[0].shape[2]}: set tasks.image_folder.size"
-                )
-        return torch.stack(images)
-
-    def _decode(self, file: Path) -> Tensor:
-        from PIL import Image
-        from torchvision.transforms import functional as V
-
-        try:
-            with Image.open(file) as image:
-                image = image.convert("L" if self.grayscale else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
-        if self.size is not None:
-            image = V.center_crop(V.resize(image, self.size), self.size)
-        return V.pil_to_tensor(image)
-
-
-def _files(folder: Path) -> Files:
-    """The image files of a folder of classes, in torchvision's order."""
-    from torchvision import datasets
-
-    try:
-        listed = datasets.ImageFolder(str(folder))
-    except OSError as error:
-        reason = first_line(error).rstrip(".")
-        raise DataError(f"{folder}: no folder of classes: {reason}") from None
-    return [(Path(file), listed.classes[label]) for file, label in listed.samples]
+    def _counts(self, path: Path, splits: dict[str, image_files.Labelled]) -> str:
+        """How many images of which classes were found."""
+        counts = own_data.counted(name for part in splits.values() for _, name in part)
+        total = sum(map(len, splits.values()))
+        found = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
+        return f"{path}: {total:,} images ({found}), {counts}"

@@ -39,6 +39,12 @@ def check_representation(make: Callable[..., Representation], **arguments: Any) 
         _require_finite_at_the_ends(loss)
         alone = torch.cat([loss(prediction[i : i + 1], target[i : i + 1]) for i in range(6)])
         require(torch.allclose(values, alone, rtol=1e-12), "examples of a batch see each other")
+        if loss.of_pairs:
+            pairs = loss.pair_losses(prediction.flatten(), target.flatten(), 3).view(6, 3)
+            require(
+                torch.allclose(values, pairs.sum(-1), rtol=1e-9),
+                f"pairs = {loss.pairs!r}, and its value is not made of those of single pairs so",
+            )
         prediction.requires_grad_()
         _require_twice_differentiable(lambda p: loss(p, target), prediction)
         phi = [p for p in loss.parameters() if p.requires_grad]

@@ -253,7 +253,7 @@ def test_every_other_contender_steps(name):
     step, own_model, own_loss = starts(pair, name, model, loss)
     step(pair.draw(CPU), pair.draw(CPU))
     assert not flat(own_model).equal(flat(model))
-    assert flat(own_loss).equal(flat(loss)) == name.startswith(("baseline", "meta_lr"))
+    assert flat(own_loss).equal(flat(loss)) == name.startswith(("baseline", "base_step", "meta_lr"))
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -163,7 +163,15 @@ def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
         pretended(recorded)
         batches = iter(batches_of_images(24, seed=4))
         torch.manual_seed(3)
-        learner.initialize(batches.__next__, batches.__next__, steps=12, meta_lr=1e-2)
+        learner.initialize(
+            batches.__next__,
+            batches.__next__,
+            steps=12,
+            inner_steps=1,
+            horizon=1,
+            fit_steps=0,
+            trial_steps=0,
+        )
         assert not learner.problem.optimizer.state
         steps(learner, batches_of_images(6, seed=5), batches_of_images(6, seed=6))
     assert_equal_lives(plain, recorded)

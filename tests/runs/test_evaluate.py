@@ -366,7 +366,7 @@ def test_rows_that_cannot_be_used(here, refused, tmp_path):
     line = refused("table", f"--predict={path}", output)
     assert line == f"{path}: column 'rooms', line 3: 'many' is no number"
     line = refused("table", f"--predict={here / 'values.npz'}", output)
-    assert line.endswith("the run's rows are a table's: give a CSV or Parquet file")
+    assert line.endswith("the run's rows are a table's: give a CSV, Parquet or Arrow file")
     line = refused("values", f"--predict={path}", output)
     assert line.endswith("the run's inputs are arrays: give an .npz file")
 

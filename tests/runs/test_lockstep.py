@@ -247,7 +247,7 @@ def test_a_seed_that_diverges_ends_and_the_others_go_on(whole, tmp_path, monkeyp
     def spoilt(self, split, *rest):
         inputs, labels = draw(self, split, *rest)
         batches.append(split)
-        if batches.count("train") == 9 + 6:  # of the initialisation, and of the training
+        if batches.count("train") == 6:  # of the training; initialisations draw alone
             inputs[1] = torch.inf
         return inputs, labels
 
@@ -264,6 +264,23 @@ def test_a_seed_that_diverges_ends_and_the_others_go_on(whole, tmp_path, monkeyp
     capsys.readouterr()
     assert train(tmp_path / "all", resume=True) == 3
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_skipped_meta_step_is_counted_by_its_seed(tmp_path, monkeypatch):
+    """Also in a training that an initialisation came before."""
+    draw, batches = StackedData.draw, []
+
+    def spoilt(self, split, *rest):
+        inputs, labels = draw(self, split, *rest)
+        batches.append(split)
+        if split == "valid" and batches.count("valid") == 2:
+            inputs[1] = torch.inf
+        return inputs, labels
+
+    monkeypatch.setattr(StackedData, "draw", spoilt)
+    assert train(tmp_path / "all") == 0
+    skipped = [result(tmp_path / "all" / f"seed{seed}")["skipped_meta_steps"] for seed in SEEDS]
+    assert skipped == [0, 1, 0]
 
 
 def test_what_is_asked_of_several_seeds(refused, tmp_path):

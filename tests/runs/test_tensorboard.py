@@ -96,7 +96,8 @@ def assert_a_view_of_the_metrics(folder):
 def test_every_number_is_there_once(run):
     assert_a_view_of_the_metrics(run)
     tags = read(run).Tags()["scalars"]
-    assert {tag.split("/")[0] for tag in tags} == {"train", "valid", "test", "meta", "loss", "time"}
+    groups = {"train", "valid", "test", "meta", "loss", "health", "time"}
+    assert {tag.split("/")[0] for tag in tags} == groups
     indices = {f"loss/{name}" for name, group in GROUPS.items() if group == "loss"}
     assert indices <= set(tags) and "meta/effective_base_lr" in tags
     assert [event.step for event in read(run).Scalars("loss/scale")] == [0, 5, 10, 14]

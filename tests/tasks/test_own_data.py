@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -215,7 +215,7 @@ BAD_ARRAYS = {
     ),
     "one row of a class": (
         {"x_train": TABLE["x_train"][:1], "y_train": np.zeros(1, int), "y_test": np.zeros(12, int)},
-        "y_train: no training example is of class 0",
+        "y_train: every example is of the class 0: nothing can be learned from one class",
     ),
     "constant target": (
         {"y_train": np.full(40, 0.5), "y_test": np.full(12, 0.5)},
@@ -356,12 +356,14 @@ BAD_TABLES = {
     "name,price,price\na,1,2\n": ": two columns are named 'price'",
     "name,x,price\na,1,2\nb,1,\n": ": column 'price', line 3: no target",
     "name,x,price\na,1,2\nb,1,high\n": ": column 'price', line 3: 'high' is no number",
-    "name,x,price\na,1,2\nb,inf,3\nc,2,4\n": ": column 'x', line 3: inf is no finite number",
+    "name,x,price\na,1,2\nb,inf,3\nc,2,4\n": ": column 'x', line 3: 'inf' is no finite number",
     "name,price\na,2\nb,3\nc,4\n": ": no column is left for the inputs",
     "name,x,price\na,1,2\n": ": 1 rows are too few to split",
     "name,x,price\n" + "a,1,2\n" * 9: ": column 'price': the target is the same in every training",
     "name,x,price\n" + "a,?,2\n" * 9: ": column 'x': every training row misses it; ignore it",
-    "name,x,price\na,1," + "9" * 200_000: ", line 2: cannot be read: field larger than field limit",
+    "name,x,price\na,1," + "9" * 200_000: ": column 'price', line 2: '"
+    + "9" * 40
+    + "...' is no finite",
 }
 
 
@@ -375,21 +377,18 @@ def test_bad_tables_are_named(table, tmp_path, text):
 
 def test_a_table_that_is_no_text_is_refused(table, tmp_path):
     (tmp_path / "own.csv").write_bytes(b"name,x,price\n\xff\xfe,1,2\n")
-    with pytest.raises(DataError, match=r"own\.csv: cannot be read: 'utf-8' codec"):
+    with pytest.raises(DataError, match=r"no UTF-8 text, line 2 has the byte 0xff: set"):
         table(text=None)
 
 
 def test_parquet_is_read_as_csv_is(table, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     columns = {
         "name": list("abcdefghij"),
         "size": [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0],
         "kind": ["red", "blue", "red", None, "green", "blue", "red", "red", "blue", "red"],
         "price": range(10, 101, 10),
     }
-    parquet.write_table(pyarrow.table(columns), tmp_path / "own.parquet")
+    pl.DataFrame(columns).write_parquet(tmp_path / "own.parquet")
     data, same = table(None, "own.parquet"), table()
     for split, (inputs, labels) in data.splits.items():
         assert inputs.equal(same.splits[split][0]) and labels.equal(same.splits[split][1])
@@ -397,12 +396,6 @@ def test_parquet_is_read_as_csv_is(table, tmp_path):
     (tmp_path / "own.parquet").write_bytes(content[:-9])
     with pytest.raises(DataError, match=r"own\.parquet: cannot be read: "):
         table(None, "own.parquet")
-
-
-def test_parquet_without_pyarrow_says_what_to_install(table, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"own\.parquet: Parquet files need pyarrow: pip install"):
-        table("", "own.parquet")
 
 
 # --- image_folder ---
@@ -462,13 +455,13 @@ def test_bad_image_folders_are_named(pictures, tmp_path):
             load_folder(pictures)
     file.unlink()
     (pictures / "c").mkdir()
-    with pytest.raises(DataError, match=r"own: no folder of classes: Found no valid file"):
+    with pytest.raises(DataError, match=r"own: no folder of classes: c/ has no image .nothing"):
         load_folder(pictures)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(DataError, match="bare: no folder of classes: Couldn't find any class fold"):
+    with pytest.raises(DataError, match="bare: no folder of classes: it holds no folders"):
         load_folder(tmp_path / "bare")
     (pictures / "train").mkdir()
-    with pytest.raises(DataError, match="own/train: no folder of classes: "):
+    with pytest.raises(DataError, match="own: there is train/, but no test/"):
         load_folder(pictures)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Images:
 
     def prepare(self, stored: Tensor) -> Tensor:
         """Normalised float32, without augmentation: what evaluation sees."""
-        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored
+        pixels = stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()
         return (pixels - self.mean) / self.deviation
 
     def undo(self, prepared: Tensor) -> Tensor:
@@ -88,6 +89,20 @@ class Images:
             rows[:, None, :, None],
             columns[:, None, None, :],
         ]
+
+    def plain(self) -> dict[str, Any]:
+        """What a run keeps, on the CPU."""
+        return {
+            "mean": self.mean.cpu(),
+            "deviation": self.deviation.cpu(),
+            "padding": self.padding,
+            "flip": self.flip,
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Images:
+        """The preparation that `plain` described."""
+        return cls(**plain)
 
     def to(self, device: torch.device) -> Images:
         """The same for images on a device."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.errors import DataError
-from metaloss.problem.batches import Batch
+from metaloss.errors import ArgumentError, DataError, did_you_mean
 from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.scaling import Scaling
 
 Kind = Literal["classification", "regression"]
+AT_ONCE = 65_536  #: rows that are looked at together
 
 
 def find(data_dir: Path, path: str, task: str) -> Path:
@@ -29,19 +31,15 @@ def find(data_dir: Path, path: str, task: str) -> Path:
     return found
 
 
-def finite(values: np.ndarray, place: str) -> np.ndarray:
-    """The values as float32.
-
-    Raises:
-        DataError: one is NaN, infinite or too large; its row is named, counted from 0.
-    """
-    with np.errstate(over="ignore"):
-        numbers = values.astype(np.float32)
-    strange = ~np.isfinite(numbers)
-    if strange.any():
-        at = tuple(np.argwhere(strange)[0])
-        raise DataError(f"{place}, row {at[0]}: {values[at]} is no finite number")
-    return numbers
+def require_finite(values: np.ndarray, place: str) -> None:
+    """Raises DataError if a number is NaN, infinite or too large; its row is named, from 0."""
+    for start in range(0, len(values), AT_ONCE):
+        part = values[start : start + AT_ONCE]
+        with np.errstate(over="ignore"):
+            strange = ~np.isfinite(part.astype(np.float32))
+        if strange.any():
+            at = tuple(np.argwhere(strange)[0])
+            raise DataError(f"{place}, row {start + at[0]}: {part[at]} is no finite number")
 
 
 def class_indices(labels: np.ndarray, classes: np.ndarray, place: str) -> Tensor:
@@ -62,37 +60,95 @@ def class_indices(labels: np.ndarray, classes: np.ndarray, place: str) -> Tensor
     return torch.from_numpy(indices)
 
 
-def require_all_classes(labels: Tensor, classes: np.ndarray, place: str) -> None:
-    """Raises DataError naming the first class that no training example is of.
+def in_order(words: Iterable[str]) -> list[str]:
+    """Names of classes, each once: by their numbers if all are numbers, else by their letters."""
+    names = sorted(set(words))
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return names
+    return sorted(names, key=lambda name: (numbers[name], name))
+
+
+def class_weights(
+    asked: Literal["balanced"] | Mapping[str, float],
+    labels: Tensor,
+    classes: Sequence[str],
+    place: str,
+) -> Tensor:
+    """What a row of each class weighs, [C], float64.
+
+    Raises:
+        DataError: there is no such class, or a weight is no number of at least 0.
+    """
+    if isinstance(asked, str):
+        return 1 / torch.bincount(labels, minlength=len(classes)).double()
+    weights = torch.ones(len(classes), dtype=torch.float64)
+    for name, weight in asked.items():
+        if str(name) not in classes:
+            near, known = did_you_mean(str(name), classes), ", ".join(classes[:10])
+            raise DataError(f"{place}: class_weights name no class '{name}'{near} · known: {known}")
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise DataError(f"{place}: class_weights of '{name}' is {weight!r}: at least 0")
+        weights[classes.index(str(name))] = weight
+    return weights
+
+
+def require_several(classes: Sequence[str] | np.ndarray, place: str) -> None:
+    """Raises DataError if there is one class alone."""
+    if len(classes) == 1:
+        raise DataError(
+            f"{place}: every example is of the class {classes[0]}: nothing can be learned from one "
+            "class"
+        )
+
+
+def require_classes(labels: Tensor, classes: Sequence[str] | np.ndarray, place: str) -> None:
+    """Raises DataError if there is one class alone, or one that no training example is of.
 
     Args:
         labels: of the training examples that are left when the validation examples are held out.
     """
+    require_several(classes, place)
     counts = torch.bincount(labels, minlength=len(classes))
     if not counts.all():
         name = classes[int(counts.argmin())]
         raise DataError(f"{place}: no training example is of class {name}")
 
 
-def standardised(splits: dict[str, Batch]) -> tuple[dict[str, Batch], Scaling]:
-    """Tables of mean 0 and deviation 1 by column over the training rows, and their scaling."""
-    standard = scaling.standard(splits["train"][0])
-    return {k: (standard.prepare(x), y) for k, (x, y) in splits.items()}, standard
-
-
-def scaled(splits: dict[str, Batch], place: str) -> tuple[dict[str, Batch], Scaling]:
+def scaled(labels: dict[str, Tensor], place: str) -> tuple[dict[str, Tensor], Scaling]:
     """Targets scaled to [0, 1] over the training rows, as the paper's are, and their scaling.
 
     Args:
-        splits: with labels [n, outputs].
+        labels: of each split, [n, outputs].
 
     Raises:
         DataError: a column of the training targets is constant, or there are none.
     """
-    train = splits["train"][1]
+    train = labels["train"]
     if not len(train):
         raise DataError(f"{place}: no row is left for training")
     targets = scaling.to_range(train)
     if not targets.unit.all():
         raise DataError(f"{place}: the target is the same in every training row")
-    return {k: (x, targets.prepare(y)) for k, (x, y) in splits.items()}, targets
+    return {split: targets.prepare(y) for split, y in labels.items()}, targets
+
+
+def counted(names: Iterable[str], shown: int = 8) -> str:
+    """The classes and how many examples each has, in words; of many the largest."""
+    counts = Counter(names)
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(shown))
+    more = f", and {len(counts) - shown:,} more" if len(counts) > shown else ""
+    return f"{len(counts):,} classes: {listed}{more}"
+
+
+def color(background: Sequence[int]) -> tuple[int, int, int]:
+    """Red, green and blue.
+
+    Raises:
+        ArgumentError: they are no three numbers of 0..255.
+    """
+    if len(background) != 3 or not all(0 <= value <= 255 for value in background):
+        raise ArgumentError("background", background, "red, green and blue of 0 to 255")
+    red, green, blue = background
+    return red, green, blue

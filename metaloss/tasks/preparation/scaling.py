@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,15 @@ class Scaling:
         """The raw numbers of scaled ones [..., columns]; float64."""
         return scaled.double() * self.unit + self.zero
 
+    def plain(self) -> dict[str, Tensor]:
+        """What a run keeps, on the CPU."""
+        return {"zero": self.zero.cpu(), "unit": self.unit.cpu()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Tensor]) -> Scaling:
+        """The scaling that `plain` described."""
+        return cls(**plain)
+
     def to(self, device: torch.device) -> Scaling:
         """The same for numbers on a device."""
         return Scaling(self.zero.to(device), self.unit.to(device))
@@ -43,6 +54,15 @@ def standard(train: Tensor) -> Scaling:
     train = train.double()
     deviation = train.std(0, correction=0)
     return Scaling(train.mean(0), deviation.where(deviation > 0, 1.0))
+
+
+def standard_of(array: np.ndarray, rows: np.ndarray, at_once: int = 65_536) -> Scaling:
+    """`standard` of some rows of an array [n, columns], a part at a time."""
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    mean = sum(array[part].astype(np.float64).sum(0) for part in parts) / len(rows)
+    square = sum(((array[part].astype(np.float64) - mean) ** 2).sum(0) for part in parts)
+    deviation = torch.as_tensor(np.sqrt(square / len(rows)))
+    return Scaling(torch.as_tensor(mean), deviation.where(deviation > 0, 1.0))
 
 
 def to_range(train: Tensor) -> Scaling:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from metaloss.tasks.base import CLASSIFICATION, REGRESSION, Data
 from metaloss.tasks.preparation import scaling
 from metaloss.tasks.preparation.images import Images
 from metaloss.tasks.preparation.scaling import Scaling
+from metaloss.tasks.preparation.streams import Stream
 
 
 def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,6 +39,91 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
     return order[count:].sort().values, order[:count].sort().values
 
 
+@dataclass(frozen=True)
+class Held:
+    """Which rows of a table are held out for test and validation.
+
+    Attributes:
+        test_fraction: of all rows; the same under every seed.
+        valid_fraction: of the others, drawn by the seed.
+        folds: the test split is one of so many equal parts, in place of `test_fraction`.
+        fold: which, from 0.
+    """
+
+    test_fraction: float
+    valid_fraction: float
+    folds: int | None = None
+    fold: int = 0
+
+    def split(
+        self,
+        labels: Tensor,
+        generator: torch.Generator,
+        groups: np.ndarray | None = None,
+        time: np.ndarray | None = None,
+    ) -> dict[str, Tensor]:
+        """The rows of each split.
+
+        Args:
+            labels: see `hold_out`.
+            generator: draws the validation rows.
+            groups: integers [n]; no group is in two splits.
+            time: [n]; the latest rows are the test split, the latest of the others validation.
+
+        Raises:
+            ValueError: there are fewer rows or groups than parts.
+        """
+        if time is not None:
+            order = torch.from_numpy(np.argsort(time, kind="stable"))
+            n_test = max(1, round(self.test_fraction * len(order)))
+            n_valid = max(1, round(self.valid_fraction * (len(order) - n_test)))
+            ends = len(order) - n_test - n_valid, len(order) - n_test
+            if ends[0] < 1:
+                raise ValueError(f"{len(order)} rows are too few to split")
+            return {
+                "train": order[: ends[0]].sort().values,
+                "valid": order[ends[0] : ends[1]].sort().values,
+                "test": order[ends[1] :].sort().values,
+            }
+        rest, test = self._test(labels, groups)
+        if len(rest) < 2:
+            raise ValueError(f"{len(labels)} rows are too few to split")
+        if groups is None:
+            kept, held = hold_out(labels[rest], self.valid_fraction, generator)
+        else:
+            kept, held = _by_group(groups[rest], self.valid_fraction, generator)
+        return {"train": rest[kept], "valid": rest[held], "test": test}
+
+    def _test(self, labels: Tensor, groups: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """The rows that are left, and the test split."""
+        fixed = torch.Generator().manual_seed(0)
+        if self.folds is None and groups is None:
+            return hold_out(labels, self.test_fraction, fixed)
+        if self.folds is None:
+            assert groups is not None
+            return _by_group(groups, self.test_fraction, fixed)
+        from sklearn import model_selection
+
+        stratified, grouped = not labels.is_floating_point(), groups is not None
+        name = f"{'Stratified' * stratified}{'Group' * grouped}KFold"
+        folds = getattr(model_selection, name)(self.folds, shuffle=True, random_state=0)
+        parts = folds.split(np.zeros(len(labels)), labels.numpy(), groups)
+        kept, held = next(islice(parts, self.fold, None))
+        return torch.from_numpy(kept), torch.from_numpy(held)
+
+
+def _by_group(
+    groups: np.ndarray, fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows of the groups that are kept, and of those that are held out."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    seed = int(torch.randint(2**31, (), generator=generator))
+    drawn = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
+    kept, held = next(drawn.split(groups, groups=groups))
+    return torch.from_numpy(kept), torch.from_numpy(held)
+
+
 def with_validation(
     splits: dict[str, Batch], fraction: float, generator: torch.Generator
 ) -> dict[str, Batch]:
@@ -43,7 +132,8 @@ def with_validation(
         return splits
     inputs, labels = splits["train"]
     kept, held = hold_out(labels, fraction, generator)
-    parts = {"train": (inputs[kept], labels[kept]), "valid": (inputs[held], labels[held])}
+    part = inputs.subset if isinstance(inputs, Stream) else inputs.__getitem__
+    parts = {"train": (part(kept), labels[kept]), "valid": (part(held), labels[held])}
     return {**splits, **parts}
 
 

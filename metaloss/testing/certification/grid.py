@@ -35,6 +35,7 @@ WITHOUT_GRADIENT = ("rprop",)
 #: Learned losses, by the name in the table.
 LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "nn": ("nn", {"hidden": (8, 8)}),
+    "nn (tabulated)": ("nn", {"hidden": (8, 8)}),
     "nn (ReLU, Softplus)": (
         "nn",
         {"hidden": (8, 8), "activation": "relu", "output": "softplus"},
@@ -130,7 +131,14 @@ def built_in_case(optimizer: str, loss: str, backbone: str) -> Case:
         learned = REPRESENTATIONS[representation](**settings)
         learned.observe(1, 2)  # half way through the training
         made = BASE_OPTIMIZERS[optimizer](model.parameters(), **OPTIMIZERS[optimizer])
-        return Problem(model, made, learned, F.cross_entropy, links.probabilities)
+        return Problem(
+            model,
+            made,
+            learned,
+            F.cross_entropy,
+            links.probabilities,
+            tabulate="always" if loss.endswith("(tabulated)") else "never",
+        )
 
     generator = torch.Generator().manual_seed(2)
     batches = [

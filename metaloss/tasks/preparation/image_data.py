@@ -1,0 +1,199 @@
+"""Image data: files and labels by split to `Data`, in memory or as streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaloss.errors import ArgumentError, DataError, did_you_mean, first_line
+from metaloss.tasks.base import Data, Objective
+from metaloss.tasks.preparation import image_files
+from metaloss.tasks.preparation.image_files import LARGEST, Decoder, Seen
+from metaloss.tasks.preparation.images import Images, mean_and_deviation
+from metaloss.tasks.preparation.splits import with_validation
+from metaloss.tasks.preparation.streams import SAMPLE, Augmentation, Source, Stream
+
+GIGABYTE = 1e9
+
+#: A transform of torchvision.transforms.v2 by its name, and its arguments.
+Transforms = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+class ImageSource(Source):
+    """Image files, decoded when they are asked for."""
+
+    def __init__(self, files: Sequence[Path], decoder: Decoder, shape: tuple[int, ...]) -> None:
+        self._files, self._decoder, self.shape = files, decoder, shape
+        self.dtype = torch.float32 if decoder.deep else torch.uint8
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, number: int) -> Tensor:
+        image = self._decoder(self._files[number])
+        if tuple(image.shape) != self.shape:
+            found = f"{list(image.shape)}, not {list(self.shape)}"
+            raise DataError(f"{self._files[number]} has changed: it is {found}")
+        return image
+
+
+class TensorSource(Source):
+    """Examples that are in memory, to be augmented by worker processes."""
+
+    def __init__(self, examples: Tensor) -> None:
+        self._examples = examples
+        self.shape, self.dtype = tuple(examples.shape[1:]), examples.dtype
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def read(self, number: int) -> Tensor:
+        return self._examples[number]
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """How a task reads its image files.
+
+    Attributes:
+        task: its name, for errors.
+        decoder: from files to pixels.
+        padding, flip: augmentation on the device, see `Images`.
+        augment: augmentation by worker processes.
+        stream: decode when a batch is drawn; None: if all images together are larger than `memory`.
+        memory: gigabytes of pixels that are kept.
+    """
+
+    task: str
+    decoder: Decoder
+    padding: int = 0
+    flip: bool = False
+    augment: Augmentation | None = None
+    stream: bool | None = None
+    memory: float = 4.0
+
+    def data(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        labels: Mapping[str, Tensor],
+        outputs: int,
+        objective: Objective,
+        valid_fraction: float,
+        generator: torch.Generator,
+        notes: Sequence[str],
+        **more: Any,
+    ) -> Data:
+        """The data of some files.
+
+        Args:
+            files, labels: of the splits; "valid" is drawn from "train" where it is not given.
+            outputs, objective: see `Data`.
+            valid_fraction, generator: see `with_validation`.
+            notes: what a person should know besides.
+            more: fields of `Data`.
+
+        Raises:
+            DataError: an image cannot be read, or has another size than others.
+        """
+        every = [file for part in files.values() for file in part]
+        seen = image_files.looked(every)
+        deep = any(one.mode in LARGEST for one in seen)
+        decoder = replace(self.decoder, deep=deep)
+        shape = self._shape(every, seen)
+        numbers, splits = torch.arange(len(every)), {}
+        for split, part in files.items():
+            splits[split], numbers = (numbers[: len(part)], labels[split]), numbers[len(part) :]
+        splits = with_validation(splits, valid_fraction, generator)
+        size = len(every) * torch.Size(shape).numel() * (4 if deep else 1)
+        streamed = size > self.memory * GIGABYTE if self.stream is None else self.stream
+        source: Source
+        if streamed:
+            source = ImageSource(every, decoder, shape)
+        else:
+            source = TensorSource(self._decoded(every, decoder))
+        inputs: dict[str, Any] = {
+            split: Stream(source, rows, self.augment) for split, (rows, _) in splits.items()
+        }
+        normalised = inputs["train"]
+        if streamed:
+            step = max(1, len(normalised) // SAMPLE)
+            normalised = normalised.subset(torch.arange(0, len(normalised), step))
+        mean, deviation = mean_and_deviation(normalised[torch.arange(len(normalised))])
+        if not streamed and self.augment is None:
+            inputs = {split: stream[torch.arange(len(stream))] for split, stream in inputs.items()}
+        said = [*notes, *image_files.told(seen)]
+        if streamed:
+            said.append(
+                f"{len(every):,} images are {size / GIGABYTE:.1f} GB: they are decoded as they are "
+                f"drawn, and normalised by {len(normalised):,} of the training's"
+            )
+        return Data(
+            {split: (inputs[split], y) for split, (_, y) in splits.items()},
+            outputs,
+            objective,
+            Images(mean, deviation, self.padding, self.flip),
+            notes=tuple(said),
+            read_otherwise=_changed(seen),
+            **more,
+        )
+
+    def _shape(self, files: Sequence[Path], seen: Sequence[Seen]) -> tuple[int, ...]:
+        """Of all images."""
+        channels, size = 1 if self.decoder.grayscale else 3, self.decoder.size
+        if size is not None:
+            return (channels, size, size)
+        for file, one in zip(files, seen, strict=True):
+            if one.size != seen[0].size:
+                (width, height), (w, h) = one.size, seen[0].size
+                raise DataError(
+                    f"{file} has {height}x{width} pixels, but {files[0]} {h}x{w}: set "
+                    f"tasks.{self.task}.size"
+                )
+        width, height = seen[0].size
+        return (channels, height, width)
+
+    def _decoded(self, files: Sequence[Path], decoder: Decoder) -> Tensor:
+        """[n, channels, height, width]."""
+        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
+            return torch.stack(list(pool.map(decoder, files)))
+
+
+def augmentation(transforms: Transforms | None) -> Augmentation | None:
+    """The transforms that a task is asked for.
+
+    Raises:
+        ArgumentError: torchvision has none of this name, or it takes no such arguments.
+    """
+    if not transforms:
+        return None
+    from torchvision.transforms import v2
+
+    asked = []
+    for name, arguments in transforms:
+        if not isinstance(getattr(v2, name, None), type):
+            near = did_you_mean(name, dir(v2))
+            raise ArgumentError("augment", name, f"a name in torchvision.transforms.v2{near}")
+        try:
+            getattr(v2, name)(**arguments)
+        except (TypeError, ValueError) as error:
+            reason = first_line(error)
+            raise ArgumentError("augment", arguments, f"what {name} takes ({reason})") from None
+        asked.append((name, dict(arguments)))
+    return Augmentation(tuple(asked))
+
+
+def _changed(seen: Sequence[Seen]) -> str | None:
+    """What earlier versions read otherwise."""
+    deep = sum(one.mode in LARGEST for one in seen)
+    if deep:
+        return f"{deep} of its images have more than 8 bits, which were cut off"
+    transparent = sum(one.transparent or one.turned for one in seen)
+    if transparent:
+        return f"{transparent} of its images are transparent or turned, which was not looked at"
+    return None

@@ -1,0 +1,285 @@
+"""Image files: which of a folder are read, and how each becomes pixels in its own depth."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaloss.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+#: What Pillow knows by name but does not decode by itself.
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+#: What systems leave in folders.
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+#: The largest value of what a mode holds; of floating-point pixels 1.
+LARGEST = {
+    "I;16": 65_535,
+    "I;16B": 65_535,
+    "I;16L": 65_535,
+    "I;16N": 65_535,
+    "I": 2**31 - 1,
+    "F": 1,
+}
+
+Labelled = list[tuple[Path, str]]  # files with their classes
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Endings of the files that Pillow decodes, in lower case."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(
+        e for e, kind in known.items() if kind in Image.OPEN and kind not in NOT_DECODED
+    )
+
+
+@dataclass
+class Folder:
+    """The images of a folder, and what else is there.
+
+    Attributes:
+        splits: files and classes of "train" and perhaps "valid" and "test".
+        notes: what a person should know of how the folder was read.
+    """
+
+    splits: dict[str, Labelled] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def listed(path: Path) -> Folder:
+    """What a folder of classes, or of splits of classes, holds.
+
+    Of folders that hold one folder alone, the inner one is meant. Split folders go by the words
+    that people use, in any case; hidden files and folders are left out.
+
+    Raises:
+        DataError: there are no classes, a class has no image, or splits cannot be told.
+    """
+    found = Folder()
+    top = _descended(path, found)
+    folders = _folders(top)
+    words: dict[str, list[Path]] = {}
+    for folder in folders:
+        if (split := SPLIT_WORDS.get(folder.name.lower())) is not None:
+            words.setdefault(split, []).append(folder)
+    if "train" not in words:
+        found.splits["train"] = _labelled(top, found, every=True)
+        return found
+    for split, named in words.items():
+        if len(named) > 1:
+            both = " and ".join(f"{folder.name}/" for folder in named)
+            raise DataError(f"{top}: {both} are both a {split} split: leave one")
+    if "test" not in words:
+        raise DataError(f"{top}: there is {words['train'][0].name}/, but no test/")
+    beside = [folder.name for folder in folders if folder.name.lower() not in SPLIT_WORDS]
+    if beside:
+        found.notes.append(f"left out: {', '.join(f'{name}/' for name in beside)} in {top}")
+    for split in ("train", "test", "valid"):
+        if split in words:
+            folder = _descended(words[split][0], found)
+            found.splits[split] = _labelled(folder, found, every=split == "train")
+    return found
+
+
+def _descended(folder: Path, found: Folder) -> Path:
+    """The folder that is meant, where one was unpacked into another."""
+    while True:
+        inside = _folders(folder)
+        images = [p for p in folder.iterdir() if p.is_file() and _is_image(p)] if inside else []
+        is_one = len(inside) == 1 and not images and inside[0].name.lower() not in SPLIT_WORDS
+        if not is_one or not _folders(inside[0]):
+            return folder
+        folder = inside[0]
+        found.notes.append(f"read in {folder}, the one folder in {folder.parent}")
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(p for p in path.iterdir() if p.is_dir() and not _is_hidden(p))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _labelled(folder: Path, found: Folder, every: bool) -> Labelled:
+    """The images of a folder of classes, in order; what is left out is noted.
+
+    Args:
+        every: each class must have an image.
+    """
+    classes = _folders(folder)
+    if not classes:
+        raise DataError(f"{folder}: no folder of classes: it holds no folders")
+    left: Counter[str] = Counter()
+    loose = [p for p in folder.iterdir() if p.is_file() and not _is_hidden(p) and _is_image(p)]
+    if loose:
+        found.notes.append(
+            f"left out: {len(loose)} images in {folder} that are in no class's folder"
+        )
+    files: Labelled = []
+    for place in classes:
+        inside = sorted(_walk(place))
+        images = [path for path in inside if _is_image(path)]
+        others = Counter(
+            path.suffix.lower() or "no ending" for path in inside if not _is_image(path)
+        )
+        left += others
+        if not images and every:
+            held = ", ".join(f"{count} {ending}" for ending, count in others.items()) or "nothing"
+            raise DataError(f"{folder}: no folder of classes: {place.name}/ has no image ({held})")
+        files += [(path, place.name) for path in images]
+    if left:
+        counts = ", ".join(f"{count:,} {ending}" for ending, count in left.most_common())
+        found.notes.append(f"left out in {folder}: {counts} (no images that Pillow reads)")
+    if not files:
+        raise DataError(f"{folder}: no folder of classes: no image is in it")
+    return files
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for place, inside, names in os.walk(folder, followlinks=True):
+        inside[:] = [name for name in inside if not _is_hidden(Path(name))]
+        yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in LITTER
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in endings()
+
+
+# --- pixels ---
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Files as pixels [channels, height, width]: uint8, or float32 in [0, 1] of deeper ones.
+
+    Attributes:
+        size: pixels a side: the shorter side is resized to it, and the centre cut out; None: as
+            they are.
+        grayscale: one channel in place of three.
+        background: what is seen through transparent pixels, red, green and blue of 0..255.
+        deep: give float32 whatever the depth.
+    """
+
+    size: int | None = None
+    grayscale: bool = False
+    background: tuple[int, int, int] = (255, 255, 255)
+    deep: bool = False
+
+    def __call__(self, file: Path) -> Tensor:
+        """One image.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(file) as image:
+                largest = LARGEST.get(image.mode)
+                if image.mode == "I" and image.format == "PNG":  # as older Pillows read 16 bits
+                    largest = LARGEST["I;16"]
+                planes = self._planes(ImageOps.exif_transpose(image), largest)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
+        pixels = np.stack([self._sized(plane) for plane in planes])
+        if self.deep and pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.float32) / 255
+        return torch.from_numpy(pixels)
+
+    def _planes(self, image: Image.Image, largest: int | None) -> list[Image.Image]:
+        """A channel each, of 8 bits or of floating-point numbers."""
+        from PIL import Image
+
+        if largest is not None:
+            values = np.asarray(image).astype(np.float32) / largest
+            if not np.isfinite(values).all():
+                raise ValueError("a pixel is no finite number")
+            return [Image.fromarray(values)] * (1 if self.grayscale else 3)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            under = Image.new("RGBA", image.size, (*self.background, 255))
+            image = Image.alpha_composite(under, image)
+        return list(image.convert("L" if self.grayscale else "RGB").split())
+
+    def _sized(self, plane: Image.Image) -> np.ndarray:
+        from torchvision.transforms import functional as V
+
+        if self.size is not None:
+            plane = V.center_crop(V.resize(plane, self.size), self.size)  # type: ignore[arg-type]
+        return np.array(plane)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an image's head tells of it."""
+
+    mode: str
+    size: tuple[int, int]  #: width, height, as it is shown
+    frames: int
+    narrowed: bool  #: its channels hold more than the 8 bits that Pillow gives
+    transparent: bool
+    turned: bool  #: it is shown otherwise than it is stored
+
+
+def look(file: Path) -> Seen:
+    """The head of an image file.
+
+    Raises:
+        DataError: it is no image.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(file) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            width, height = image.size
+            raw = str(image.tile[0].args) if image.tile else ""
+            return Seen(
+                image.mode,
+                (height, width) if orientation >= 5 else (width, height),
+                getattr(image, "n_frames", 1),
+                ";16" in raw and image.mode not in LARGEST,
+                image.has_transparency_data,
+                orientation != 1,
+            )
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
+
+
+def looked(files: Sequence[Path]) -> list[Seen]:
+    """The heads of all, several at once."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(look, files))
+
+
+def told(seen: Sequence[Seen]) -> list[str]:
+    """What a person should know of the images' kinds."""
+    counts: Mapping[str, int] = {
+        "hold several pictures: the first of each is read": sum(s.frames > 1 for s in seen),
+        "have 16 bits in each channel, of which Pillow gives 8": sum(s.narrowed for s in seen),
+    }
+    return [f"{count:,} of {len(seen):,} images {what}" for what, count in counts.items() if count]

@@ -1,0 +1,239 @@
+"""Health: losses spoilt on purpose are noticed in every kind of task, and healthy ones are not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metaloss
+from metaloss import links
+from metaloss.errors import HealthWarning, InputError
+from metaloss.problem.health import PROBES, Watch, constant_loss
+
+#: Factors of a loss's output layer.
+SPOILT = {"scale": 30.0, "sign": -1.0, "constant": 0.0}
+
+
+def task_of(kind):
+    """Inputs, labels, task loss, link and number of outputs; noisy, so that errors are left."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 6, generator=generator)
+    z = x @ torch.randn(6, 4, generator=generator) + torch.randn(600, 4, generator=generator)
+    if kind == "classification":
+        return x, z.argmax(-1), F.cross_entropy, links.by_labels, 4
+    if kind == "regression":
+        return x, z[:, :1], F.mse_loss, links.by_labels, 1
+    return x, (z > 0).float(), F.binary_cross_entropy_with_logits, links.multi_label, 4
+
+
+def learner_of(kind, **arguments):
+    x, y, task_loss, link, outputs = task_of(kind)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, outputs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    learner = metaloss.AdaLFL(
+        model, optimizer, metaloss.REPRESENTATIONS["nn"](), task_loss, link=link, **arguments
+    )
+    return learner, batches(x[:400], y[:400]), batches(x[400:], y[400:])
+
+
+def batches(x, y, size=40):
+    """Shuffled batches without end, from a generator of their own."""
+    generator = torch.Generator().manual_seed(1)
+    while True:
+        for rows in torch.randperm(len(x), generator=generator).split(size):
+            yield x[rows], y[rows]
+
+
+@functools.cache
+def initial_of(kind):
+    """What a learner of the kind saves after its initialisation."""
+    learner, train, valid = learner_of(kind)
+    learner.initialize(
+        lambda: next(train), lambda: next(valid), steps=3, inner_steps=5, fit_steps=200,
+        trial_steps=40,
+    )  # fmt: skip
+    return learner.state_dict()
+
+
+def initialized(kind, **arguments):
+    learner, train, valid = learner_of(kind, **arguments)
+    learner.load_state_dict(initial_of(kind))
+    return learner, train, valid
+
+
+def spoil(learner, how):
+    with torch.no_grad():
+        [*learner.problem.loss.parameters()][-1].mul_(SPOILT[how])
+
+
+def train_on(learner, train, valid, steps):
+    for _ in range(steps):
+        learner.step(next(train), next(valid))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+def test_healthy_losses_raise_no_alarm(kind):
+    learner, train, valid = initialized(kind)
+    assert learner.health().status == "healthy"
+    assert learner.health().numbers["share"] > 0.5
+    train_on(learner, train, valid, 130)
+    found = learner.health(next(valid))
+    assert (found.status, found.warnings) == ("healthy", ())
+    assert found.numbers["cosine"] > 0.5
+    assert {"cosine_theta", "ratio_theta", "task_loss", "constant_loss"} <= set(found.numbers)
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+def test_spoilt_losses_are_noticed_within_100_steps(kind, how):
+    learner, train, valid = initialized(kind)
+    train_on(learner, train, valid, 30)
+    spoil(learner, how)
+    with pytest.warns(HealthWarning):
+        train_on(learner, train, valid, 90)
+    assert learner.health().status == "unhealthy"
+    assert learner.health().warnings
+
+
+def test_probes_change_no_bit_of_the_training():
+    """Nor of what is drawn: the model drops out, and normalises by batches."""
+
+    def trained(every):
+        x, y, task_loss, _, outputs = task_of("classification")
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, outputs)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        learner = metaloss.AdaLFL(
+            model, optimizer, metaloss.REPRESENTATIONS["nn"](), health_every=every
+        )
+        train, valid = batches(x, y), batches(x, y)
+        for _ in range(5):
+            learner.step(next(train), lambda: next(valid))
+        return [*model.state_dict().values(), *learner.problem.phi, torch.get_rng_state()]
+
+    for probed, plain in zip(trained(1), trained(0), strict=True):
+        assert torch.equal(probed, plain)
+
+
+def test_probes_draw_nothing():
+    """Functions that give batches are asked as often as without; also where none is validated."""
+    learner, train, valid = learner_of("classification", health_every=1, meta_lr=None)
+    learner.step(lambda: next(train), lambda: pytest.fail("no meta-step is due"))
+    learner.step(lambda: next(train), lambda: pytest.fail("no meta-step is due"))
+    assert learner.health().numbers["task_loss"] > 0
+
+
+def test_a_saved_watch_goes_on():
+    one, train, valid = initialized("regression", health_every=2)
+    given = [(next(train), next(valid)) for _ in range(12)]
+    for pair in given[:6]:
+        one.step(*pair)
+    saved, θ = copy.deepcopy(one.state_dict()), copy.deepcopy(one.problem.model.state_dict())
+    momentum = copy.deepcopy(one.problem.optimizer.state_dict())
+    other, *_ = learner_of("regression", health_every=2)
+    other.load_state_dict(saved)
+    other.problem.model.load_state_dict(θ)
+    other.problem.optimizer.load_state_dict(momentum)
+    for pair in given[6:]:
+        one.step(*pair)
+        other.step(*pair)
+    assert one.health() == other.health()
+
+
+def test_a_failed_trial_fits_the_loss_again():
+    learner, train, valid = learner_of("classification")
+    with pytest.warns(HealthWarning, match="fitted to the task loss again"):
+        learner.initialize(
+            lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=0.5,
+            horizon=1, fit_steps=300, trial_steps=40,
+        )  # fmt: skip
+    assert learner.health().status == "healthy" and learner.health().numbers["share"] > 0.5
+
+
+def test_where_nothing_helps_it_is_said():
+    learner, train, valid = learner_of("classification")
+    spoil(learner, "constant")
+    with pytest.warns(HealthWarning, match="base steps on the learned loss"):
+        learner.initialize(
+            lambda: next(train), lambda: next(valid), steps=1, inner_steps=1, meta_lr=1e-12,
+            horizon=1, fit_steps=0, trial_steps=5,
+        )  # fmt: skip
+    assert learner.health().status == "unhealthy"
+
+
+def test_the_training_can_fall_back_on_the_task_loss():
+    learner, train, valid = initialized("classification", on_unhealthy="task_loss", health_every=2)
+    spoil(learner, "sign")
+    with pytest.warns(HealthWarning):
+        train_on(learner, train, valid, 10)
+    assert learner.health().status == "task_loss"
+    x, y = next(train)
+    plain = copy.deepcopy(learner.problem.model)
+    F.cross_entropy(plain(x), y).backward()
+    learner.step((x, y), next(valid))
+    for own, expected in zip(learner.problem.theta, plain.parameters(), strict=True):
+        assert torch.equal(own.grad, expected.grad)
+
+
+def test_the_loss_can_go_back_to_where_it_was_healthy():
+    learner, train, valid = initialized(
+        "classification", on_unhealthy="last_healthy", health_every=2, meta_lr=1e-12
+    )
+    train_on(learner, train, valid, 14)
+    before = [p.clone() for p in learner.problem.phi]
+    spoil(learner, "sign")
+    with pytest.warns(HealthWarning):
+        train_on(learner, train, valid, 6)
+    for now, then in zip(learner.problem.phi, before, strict=True):
+        torch.testing.assert_close(now, then)
+
+
+def test_each_loss_of_a_stack_has_its_own_health():
+    made = [initialized("classification", health_every=2) for _ in range(2)]
+    learners = [learner for learner, *_ in made]
+    stack = metaloss.Stack(learners)
+    spoil(learners[1], "sign")
+    train, valid = made[0][1:]
+    with pytest.warns(HealthWarning):
+        for _ in range(10):
+            drawn = [[torch.stack([part] * 2) for part in next(b)] for b in (train, valid)]
+            stack.step(*drawn)
+    assert [learner.health().status for learner in learners] == ["healthy", "unhealthy"]
+    with pytest.raises(InputError, match="ask its learners"):
+        stack.health()
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+def test_a_constant_prediction_is_the_best_one(kind):
+    learner, _, _ = learner_of(kind)
+    _, y, task_loss, _, outputs = task_of(kind)
+    like = torch.zeros(len(y), outputs)
+    found = float(constant_loss(learner.problem, like, y, [Watch()]))
+    row = torch.zeros(outputs, requires_grad=True)
+    optimizer = torch.optim.LBFGS([row], max_iter=100)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task_loss(row.expand(len(y), outputs), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert math.isclose(found, closure().item(), rel_tol=1e-4)
+
+
+def test_a_fitted_model_leaves_nothing_to_judge():
+    """Its slopes are those of rounding, and a learned label smoothing has the other sign."""
+    watch = Watch()
+    for step in range(PROBES):
+        assert watch.judge(step, [-0.9, 1e-3, 0.001, 1.0]) == []
+    assert watch.well
