@@ -36,6 +36,9 @@ class Flags:
     Without gin files and bindings, `resume` goes on with what is in `output_dir` by what that says
     of itself; `seed` is then the run's own, and 0 otherwise. Several seeds make their steps in
     lockstep, each in a folder of its own: `output_dir`/seedN.
+
+    Raises:
+        InputError: fewer threads than one.
     """
 
     gin_file: Sequence[str] = ()

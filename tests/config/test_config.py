@@ -194,11 +194,14 @@ def test_a_binding_that_two_scopes_hide_is_reported():
 
 
 def test_the_leftovers_of_another_method_are_reported_with_file_and_line():
-    unread = load([*DIGITS, "methods/baseline.gin"]).unread
-    assert len(unread) == 5
-    assert unread[0] == (
-        f"meta_optimizers.offline_unrolled.steps in {CONFIG_DIR}/methods/adalfl.gin:6"
+    file = CONFIG_DIR / "methods" / "adalfl.gin"
+    expected = tuple(
+        f"{line.split(' = ')[0]} in {file}:{number}"
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if line.startswith("meta_optimizers.")
     )
+    assert len(expected) > 4
+    assert load([*DIGITS, "methods/baseline.gin"]).unread == expected
 
 
 @pytest.mark.parametrize(
