@@ -74,8 +74,8 @@ class Watch:
     Attributes:
         warnings: troubles found so far, in plain words.
         share: of the trial, see `trial`; None without one.
-        phis: φ at the latest probes that found no trouble, from the oldest; the first is from before
-            the trouble, which only the median of several shows.
+        phis: φ at the latest probes that found no trouble, from the oldest; the first is from
+            before the trouble, which only the median of several shows.
         rows: labels seen so far.
         target: their mean as the link gives it, [C]; see `constant_loss`.
     """
