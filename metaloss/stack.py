@@ -102,7 +102,7 @@ class Stack(AdaLFL):
             learner._base_steps = self._base_steps
         return result
 
-    def initialize(
+    def initialize(  # type: ignore[override]  # a redraw for each learner
         self,
         train: Iterable[Any] | Draw,
         valid: Iterable[Any] | Draw,
@@ -111,7 +111,7 @@ class Stack(AdaLFL):
         meta_lr: float = 1e-2,
         horizon: float = 50.0,
         fit_steps: int = 500,
-        redraw: Callable[[], None] | None = None,
+        redraw: Sequence[Callable[[], None]] | None = None,
         trial_steps: int | None = None,
     ) -> None:
         """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
@@ -121,7 +121,7 @@ class Stack(AdaLFL):
 
         Args:
             train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, trial_steps: as there.
-            redraw: draws the parameters of all learners anew, in place.
+            redraw: for each learner, what draws its parameters anew, in place.
 
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without
@@ -129,10 +129,11 @@ class Stack(AdaLFL):
         """
         count = len(self.learners)
         train_of, valid_of = (tee(_drawn(repeat(batches)), count) for batches in (train, valid))
-        for i, learner in enumerate(self.learners):
+        redraws = redraw or [None] * count
+        for i, (learner, own) in enumerate(zip(self.learners, redraws, strict=True)):
             learner.initialize(
                 partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
-                steps, inner_steps, meta_lr, horizon, fit_steps, redraw, trial_steps,
+                steps, inner_steps, meta_lr, horizon, fit_steps, own, trial_steps,
             )  # fmt: skip
         self.join()
 

@@ -183,6 +183,7 @@ def initialize(alone, stack, shape):
 
         return redraw
 
+    torch.manual_seed(7)
     for seed, learner in enumerate(alone):
         train, valid = zip(*batches(shape, 8), strict=True)
         learner.initialize(
@@ -190,6 +191,8 @@ def initialize(alone, stack, shape):
             [of(seed, batch) for batch in valid],
             steps=4,
             inner_steps=2,
+            fit_steps=5,
+            trial_steps=3,
             redraw=redrawing(learner, seeding.stream(seed, "theta")),
         )
     train, valid = zip(*batches(shape, 8), strict=True)
@@ -197,8 +200,9 @@ def initialize(alone, stack, shape):
         redrawing(learner, seeding.stream(seed, "theta"))
         for seed, learner in enumerate(stack.learners)
     ]
+    torch.manual_seed(7)
     stack.initialize(
-        train, valid, steps=4, inner_steps=2, redraw=lambda: [redraw() for redraw in redraws]
+        train, valid, steps=4, inner_steps=2, fit_steps=5, trial_steps=3, redraw=redraws
     )
 
 

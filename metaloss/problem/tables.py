@@ -36,6 +36,9 @@ FAR, LOOK_EVERY, ROOM = 0.05, 8, 0.25
 #: Pairs of a batch for each node, from which on a table pays; fewer where nobody asks for the way
 #: back to φ: then one table serves until φ moves.
 PAYS, PAYS_AT_ONCE = 16, 4
+#: Outputs below which nobody gets a table unasked: it saves hardly anything there, and without one
+#: a loss that stays as it is trains as plain training on it does, bit for bit.
+FEW = 64
 MANY = 1 << 16  #: pairs from which on a larger table that is read faster pays
 
 
@@ -88,6 +91,8 @@ class Tables:
         """
         pairs, outputs = rows.numel(), rows.shape[1]
         if self.loss is None or self.tabulate == "never" or outputs < 2:
+            return None
+        if self.tabulate == "auto" and outputs < FEW:
             return None
         pays = (PAYS if graph else PAYS_AT_ONCE) * len(LABELS) if self.tabulate == "auto" else 0
         if pairs < pays * PANELS[0] * ORDER:

@@ -110,6 +110,7 @@ def test_a_spec_is_the_product_of_its_lists(spec):
         "--gin_file=tasks/digits_mlp.gin",
         "--gin_file=methods/baseline.gin",
         "--gin_param=Runner.steps = 4",
+        "--gin_param=Runner.figures = 0",
         "--gin_param=base_optimizers.sgd.lr = 0.1",
     ]  # a binding that the baseline does not read is not given to it
     assert "--gin_param=meta_optimizers.offline_unrolled.steps = 2" in last.arguments()

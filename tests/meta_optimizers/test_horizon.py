@@ -47,7 +47,12 @@ def phase_of(learner, initialization, batches, start=0, redrawn=None):
         redraw()
 
     return learner.initializing(
-        initialization, lambda: next(train), lambda: next(objective), counting, start
+        initialization,
+        lambda: next(train),
+        lambda: next(objective),
+        counting,
+        start,
+        trial_steps=0,
     )
 
 
@@ -145,7 +150,7 @@ def test_a_phase_goes_on_bit_for_bit(optimizer):
                 next(stream)
         redraw = redraw_by_modules(second.problem)
         for _ in second.initializing(
-            phase, lambda s=train: next(s), lambda s=objective: next(s), redraw, cut
+            phase, lambda s=train: next(s), lambda s=objective: next(s), redraw, cut, trial_steps=0
         ):
             pass
         for ours, theirs in zip(second.problem.phi, whole.problem.phi, strict=True):
@@ -166,7 +171,11 @@ def counted(phase, cut, batches, optimizer):
         return next(source)
 
     steps = learner.initializing(
-        again, lambda: draw(0, stream), lambda: draw(1, other), redraw_by_modules(learner.problem)
+        again,
+        lambda: draw(0, stream),
+        lambda: draw(1, other),
+        redraw_by_modules(learner.problem),
+        trial_steps=0,
     )
     for _ in range(cut):
         next(steps)

@@ -106,7 +106,9 @@ def test_files_of_ones_own(evil, tmp_path, task, arguments):
 
 def test_image_files_of_ones_own(evil, tmp_path):
     (tmp_path / "photos" / "a").mkdir(parents=True)
-    (tmp_path / "photos" / "a" / "1.png").write_bytes(pickle.dumps(evil))
+    (tmp_path / "photos" / "b").mkdir()
+    for name in ("a/1.png", "b/1.png"):
+        (tmp_path / "photos" / name).write_bytes(pickle.dumps(evil))
     with pytest.raises(DataError, match="1.png: cannot be read"):
         TASKS["image_folder"](path="photos").load(tmp_path, torch.Generator())
 

@@ -493,7 +493,9 @@ def test_adalfl_trains_with_it(name, digits):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     learner = metaloss.AdaLFL(model, optimizer, loss, meta_lr=meta_lr, steps=60)
     start = flat(loss)
-    learner.initialize(*draws, steps=60, meta_lr=meta_lr)
+    learner.initialize(
+        *draws, steps=60, inner_steps=1, meta_lr=meta_lr, horizon=1, fit_steps=0, trial_steps=0
+    )
     middle = flat(loss)
     inputs, labels = digits.splits["train"]
     before = F.cross_entropy(model(inputs), labels).item()

@@ -159,7 +159,7 @@ def offline(engine: str) -> Callable[[], Results]:
 
     def case() -> Results:
         made = learner(adaptation=adaptation())
-        phase = OfflineUnrolled(3, 3, 1e-2, engine=ENGINES[engine]())
+        phase = OfflineUnrolled(3, 3, horizon=1, meta_lr=1e-2, engine=ENGINES[engine]())
         phase.attach(made.problem)
         train_batches, valid_batches = batches(TRAIN, 3), batches(VALID, 4)
 
@@ -167,7 +167,8 @@ def offline(engine: str) -> Callable[[], Results]:
             for layer in (made.problem.model[0], made.problem.model[3]):
                 layer.reset_parameters()
 
-        for _ in made.initializing(phase, train_batches.__next__, valid_batches.__next__, redraw):
+        draws = train_batches.__next__, valid_batches.__next__
+        for _ in made.initializing(phase, *draws, redraw, trial_steps=0):
             pass
         return train(made)
 
@@ -213,7 +214,10 @@ def initialized_in_a_loop() -> Results:
     if distributed.several():
         torch.manual_seed(distributed.rank())
     made = learner(adaptation=adaptation())
-    made.initialize(batches(TRAIN, 3).__next__, batches(VALID, 4).__next__, 3, 2, 1e-2)
+    made.initialize(
+        batches(TRAIN, 3).__next__, batches(VALID, 4).__next__, 3, 2, 1e-2,
+        horizon=1, fit_steps=0, trial_steps=0,
+    )  # fmt: skip
     return train(made)
 
 

@@ -319,8 +319,8 @@ def test_a_full_disk_ends_the_run_in_one_line(moment, disk, whole, tmp_path):
     reason = FULL if mounted else "cannot be written: [Errno 27] File too large"
     assert lines[-1].startswith(f"error: {folder}")
     assert lines[-1].endswith(reason)
-    assert all(line.startswith(("initialization ", "training ", "warning: without figures"))
-               for line in lines[:-1])  # fmt: skip
+    told = ("initialization ", "training ", "warning: without figures", "warning: initialisation")
+    assert all(line.startswith(told) for line in lines[:-1])
     assert not list(folder.rglob("*.partial"))
     if sealed.exists(folder / "checkpoint.pt"):
         assert sealed.load_last(folder / "checkpoint.pt")[1] is None
@@ -476,7 +476,7 @@ def test_a_run_does_not_lose_its_result_to_its_figures(dead, whole, tmp_path, mo
     folder = tmp_path / "run"
     assert run(folder) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if line.startswith("warning: ")] == [
+    assert [line for line in lines if line.startswith("warning: without")] == [
         "warning: without the figures at step 7: ValueError: no font",
         "warning: without the figures at step 14: ValueError: no font",
         f"warning: without figures (tools/figures.py {folder} draws them): ValueError: no font",

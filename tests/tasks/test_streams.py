@@ -164,8 +164,8 @@ def test_a_run_is_resumed_bit_for_bit_with_another_number_of_workers(train, pict
         after = Run._log_step
 
         def stop(self, phase, step, result):
-            after(self, phase, step, result)
             self.stop = step == 7
+            return after(self, phase, step, result)
 
         patch.setattr(Run, "_log_step", stop)
         assert train(*arguments, f"--output_dir={cut}", "--workers=2")[0] == 143

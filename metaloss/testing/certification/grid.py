@@ -35,7 +35,6 @@ WITHOUT_GRADIENT = ("rprop",)
 #: Learned losses, by the name in the table.
 LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "nn": ("nn", {"hidden": (8, 8)}),
-    "nn (tabulated)": ("nn", {"hidden": (8, 8)}),
     "nn (ReLU, Softplus)": (
         "nn",
         {"hidden": (8, 8), "activation": "relu", "output": "softplus"},
@@ -137,7 +136,7 @@ def built_in_case(optimizer: str, loss: str, backbone: str) -> Case:
             learned,
             F.cross_entropy,
             links.probabilities,
-            tabulate="always" if loss.endswith("(tabulated)") else "never",
+            tabulate="never",
         )
 
     generator = torch.Generator().manual_seed(2)
