@@ -126,6 +126,8 @@ def write_own(folder):
         path = folder / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)[:, : 24 + i % 8]).save(path)
+    rows = [f"{('cats', 'dogs')[i % 2]}/{i}.png,{('cats', 'dogs')[i % 2]}" for i in range(60)]
+    (folder / "pictures.csv").write_text("\n".join(["file,label", *rows]) + "\n")
 
     random = np.random.default_rng(0)
     lines = ["id,area,rooms,heating,price"]

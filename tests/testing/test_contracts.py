@@ -131,6 +131,9 @@ TASK_CASES = {
         {"path": "houses.csv", "target": "rooms", "kind": "classification", "valid_fraction": 0.2},
     ],
     "image_folder": [{"path": "pictures", "size": 16}],
+    "image_table": [
+        {"path": "pictures.csv", "label": "label", "folder": "pictures", "size": 16},
+    ],
 }
 LAUNCHER_CASES = {
     "local": [{"parallel": 2}],
