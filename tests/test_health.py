@@ -153,8 +153,8 @@ def test_a_failed_trial_fits_the_loss_again():
     learner, train, valid = learner_of("classification")
     with pytest.warns(HealthWarning, match="fitted to the task loss again"):
         learner.initialize(
-            lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=0.5,
-            horizon=1, fit_steps=300, trial_steps=40,
+            lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1.0,
+            horizon=1, fit_steps=900, trial_steps=40,
         )  # fmt: skip
     assert learner.health().status == "healthy" and learner.health().numbers["share"] > 0.5
 
