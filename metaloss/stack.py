@@ -129,7 +129,7 @@ class Stack(AdaLFL):
         """
         count = len(self.learners)
         train_of, valid_of = (tee(_drawn(repeat(batches)), count) for batches in (train, valid))
-        redraws = redraw or [None] * count
+        redraws: Sequence[Callable[[], None] | None] = redraw or [None] * count
         for i, (learner, own) in enumerate(zip(self.learners, redraws, strict=True)):
             learner.initialize(
                 partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
