@@ -146,6 +146,8 @@ def _stack_state(states: Sequence[State], shape: torch.Size, counters: tuple[str
 
 def _hand_out(stacked: torch.optim.Optimizer, index: int, member: torch.optim.Optimizer) -> None:
     """Gives a member's optimizer its part of the state of all."""
+    if not stacked.state:  # no step of all was made: what stands is of the member's initialisation
+        return
     member.state.clear()
     for parameter, own in zip(_held(stacked), _held(member), strict=True):
         if state := stacked.state.get(parameter):

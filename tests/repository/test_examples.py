@@ -37,8 +37,13 @@ def learned(tmp_path_factory):
     """The run folder of the quickstart, as its initialisation leaves the loss."""
     folder = tmp_path_factory.mktemp("learned") / "adalfl"
     code = launch.train(
-        gin_file=["quickstart.gin"],
-        gin_param=["Runner.steps = 1", "Runner.samples = 1"],
+        gin_file=["quickstart.gin", "ablations/horizon.gin"],  # a loss that trains other models too
+        gin_param=[
+            "Runner.steps = 1",
+            "Runner.samples = 1",
+            "meta_optimizers.task_fit.steps = 300",
+            "meta_optimizers.offline_unrolled.steps = 40",
+        ],
         output_dir=str(folder),
         device="cpu",
     )
