@@ -19,8 +19,7 @@ from torch.func import functional_call
 from metaloss.engines import ENGINES
 from metaloss.learner import AdaLFL
 from metaloss.links import TaskLoss, by_labels
-from metaloss.meta_optimizers.base import MetaOptimizer
-from metaloss.meta_optimizers.meta_lr import MetaLR
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.batches import Batch
 from metaloss.stack import Stack
@@ -69,7 +68,7 @@ def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) ->
 
 def meta_lr(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
     """Learns the base learning rate on the task loss, and no loss (paper, Algorithm 4)."""
-    return _learner(model, None, task_loss, MetaLR(META_LR))
+    return _learner(model, None, task_loss, META_OPTIMIZERS["meta_lr"](META_LR))
 
 
 def _learner(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from metaloss.config.registry import Registry
 from metaloss.engines.base import Draw
-from metaloss.errors import InputError
 from metaloss.problem.problem import Problem
 
 
@@ -43,6 +41,9 @@ class MetaOptimizer(ABC):
     meta-parameters at most once, by batches it is given (it never sees the test split), and makes
     real base steps on the problem; `state_dict` and `load_state_dict` continue it bit for bit.
 
+    Steps that are recorded as CUDA graphs, and several seeds at once, ask for more: `ByGradient`
+    has it.
+
     Attributes:
         steps: meta-steps that make a whole initialisation phase (S_init).
         objective: the split that the task loss is taken on, "valid" or "train".
@@ -60,43 +61,6 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
-
-    def branch(self) -> Hashable | None:
-        """What Python decides by in the next `step`; None if no CUDA graph can hold it.
-
-        "base" is a base step alone, which draws no objective.
-        """
-        return None
-
-    def replayed(self) -> None:  # noqa: B027
-        """A CUDA graph has made a step: counts it."""
-
-    def refuse_stack(self) -> None:
-        """Whether `leading` can be asked.
-
-        Raises:
-            InputError: this kind, or a part of it, takes one problem at a time.
-        """
-        raise InputError(
-            f"meta_optimizers.{META_OPTIMIZERS.name_of(self)} takes one seed at a time"
-        )
-
-    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        """What makes the steps of several at once, on the stack of their problems.
-
-        Args:
-            members: of this one's build, attached to their problems; their descents are made use
-                of, so that each one's meta-parameters move, and are skipped, by themselves.
-            stacked: the stack of these problems, whose losses are of shape [S].
-
-        Raises:
-            InputError: see `refuse_stack`.
-        """
-        self.refuse_stack()
-        raise AssertionError(f"{type(self).__name__} can be stacked, and has no `leading`")
-
-    def keep_up(self, lead: MetaOptimizer) -> None:  # noqa: B027 - most kinds count no steps
-        """Counts a step that `leading`'s result has made for this one too."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -2,18 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metaloss.engines.base import Hypergradient
+from metaloss.base_optimizers.rates.base import Rate
+from metaloss.engines.base import Draw, Engine, Hypergradient, engine_by
 from metaloss.errors import MissingGradientError
-from metaloss.meta_optimizers.base import MetaStep
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import Descent, Group
+from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector
+
+
+class ByGradient(MetaOptimizer):
+    """A meta-optimizer that differentiates through base steps, and descends.
+
+    What is common to learning online and offline; `step` is what a kind writes. Beside the contract
+    of `MetaOptimizer` it keeps an optional one: what Python decides in its next step is known
+    before, so that the step can be recorded as a CUDA graph (`branch`, `replayed`), and several of
+    one build can make their steps on a stack of problems (`metaloss.meta_optimizers.stacked`).
+
+    Args:
+        meta_lr: η of φ.
+        objective: split of the task loss, "valid" or "train" (a fresh batch either way).
+        objective_batch_size: examples in that batch; None takes the task's batch size.
+        learn: patterns of names of the loss's parameters; those that match one are learned.
+        rate: the parametrisation of a base learning rate that is learned beside them; None leaves
+            it to the optimizer.
+        rate_meta_lr: η of its parameter; None takes `meta_lr`.
+        descent: how the meta-parameters move.
+        engine: how the meta-gradient is computed, by name or built.
+        steps: meta-steps of the phase, where it is used as an initialisation.
+    """
+
+    def __init__(
+        self,
+        meta_lr: float,
+        objective: Literal["valid", "train"],
+        objective_batch_size: int | None,
+        learn: Sequence[str],
+        rate: Rate | None,
+        rate_meta_lr: float | None,
+        descent: Callable[..., Descent],
+        engine: Engine | str,
+        steps: int,
+    ) -> None:
+        self.meta_lr = meta_lr
+        self.objective = objective
+        self.objective_batch_size = objective_batch_size
+        self.learn = tuple(learn)
+        self.rate = rate
+        self.rate_meta_lr = rate_meta_lr
+        self.descent = descent
+        self.engine = engine_by(engine)
+        self.steps = steps
+
+    def attach(self, problem: Problem) -> None:
+        self.problem = problem
+        self.meta = MetaParameters(problem, self.learn, self.rate)
+        self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
+
+    def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
+        """A base step on each training batch, and a step of the meta-parameters through them."""
+        # An engine that chooses puts its choice in its own place.
+        self.engine = self.engine.chosen_for(self.problem, self.meta, train)
+        found = self.engine.hypergradient(self.problem, self.meta, train, draw_objective)
+        return self.meta_descent.descend(found)
+
+    def branch(self) -> Hashable | None:
+        """What Python will decide by in the next `step`; None if no CUDA graph can hold it.
+
+        "base" is a base step alone, which draws no objective.
+        """
+        if self.rate is not None or not self.engine.recordable:
+            return None  # a learned rate is written by Python
+        return self.meta_descent.branch() if self.due() else "base"
+
+    def replayed(self) -> None:
+        """A CUDA graph has made a step: counts it."""
+        if self.due():
+            self.meta_descent.replayed()
+        self.count()
+
+    def due(self) -> bool:
+        """Whether the next step moves the meta-parameters."""
+        return True
+
+    def count(self) -> None:  # noqa: B027 - most kinds count no steps
+        """Counts a step: one of its own, or one that a CUDA graph or a stack has made for it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"descent": self.meta_descent.state_dict(), "engine": self.engine.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.meta_descent.load_state_dict(state["descent"])
+        self.engine.load_state_dict(state["engine"])
 
 
 class MetaDescent:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.base_optimizers.rates.raw import Raw
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
-from metaloss.engines.base import Draw
 from metaloss.engines.exact import Exact
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import META_OPTIMIZERS
 from metaloss.meta_optimizers.descents.adam import Adam
 from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("meta_lr")
-class MetaLR(MetaOptimizer):
+def meta_lr(
+    meta_lr: PositiveFloat = 1e-5,
+    every: PositiveInt = 1,
+    objective: Literal["valid", "train"] = "valid",
+    objective_batch_size: PositiveInt | None = None,
+    rate: Rate | None = None,
+    descent: Callable[..., Descent] = Adam,
+    steps: NonNegativeInt = 2500,
+) -> OnlineOneStep:
     """Learns the base learning rate α by gradient, and nothing else (paper, Algorithms 3 and 4).
 
     ∇_α L_T = ⟨v, ∂θ'/∂α⟩ with v = ∇_θ' L_T: no forward-mode pass at all. Used as the initialisation
@@ -34,45 +40,14 @@ class MetaLR(MetaOptimizer):
         descent: how it moves.
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
-
-    def __init__(
-        self,
-        meta_lr: PositiveFloat = 1e-5,
-        every: PositiveInt = 1,
-        objective: Literal["valid", "train"] = "valid",
-        objective_batch_size: PositiveInt | None = None,
-        rate: Rate | None = None,
-        descent: Callable[..., Descent] = Adam,
-        steps: NonNegativeInt = 2500,
-    ) -> None:
-        self._online = OnlineOneStep(
-            meta_lr,
-            every,
-            objective=objective,
-            objective_batch_size=objective_batch_size,
-            learn=(),
-            rate=rate or Raw(),
-            descent=descent,
-            engine=Exact(),
-            steps=steps,
-        )
-        self.meta_lr = meta_lr
-        self.every = every
-        self.steps = steps
-        self.objective = objective
-        self.objective_batch_size = objective_batch_size
-
-    def attach(self, problem: Problem) -> None:
-        self._online.attach(problem)
-
-    def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        return self._online.step(draw_train, draw_objective)
-
-    def refuse_stack(self) -> None:
-        self._online.refuse_stack()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._online.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._online.load_state_dict(state)
+    return OnlineOneStep(
+        meta_lr,
+        every,
+        objective=objective,
+        objective_batch_size=objective_batch_size,
+        learn=(),
+        rate=rate or Raw(),
+        descent=descent,
+        engine=Exact(),
+        steps=steps,
+    )

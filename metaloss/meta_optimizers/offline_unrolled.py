@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
-from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import MetaDescent
+from metaloss.engines.base import Draw, Engine
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaStep
+from metaloss.meta_optimizers.by_gradient import ByGradient
 from metaloss.meta_optimizers.descents.adam import Adam
 from metaloss.meta_optimizers.descents.base import Descent
-from metaloss.meta_optimizers.stacked import StackedDescent, refuse_mixing
-from metaloss.problem.meta_parameters import MetaParameters
-from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("offline_unrolled")
-class OfflineUnrolled(MetaOptimizer):
+class OfflineUnrolled(ByGradient):
     """Meta-steps through `inner_steps` base steps from the θ it finds (Algorithm 1; section 2.3).
 
     The phase around it re-draws θ and empties the optimizer's state before each meta-step.
@@ -51,51 +47,15 @@ class OfflineUnrolled(MetaOptimizer):
         descent: Callable[..., Descent] = Adam,
         engine: Engine | str = "auto",
     ) -> None:
-        self.steps = steps
+        super().__init__(
+            meta_lr, objective, objective_batch_size, learn, rate, rate_meta_lr, descent, engine,
+            steps,
+        )  # fmt: skip
         self.inner_steps = inner_steps
-        self.meta_lr = meta_lr
-        self.objective = objective
-        self.objective_batch_size = objective_batch_size
-        self.learn = tuple(learn)
-        self.rate = rate
-        self.rate_meta_lr = rate_meta_lr
-        self.descent = descent
-        self.engine = engine_by(engine)
-
-    def attach(self, problem: Problem) -> None:
-        self._problem = problem
-        self._meta = MetaParameters(problem, self.learn, self.rate)
-        self._descent = MetaDescent(self._meta, self.descent, self.meta_lr, self.rate_meta_lr)
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        self._meta.write_rate()
-        batches = [draw_train() for _ in range(self.inner_steps)]
-        return self._descent.descend(
-            self.engine.hypergradient(self._problem, self._meta, batches, draw_objective)
-        )
+        self.meta.write_rate()
+        return self.meta_step([draw_train() for _ in range(self.inner_steps)], draw_objective)
 
     def branch(self) -> Hashable | None:
-        one = self.inner_steps == 1
-        return self._descent.branch() if one and self.engine.recordable else None
-
-    def replayed(self) -> None:
-        self._descent.replayed()
-
-    def refuse_stack(self) -> None:
-        refuse_mixing(self.rate, self.engine)
-
-    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        self.refuse_stack()
-        lead = copy.copy(self)
-        lead.attach(stacked)
-        lead._descent = StackedDescent(
-            [member._descent for member in members if isinstance(member, OfflineUnrolled)]
-        )
-        return lead
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"descent": self._descent.state_dict(), "engine": self.engine.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._descent.load_state_dict(state["descent"])
-        self.engine.load_state_dict(state["engine"])
+        return super().branch() if self.inner_steps == 1 else None

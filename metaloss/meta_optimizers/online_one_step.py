@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check
-from metaloss.engines.base import Draw, Engine, engine_by
-from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import MetaDescent
+from metaloss.engines.base import Draw, Engine
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaStep
+from metaloss.meta_optimizers.by_gradient import ByGradient
 from metaloss.meta_optimizers.descents.adam import Adam
 from metaloss.meta_optimizers.descents.base import Descent
-from metaloss.meta_optimizers.stacked import StackedDescent, refuse_mixing
-from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 
 
 @META_OPTIMIZERS.register("online_one_step")
-class OnlineOneStep(MetaOptimizer):
+class OnlineOneStep(ByGradient):
     """One base step, then one meta-step through it; θ and its optimizer go on (Algorithm 2).
 
     Args:
@@ -57,76 +54,37 @@ class OnlineOneStep(MetaOptimizer):
     ) -> None:
         if stop is not None:
             check("stop", stop, Annotated[int, Ge(start)])
-        self.meta_lr = meta_lr
+        super().__init__(
+            meta_lr, objective, objective_batch_size, learn, rate, rate_meta_lr, descent, engine,
+            steps,
+        )  # fmt: skip
         self.every = every
         self.start = start
         self.stop = stop
-        self.objective = objective
-        self.objective_batch_size = objective_batch_size
-        self.learn = tuple(learn)
-        self.rate = rate
-        self.rate_meta_lr = rate_meta_lr
-        self.descent = descent
-        self.engine = engine_by(engine)
-        self.steps = steps
 
     def attach(self, problem: Problem) -> None:
-        self._problem = problem
-        self._meta = MetaParameters(problem, self.learn, self.rate)
-        self._descent = MetaDescent(self._meta, self.descent, self.meta_lr, self.rate_meta_lr)
+        super().attach(problem)
         self._base_steps = 0
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
-        due = self._due()
-        self._base_steps += 1
-        self._meta.write_rate()  # it is ours alone: a scheduler's would not be what α stands for
+        due = self.due()
+        self.count()
+        self.meta.write_rate()  # it is ours alone: a scheduler's would not be what α stands for
         if not due:
-            return MetaStep(self.engine.base_step(self._problem, draw_train()))
-        return self._descent.descend(
-            self.engine.hypergradient(self._problem, self._meta, [draw_train()], draw_objective)
-        )
+            return MetaStep(self.engine.base_step(self.problem, draw_train()))
+        return self.meta_step([draw_train()], draw_objective)
 
-    def _due(self) -> bool:
-        """Whether the next base step is followed by a meta-step."""
+    def due(self) -> bool:
         made = self._base_steps
         frozen = self.stop is not None and made >= self.stop
         return made >= self.start and not frozen and (made - self.start) % self.every == 0
 
-    def branch(self) -> Hashable | None:
-        if self._meta.ratios is not None or not self.engine.recordable:
-            return None  # a learned rate is written by Python
-        return self._descent.branch() if self._due() else "base"
-
-    def replayed(self) -> None:
-        if self._due():
-            self._descent.replayed()
+    def count(self) -> None:
         self._base_steps += 1
 
-    def refuse_stack(self) -> None:
-        refuse_mixing(self.rate, self.engine)
-
-    def leading(self, members: Sequence[MetaOptimizer], stacked: Problem) -> MetaOptimizer:
-        self.refuse_stack()
-        lead = copy.copy(self)
-        lead.attach(stacked)
-        lead._descent = StackedDescent(
-            [member._descent for member in members if isinstance(member, OnlineOneStep)]
-        )
-        lead.keep_up(self)
-        return lead
-
-    def keep_up(self, lead: MetaOptimizer) -> None:
-        assert isinstance(lead, OnlineOneStep)
-        self._base_steps = lead._base_steps
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "descent": self._descent.state_dict(),
-            "engine": self.engine.state_dict(),
-            "base_steps": self._base_steps,
-        }
+        return {**super().state_dict(), "base_steps": self._base_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._descent.load_state_dict(state["descent"])
-        self.engine.load_state_dict(state["engine"])
+        super().load_state_dict(state)
         self._base_steps = state["base_steps"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,12 +48,24 @@ class Recording:
     state: dict[Tensor, State]
 
 
+@runtime_checkable
+class Recordable(Protocol):
+    """What a meta-optimizer has whose steps can be recorded, beside its contract."""
+
+    def branch(self) -> Hashable | None:
+        """What Python will decide by in the next `step`; None if no CUDA graph can hold it."""
+
+    def replayed(self) -> None:
+        """A CUDA graph has made a step: counts it."""
+
+
 class RecordedSteps:
     """Steps of a meta-optimizer, or of the base level alone, of which equal ones are replayed.
 
     The first step of a kind is carried out as it is, the second recorded. A kind is what the
     meta-optimizer's `branch` says, the shapes of the batches, the optimizer's settings, and where
-    the tensors are. A step whose `branch` is None is never recorded.
+    the tensors are. A step whose `branch` is None is never recorded, nor one of a meta-optimizer
+    that is not `Recordable`.
 
     Args:
         problem: the base level.
@@ -83,7 +95,8 @@ class RecordedSteps:
             UnsupportedModelError: CUDA cannot record what the step does.
         """
         take = self._base_step if meta_optimizer is None else meta_optimizer.step
-        branch = "base" if meta_optimizer is None else meta_optimizer.branch()
+        foreseen = meta_optimizer if isinstance(meta_optimizer, Recordable) else None
+        branch = "base" if meta_optimizer is None else foreseen and foreseen.branch()
         if branch is None:
             return take(draw_train, draw_objective)
         batches: Batches = draw_train(), None if branch == "base" else draw_objective()
@@ -96,8 +109,8 @@ class RecordedSteps:
             self._recordings.move_to_end(key)
             for place, tensor in zip(recording.inputs, given, strict=True):
                 place.copy_(tensor)
-            if meta_optimizer is not None:
-                meta_optimizer.replayed()
+            if foreseen is not None:
+                foreseen.replayed()
         elif key in self._seen:
             recording = self._make(take, leaves, shape)
             self._recordings[key] = recording

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
-from metaloss.base_optimizers.rates.base import Rate
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.base import ENGINES, Draw, Hypergradient
 from metaloss.errors import InputError
-from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import MetaDescent
+from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.by_gradient import ByGradient, MetaDescent
+from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 
 
@@ -48,40 +49,50 @@ class StackedDescent(MetaDescent):
             member.replayed()
 
 
-def refuse_mixing(rate: Rate | None, engine: Engine) -> None:
+def refuse_unstackable(meta_optimizer: MetaOptimizer) -> None:
     """Refuses what would not keep a stack's seeds apart.
 
     Raises:
-        InputError: a learning rate is learned, or the engine is not `elementwise`.
+        InputError: it is not by gradient, it learns a learning rate, or its engine is not
+            `elementwise`.
     """
-    if rate is not None:
+    if not isinstance(meta_optimizer, ByGradient):
+        raise InputError(
+            f"meta_optimizers.{META_OPTIMIZERS.name_of(meta_optimizer)} takes one seed at a time"
+        )
+    if meta_optimizer.rate is not None:
         raise InputError(
             "a learned learning rate is one number of the optimizer, which a stack has once: train "
             "these seeds one at a time"
         )
-    if not engine.elementwise:
+    if not meta_optimizer.engine.elementwise:
         raise InputError(
-            f"engine '{ENGINES.name_of(engine)}' mixes the numbers of a vector, which would be of "
-            "all seeds together: train them one at a time"
+            f"engine '{ENGINES.name_of(meta_optimizer.engine)}' mixes the numbers of a vector, "
+            "which would be of all seeds together: train them one at a time"
         )
 
 
 class StackedMetaOptimizer(MetaOptimizer):
     """Meta-optimizers of one build, a step of all of them at once.
 
+    One of them, the lead, makes the steps on the stack of their problems. Each keeps its own
+    descent and count, and saves itself.
+
     Args:
         members: attached to their problems.
         problems: theirs.
-        stacked: the stack of these.
+        stacked: the stack of these, whose losses are of shape [S].
 
     Raises:
-        InputError: their kind takes one seed at a time.
+        InputError: see `refuse_unstackable`.
     """
 
     def __init__(
         self, members: Sequence[MetaOptimizer], problems: Sequence[Problem], stacked: Problem
     ) -> None:
-        self._members = members
+        for member in members:
+            refuse_unstackable(member)
+        self._members = [member for member in members if isinstance(member, ByGradient)]
         self._problems = problems
         self._stacked = stacked
         self.steps = members[0].steps
@@ -96,21 +107,26 @@ class StackedMetaOptimizer(MetaOptimizer):
 
     def join(self) -> None:
         """Goes on from where the members stand."""
-        self._lead = self._members[0].leading(self._members, self._stacked)
+        lead = self._lead = copy.copy(self._members[0])  # with its count of steps
+        lead.problem = self._stacked
+        lead.meta = MetaParameters(self._stacked, lead.learn)
+        lead.meta_descent = StackedDescent([member.meta_descent for member in self._members])
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         result = self._lead.step(draw_train, draw_objective)
         for member in self._members:
-            member.keep_up(self._lead)
+            member.count()
         return result
 
     def branch(self) -> Hashable | None:
+        """See `ByGradient.branch`."""
         return self._lead.branch()
 
     def replayed(self) -> None:
+        """See `ByGradient.replayed`."""
         self._lead.replayed()
         for member in self._members:
-            member.keep_up(self._lead)
+            member.count()
 
     def state_dict(self) -> dict[str, Any]:
         return {"members": [member.state_dict() for member in self._members]}

@@ -12,7 +12,7 @@ import metaloss
 from metaloss.engines import ENGINES
 from metaloss.errors import InputError
 from metaloss.meta_optimizers import recorded
-from metaloss.meta_optimizers.meta_lr import MetaLR
+from metaloss.meta_optimizers.meta_lr import meta_lr
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import snapshot
 from metaloss.problem.meta_parameters import MetaParameters
@@ -57,7 +57,7 @@ ADAPTATIONS = {
     "each step": lambda: OnlineOneStep(1e-3),
     "every third": lambda: OnlineOneStep(1e-3, every=3, start=2),
     "frozen at 7": lambda: OnlineOneStep(1e-3, stop=7),
-    "learned rate": lambda: MetaLR(1e-3),
+    "learned rate": lambda: meta_lr(1e-3),
 }
 
 
@@ -73,7 +73,7 @@ class Graph:
         self._counted = []
         if isinstance(lead, OnlineOneStep):
             self._counted = [(each, "_base_steps") for each in [lead, *members]]
-            self._counted += [(member._descent._descent, "_steps") for member in members]
+            self._counted += [(member.meta_descent._descent, "_steps") for member in members]
 
     def __call__(self, step):
         Graph.made += 1

@@ -15,6 +15,7 @@ from metaloss.errors import ConfigError, InputError
 from metaloss.experiments import settings
 from metaloss.experiments.launchers.base import Launcher
 from metaloss.experiments.sweeps.sweep import Sweep
+from metaloss.meta_optimizers.stacked import refuse_unstackable
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _can_be_stacked(files: Sequence[str], bindings: Sequence[str]) -> bool:
     try:
         for meta_optimizer in (plan.initialization, plan.adaptation):
             if meta_optimizer is not None:
-                meta_optimizer.refuse_stack()
+                refuse_unstackable(meta_optimizer)
     except InputError:
         return False
     return True
