@@ -70,7 +70,7 @@ def choose(
         if stacked and not engine.elementwise:
             continue
         try:
-            with snapshot.on_trial(problem):
+            with snapshot.on_trial(problem, train[0]):
                 engine.hypergradient(problem, meta, train, lambda: train[-1])
         except (UnsupportedModelError, ConfigError) as error:  # others are bugs, and are seen
             errors[ENGINES.name_of(engine)] = error

@@ -122,7 +122,7 @@ class Compiled(Engine):
             if sum(step is not None for step in self._steps.values()) == MOST_KINDS:
                 raise UnsupportedModelError(f"there are more than {MOST_KINDS} kinds of steps")
             _require_supported(problem, meta, train, objective)
-            with snapshot.on_trial(problem):
+            with snapshot.on_trial(problem, train[0]):
                 used = _try(problem, train[0], objective)
                 given = Given(problem, {} if meta is None else meta.named_phi, used)
                 traced = trace(problem, given, train[0], *objective)

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError
-from metaloss.machine import distributed, seeding
+from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
@@ -121,8 +121,7 @@ def forward_mode_pass(
         with (
             torch.enable_grad(),  # where the model itself turns it off, tangents end
             ForwardMode(part.primals),
-            seeding.replaying(part.random_state, problem.device),
-            problem.replaced(theta, part.buffers),
+            problem.again(theta, part),
         ):
             try:
                 outputs = problem.forward(part.batch[0])

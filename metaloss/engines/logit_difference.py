@@ -13,7 +13,6 @@ from metaloss.config.arguments import Share
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.engines.exact import through_one_step
 from metaloss.errors import ConfigError
-from metaloss.machine import seeding
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -75,11 +74,9 @@ def central_difference(
     def outputs_at(theta: Sequence[Tensor]) -> Tensor:
         named = {name: p.detach() for name, p in problem.followed.others.items()}
         named |= dict(zip(problem.theta_names, theta, strict=True))
-        buffers = {name: value.clone() for name, value in part.buffers.items()}
         with (
             sdpa_kernel(SDPBackend.MATH),  # the same dropout masks whatever kernel is chosen
-            seeding.replaying(part.random_state, problem.device),
-            problem.replaced(named, buffers),
+            problem.again(named, part),
         ):
             return problem.forward(part.batch[0])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
-from metaloss.machine import distributed, seeding
+from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -66,8 +66,7 @@ def _back(
         inputs, labels = part.batch
         with (
             sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
-            seeding.replaying(part.random_state, problem.device),
-            problem.replaced(named, part.buffers),
+            problem.again(named, part),
         ):
             loss = problem.learned_loss(problem.forward(inputs), labels) / part.share
             grads = torch.autograd.grad(

@@ -83,7 +83,7 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
 
     def outputs(theta: Sequence[Tensor], constants: Sequence[Tensor], inputs: Tensor) -> Tensor:
         named = dict(zip(problem.theta_names, theta, strict=True))
-        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), {}):
+        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), None):
             return problem.forward(inputs)
 
     def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:

@@ -10,6 +10,7 @@ from metaloss.base_optimizers.taken_step import KeepState, TakenStep
 from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
+from metaloss.problem.surroundings import Kept
 from metaloss.problem.vectors import Vector
 
 
@@ -23,7 +24,7 @@ class Keep:
 
     @property
     def replay(self) -> bool:
-        """Whether the passes may be run again: from the same buffers, along the same g."""
+        """Whether the passes may be run again: in the same surroundings, along the same g."""
         return self.slope or self.state != "nothing"
 
 
@@ -41,8 +42,8 @@ class Pass:
     slope: Tensor | None
     direct: Vector  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
     primals: KeepPrimals  #: of the forward pass; empty unless asked for
-    buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
-    random_state: list[Tensor]  #: global generators before the forward pass (dropout masks)
+    surroundings: Kept  #: before the forward pass; empty unless it may be replayed
+    random_state: list[Tensor]  #: torch's global generators before it (dropout masks)
 
 
 @dataclass

@@ -7,12 +7,11 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
@@ -22,16 +21,22 @@ from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, replicas, vectors
 from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
-from metaloss.problem.followed import follow
+from metaloss.problem.followed import follow, trained_by
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
 from metaloss.problem.refusals import (
+    refuse_aliases,
     refuse_float16,
     refuse_hooks,
     refuse_unshareable,
     refusing_reentrant_checkpoints,
 )
+from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.representations.base import Representation
+
+#: Base steps before each of which a pass is made to see what it changes: what the first one makes,
+#: as a cache, only the second one can change.
+WATCHED = 2
 
 
 class Problem:
@@ -71,8 +76,6 @@ class Problem:
         update_of(optimizer)
         refuse_float16(autocast)
         refuse_unshareable(model)
-        self.followed = follow(model, optimizer)
-        self.theta, self.theta_names = self.followed.theta, self.followed.names
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -87,8 +90,9 @@ class Problem:
             else {name: p for name, p in loss.named_parameters() if p.requires_grad}
         )
         self.phi = list(self.named_phi.values())
+        self.theta: list[nn.Parameter] = []
+        self.follow()
         self.device = self.theta[0].device
-        self._looks_at_theta: bool | None = None  # None until `probe` has seen a batch
         replicas.start_alike([model] if loss is None else [model, loss])
 
     def forward(self, inputs: Any) -> Tensor:
@@ -121,30 +125,61 @@ class Problem:
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
+    def follow(self) -> None:
+        """Asks the optimizer which parameters it trains now, and sees to it if they are others.
+
+        Raises:
+            InputError, UnsupportedModelError: see `Problem`.
+        """
+        if trained_by(self.optimizer, self.theta):
+            return
+        for parameter in self.theta:
+            parameter.grad = None  # else the optimizer would step along it for ever
+        self.followed = follow(self.model, self.optimizer)
+        self.theta, self.theta_names = self.followed.theta, self.followed.names
+        self.surroundings = Surroundings(
+            self.model, self.loss, dict(zip(self.theta_names, self.theta, strict=True))
+        )
+        self._looks_at_theta = False
+        self._watched = 0
+
     def probe(self, batch: StepBatch) -> bool:
         """Whether M_φ looks at θ itself, beside f, as a learned regulariser that holds the model.
 
-        The first call asks all that only a batch can tell, by passes of which nothing remains.
+        Comes before each base step. As long as the model is new, it asks all that only a batch can
+        tell, by passes of which nothing remains.
 
         Raises:
-            UnsupportedModelError: the model has reentrant activation checkpoints.
+            UnsupportedModelError: the model has reentrant activation checkpoints, changes its
+                trained parameters in its forward pass, or reads them past its modules.
             InputError: the learned loss is not made for such pairs.
         """
-        if self._looks_at_theta is None:
+        self.follow()
+        if self._watched < WATCHED:
+            self._watched += 1
             inputs, labels = batches.parts(batch)[0]
-            random_state = seeding.global_state(self.device)
-            with refusing_reentrant_checkpoints(), self.replaced({}, self.copy_buffers()):
-                outputs = self.forward(inputs)
-                free = outputs.detach().requires_grad_()
-                if isinstance(self.loss, Representation):
-                    self.loss.require_pairs(*self.link(free, labels)[:2])
-                loss = self.learned_loss(free, labels)
-                slope, *direct = torch.autograd.grad(
-                    loss, [free, *self.theta], torch.ones_like(loss), allow_unused=True
-                )
-                # A reentrant checkpoint shows in its backward pass.
-                torch.autograd.grad(outputs, self.theta, slope, allow_unused=True)
-            seeding.set_global_state(random_state, self.device)
+            if self._watched > 1:
+                self.surroundings.look_again(self.model, self.loss)
+            before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
+            leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
+            named = dict(zip(self.theta_names, leaves, strict=True))
+            try:
+                with refusing_reentrant_checkpoints(), self.replaced(named, None):
+                    outputs = self.forward(inputs)
+                    free = outputs.detach().requires_grad_()
+                    if isinstance(self.loss, Representation):
+                        self.loss.require_pairs(*self.link(free, labels)[:2])
+                    loss = self.learned_loss(free, labels)
+                    both = [*leaves, *self.theta]
+                    slope, *direct = torch.autograd.grad(
+                        loss, [free, *both], torch.ones_like(loss), allow_unused=True
+                    )
+                    # A reentrant checkpoint shows in its backward pass.
+                    past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+            finally:
+                seeding.set_global_state(random_state, self.device)
+                self.surroundings.learn(before)
+            refuse_aliases(self.theta_names, past[len(leaves) :])
             self._looks_at_theta = any(part is not None for part in direct)
         return self._looks_at_theta
 
@@ -212,7 +247,7 @@ class Problem:
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device)
-        buffers = self.copy_buffers() if keep.replay else {}
+        surroundings = self.surroundings.keep() if keep.replay else Kept()
         looks = [*self.theta] if self._looks_at_theta else []
         # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
         # of θ itself is kept, for no pass gives it again.
@@ -232,7 +267,7 @@ class Problem:
         )
         if looks:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
-        made = Pass(batch, share, slope if graph else None, direct, primals, buffers, random_state)
+        made = Pass(batch, share, slope if graph else None, direct, primals, surroundings, random_state)
         return made, loss.detach(), grads
 
     def slope(self, outputs: Tensor, part: Pass) -> Tensor:
@@ -249,7 +284,7 @@ class Problem:
             parameter.grad = vectors.laid_out(grad, parameter)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
-        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
+        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves the surroundings as they are.
 
         Returns:
             A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
@@ -258,7 +293,7 @@ class Problem:
         parts = batches.parts(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
-        with self.replaced({}, self.copy_buffers()):
+        with self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
                 loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
                 ones = torch.ones_like(loss)
@@ -269,25 +304,27 @@ class Problem:
         )
         return loss, found
 
-    def copy_buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, in their shapes, for passes that must leave them alone."""
-        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-
     def replaced(
-        self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+        self, named: Mapping[str, Tensor], surroundings: Kept | None
     ) -> AbstractContextManager[None]:
-        """Within it, the model has other parameters and buffers, by name, of the same shapes.
+        """Within it, the model has other parameters and buffers by name, of the same shapes.
 
         A backward pass belongs inside too: activation checkpoints run the model again in it.
+
+        Args:
+            surroundings: those in which the model is run, of which nothing remains. None: it is the
+                base pass, and what it changes stays.
         """
-        if not theta and not buffers:
-            return nullcontext()
-        return _reparametrize_module(
-            self.model,
-            {**buffers, **theta},
-            tie_weights=self.followed.tied or bool(buffers),  # else no search for other names
-            stack_weights=True,  # else a module that the model holds twice would not be put back
-        )
+        return self.surroundings.exchanged(named, surroundings)
+
+    @contextmanager
+    def again(self, named: Mapping[str, Tensor], part: Pass) -> Iterator[None]:
+        """Within it, the model runs as it did in a base pass, on the same random numbers."""
+        with (
+            seeding.replaying(part.random_state, self.device),
+            self.replaced(named, part.surroundings),
+        ):
+            yield
 
 
 def _share(loss: Tensor, share: int) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaloss.errors import InputError, UnsupportedModelError
 from metaloss.machine import distributed
@@ -116,6 +116,35 @@ def refuse_unshareable(model: nn.Module) -> None:
         raise InputError(
             "the model has SyncBatchNorm layers, which no forward-mode pass follows: give it with "
             "plain BatchNorm, whose batch statistics are then each process's own"
+        )
+
+
+def refuse_unbuilt(model: nn.Module) -> None:
+    """Raises InputError if a layer of the model takes its shape from a first batch, and had none."""
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise InputError(
+                f"the model's parameter '{name}' has no shape yet, as a lazily built layer's before "
+                "its first batch: call the model once, and build the optimizer after that"
+            )
+
+
+def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
+    """Refuses parameters that the model reads otherwise than through what can be exchanged.
+
+    Args:
+        names: of the trained parameters.
+        past: of each, whether a pass with others in their place still depends on it: a gradient.
+
+    Raises:
+        UnsupportedModelError: there is one.
+    """
+    read = [name for name, gradient in zip(names, past, strict=True) if gradient is not None]
+    if read:
+        raise UnsupportedModelError(
+            f"the model reads its parameter '{read[0]}' past its modules, as through a tuple or an "
+            "object that is found nowhere in it, so no other can be put in its place: read it as "
+            "an attribute of its module"
         )
 
 

@@ -35,7 +35,7 @@ def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:
     own, gradients = problem.autocast, []
     for autocast in (own, None):
         problem.autocast = autocast
-        with snapshot.on_trial(problem):
+        with snapshot.on_trial(problem, train):
             found = Exact().hypergradient(
                 problem, MetaParameters(problem), [train], lambda: objective
             )
