@@ -123,10 +123,15 @@ def clean():
 
 @pytest.fixture
 def kind():
-    """A registry of its own kind: gin's registry cannot be emptied, so a name serves one test."""
+    """A registry of its own kind, of which gin keeps nothing: a namesake would stay ambiguous."""
     name = f"throwaway{next(NUMBERS)}"
     yield Registry(name)
     del REGISTRIES[name]
+    registered = gin.config._REGISTRY
+    for selector in [
+        selector for selector, _ in registered.items() if selector.startswith(f"{name}.")
+    ]:
+        registered.pop(selector)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from metaloss.machine import sealed
 from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
-from metaloss.runs import inspection, launch, pictures
+from metaloss.runs import inspection, launch, pictures, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,7 +165,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 # --- pictures ---
 
 
-def sketch(path: Path, title: str) -> list[Path]:
+def sketch(path: Path, title: str, names: object = None) -> list[Path]:
     """In place of `pictures.draw`: two files, in the way that a run writes its figures."""
     return pictures._save(path / "figures", {"one.png": b"small", "other.png": b"smaller"})
 
@@ -180,10 +180,11 @@ _DRAWING = [(module, name, getattr(module, name)) for module, name, _ in SKETCHE
 
 @contextmanager
 def drawn() -> Iterator[None]:
-    """Within it runs draw their pictures."""
+    """Within it runs draw all their pictures, however short they are."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, function in _DRAWING:
             patch.setattr(module, name, function)
+        patch.setattr(run, "LONG", 0.0)
         yield
 
 

@@ -120,7 +120,7 @@ def check(argument: str, value: Any, hint: Any) -> None:
         ArgumentError: it does not fit.
     """
     if not fits(value, hint):
-        raise ArgumentError(argument, value, describe(hint, value))
+        raise ArgumentError(argument, value, describe(hint) + nearest(hint, value))
 
 
 def parameters_of(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -178,16 +178,16 @@ def fits(value: Any, hint: Any) -> bool:
     return hint is Any or not inspect.isclass(hint) or is_a(type(value), hint)
 
 
-def describe(hint: Any, value: Any = None) -> str:
-    """What an annotation asks for, in words; of known words the one nearest to `value`."""
+def describe(hint: Any) -> str:
+    """What an annotation asks for, in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [_bound(bound) for bound in inner[1:] if type(bound) in BOUNDS]
         return f"{describe(inner[0])} {' and '.join(bounds)}".strip()
     if origin in (Union, UnionType):
-        return " or ".join(describe(option, value) for option in inner)
+        return " or ".join(map(describe, inner))
     if origin is Literal:
-        return f"one of {', '.join(map(repr, inner))}{did_you_mean(str(value), map(str, inner))}"
+        return f"one of {', '.join(map(repr, inner))}"
     if origin is tuple and Ellipsis not in inner:
         return f"a list of {len(inner)}: {', '.join(map(describe, inner))}"
     if is_a(origin, Sequence):
@@ -197,6 +197,13 @@ def describe(hint: Any, value: Any = None) -> str:
     if origin is Callable:
         return f"a function that gives {describe(inner[1])}"
     return WORDS.get(origin or hint) or (hint.__name__ if inspect.isclass(hint) else str(hint))
+
+
+def nearest(hint: Any, value: Any) -> str:
+    """A clause naming the word, of those an annotation lists, that is nearest to a value."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    known = [word for o in options if get_origin(o) is Literal for word in get_args(o)]
+    return did_you_mean(str(value), map(str, known))
 
 
 def is_a(found: Any, asked: Any) -> bool:

@@ -78,10 +78,10 @@ def build(value: Any) -> Any:
     return value
 
 
-def asked(hint: Any, value: Any) -> str:
+def asked(hint: Any) -> str:
     """What an annotation asks for, in the words of gin files, which name components."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join(_example(option) or describe(option, value) for option in options)
+    return " or ".join(_example(option) or describe(option) for option in options)
 
 
 def _example(hint: Any) -> str | None:

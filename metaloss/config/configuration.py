@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from metaloss.config.arguments import annotations_of, fits, parameters_of
+from metaloss.config.arguments import annotations_of, fits, nearest, parameters_of
 from metaloss.config.calls import Call, asked, reference
 from metaloss.config.gin_files import (
     Bound,
@@ -162,7 +162,7 @@ class _Resolution:
     def _argument(self, bound: Bound, scope: str, component: str, name: str, hint: Any) -> Any:
         value = self._value(bound, scope, f"{component}.{name}")
         if not fits(value, hint):
-            error = ArgumentError(name, value, asked(hint, value))
+            error = ArgumentError(name, value, asked(hint) + nearest(hint, value))
             error.component, error.place = component, bound.place
             raise error
         return value

@@ -85,8 +85,8 @@ def refusing_single_backward() -> Iterator[None]:
         raise
     except RuntimeError as error:  # autograd has no class of its own for it
         raise UnsupportedModelError(
-            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}): one base step at a "
-            "time, engine='exact' or 'logit_difference' needs it once"
+            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}): one base "
+            "step at a time, engine='exact' or 'logit_difference' needs it once"
         ) from error
 
 

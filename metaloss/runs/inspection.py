@@ -43,14 +43,9 @@ def numbers(state: State) -> dict[str, float]:
 
 
 def show(board: TensorBoard, state: State) -> None:
-    """The loss so far in TensorBoard: its curves, what to know first, and two histograms."""
+    """What to know first of the loss so far in TensorBoard, and two histograms."""
     if state.loss is None:
         return
-    from metaloss.analysis import loss_figures  # matplotlib takes half a second
-
-    sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
-    title = f"step {state.steps:,}"
-    board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
     found = indices.warnings(numbers(state))
     board.text("loss/warnings", "; ".join(found) or "none", state.steps)
     board.histogram("loss/phi", flat(state.loss), state.steps)
@@ -59,11 +54,23 @@ def show(board: TensorBoard, state: State) -> None:
     board.histogram("loss/per_example", losses, state.steps)
 
 
+def draw(board: TensorBoard, state: State) -> None:
+    """The curves of the loss so far in TensorBoard."""
+    if state.loss is None:
+        return
+    from metaloss.analysis import loss_figures  # matplotlib takes half a second
+
+    sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
+    title = f"step {state.steps:,}"
+    board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
+
+
 def conclude(board: TensorBoard, folder: RunFolder, config: str, result: Mapping[str, Any]) -> None:
-    """The animation and the hyper-parameters in TensorBoard, once a run has ended."""
-    gif = folder.figures / "loss.gif"
-    if gif.is_file():
-        board.animation("loss/animation", gif.read_bytes(), result["steps"])
+    """Pictures of the loss that were drawn, and the hyper-parameters, in TensorBoard."""
+    for tag, name in (("loss/curves", "loss.png"), ("loss/animation", "loss.gif")):
+        path = folder.figures / name
+        if path.is_file():
+            board.image(tag, path.read_bytes(), result["steps"])
     test = {} if result["test"] is None else {f"test/{result['metric']}": result["test"]}
     board.hparams(config, test, result["steps"])
 

@@ -95,8 +95,12 @@ def train(
     left = [one for one, end in zip(asked, ended, strict=True) if end is None]
     if not left:
         return max(codes)
-    folders = [folder for folder, _, _ in left]
-    runs = [Run(plan, each, place, find_data_dir(data_dir), cuda_graphs) for _, each, plan in left]
+    where = find_data_dir(data_dir)
+    runs = [
+        Run(plan, each, place, where, folder, parsed.text, cuda_graphs)
+        for folder, each, plan in left
+    ]
+    folders = [run.folder for run in runs]
     lockstep = Lockstep(runs)
     distributed.require_equal((parsed.text, seeds), "is asked for another run")
     if dry_run:
@@ -114,7 +118,7 @@ def train(
                 raise InputError(f"{folder.path}: this run has ended just now; --resume the others")
             if end is not None:
                 return _say_ended(folder, end)
-        lockstep.restore(folders, parsed.text)
+        lockstep.restore()
         together = {"seeds_at_once": [run.seed for run in runs]} if len(runs) > 1 else {}
         for run, folder in zip(runs, folders, strict=True):
             if first:

@@ -17,8 +17,7 @@ from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.problem.batches import Batch
 from metaloss.runs import checkpoint
-from metaloss.runs.folder import RunFolder
-from metaloss.runs.run import Follower, Run
+from metaloss.runs.run import Run
 from metaloss.runs.state import Phase
 from metaloss.stack import Stack
 from metaloss.tasks.base import Data
@@ -42,51 +41,49 @@ class Lockstep:
         self._states = [run.state for run in runs]
         self._stack: Stack | None = None
         self._data: StackedData | None = None
+        self._skipped = torch.zeros(len(runs), dtype=torch.int64)
         if len(runs) > 1:
             self._data = StackedData([state.data for state in self._states])
             self._stack = Stack([state.learner for state in self._states])
             self._learner()  # refuses now what it would refuse after the folders are written
             for run in runs:
-                run.label = f"seed {run.seed}"
+                run.progress.label = f"seed {run.seed}"
 
-    def restore(self, folders: Sequence[RunFolder], config: str) -> None:
+    def restore(self) -> None:
         """Goes on from the folders' checkpoints, if there are any; changes no file.
 
         Raises:
             RunFolderError: a checkpoint is damaged or another configuration's.
             InputError: the checkpoints stand at different steps.
         """
-        at = self._common(folders)
-        for run, folder in zip(self._runs, folders, strict=True):
-            run.restore(folder, config, at)
+        at = self._common()
+        for run in self._runs:
+            run.restore(at)
         if self._stack is not None:
             self._stack.join()
+            # Views of one tensor: all seeds' skipped meta-steps are counted at once.
+            counts = torch.tensor([int(state.skipped) for state in self._states])
+            self._skipped = counts.to(self._stack.problem.device)
+            for state, count in zip(self._states, self._skipped, strict=True):
+                state.skipped = count
 
     def execute(self) -> list[dict[str, Any]]:
         """Carries the restored runs out; gives the content of each one's result.json."""
-        skipped = torch.tensor([int(state.skipped) for state in self._states])
-        if self._stack is not None:
-            skipped = skipped.to(self._stack.problem.device)
-            for state, count in zip(self._states, skipped, strict=True):
-                state.skipped = count  # a view: all are counted at once
-        steps, results = self._steps(), [dict[str, Any]() for _ in self._runs]
+        results: dict[int, dict[str, Any]] = {}
         with ExitStack() as opened:
-            following = {i: run.follow() for i, run in enumerate(self._runs)}
-            for follower in following.values():
-                opened.callback(follower.close)
-            asking = {i: next(follower) for i, follower in following.items()}
-            while following:
-                for i in [i for i, asks in asking.items() if not asks]:
-                    results[i] = _result(following.pop(i))
-                    del asking[i]
-                if following:
-                    made = next(steps)
-                    if self._stack is not None and made.skipped is not None:
-                        skipped += made.skipped
-                        made.skipped = None
-                    each = [made] if self._stack is None else made.members()
-                    asking = {i: follower.send(each[i]) for i, follower in following.items()}
-        return results
+            for run in self._runs:
+                opened.callback(run.close)
+            going, steps = list(self._runs), self._steps()
+            ended = [run for run in going if not run.begin()]
+            while True:
+                # A run finishes before the others' next step: what has ended, no kill undoes.
+                for run in ended:
+                    results[run.seed] = run.finish()
+                    going.remove(run)
+                if not going:
+                    return [results[run.seed] for run in self._runs]
+                made = next(steps)
+                ended = [run for run in going if not run.after_step(made[run.seed])]
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
@@ -104,16 +101,25 @@ class Lockstep:
             return self._states[0].learner, next(iter(initializing), None)
         return self._stack, self._stack.together(initializing) if initializing else None
 
-    def _steps(self) -> Iterator[MetaStep]:
-        """The steps of both phases, for as long as they are asked for."""
+    def _steps(self) -> Iterator[dict[int, MetaStep]]:
+        """The steps of both phases, each as what it did by seed."""
         learner, initialization = self._learner()
         if initialization is not None:
             train, objective = self._draws("init_")
             assert objective is not None
             start = self._states[0].init_steps
-            yield from learner.initializing(initialization, train, objective, self._redraw, start)
+            for made in learner.initializing(initialization, train, objective, self._redraw, start):
+                yield self._by_seed(made)
         while True:
-            yield learner.step(*self._draws(""))
+            yield self._by_seed(learner.step(*self._draws("")))
+
+    def _by_seed(self, made: MetaStep) -> dict[int, MetaStep]:
+        if self._stack is None:
+            return {self._runs[0].seed: made}
+        if made.skipped is not None:
+            self._skipped += made.skipped
+            made.skipped = None
+        return {run.seed: own for run, own in zip(self._runs, made.members(), strict=True)}
 
     def _draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
         """Give the next batches of all, see `State.draws`."""
@@ -131,14 +137,14 @@ class Lockstep:
         for state in self._states:
             state.redraw_model()
 
-    def _common(self, folders: Sequence[RunFolder]) -> checkpoint.Position | None:
+    def _common(self) -> checkpoint.Position | None:
         """The latest position at which all runs have a checkpoint; None for one run's latest.
 
         They are saved one after another, so a process that is killed may leave some one ahead.
         """
         if self._stack is None:
             return None
-        found = [checkpoint.positions(folder) for folder in folders]
+        found = [checkpoint.positions(run.folder) for run in self._runs]
         common = set(found[0]).intersection(*found[1:])
         if not common:
             standing = ", ".join(
@@ -150,15 +156,6 @@ class Lockstep:
                 "alone, by its --seed and its own --output_dir"
             )
         return max(common)
-
-
-def _result(follower: Follower[dict[str, Any]]) -> dict[str, Any]:
-    """Lets a run finish."""
-    try:
-        next(follower)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    raise AssertionError("a run asks for no step after its last one")
 
 
 class StackedData:

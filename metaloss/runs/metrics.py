@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from metaloss.errors import RunFolderError
 from metaloss.machine.files import writing
@@ -24,43 +24,56 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, in the order of the run.
 
     Args:
-        path: the file.
-        size: bytes that belong to the run so far; what a killed process wrote after its last
-            checkpoint is cut off, since it will be written again.
+        path: the file; `resume` opens it.
 
     Raises:
-        RunFolderError: the file has fewer bytes, and stays as it is. From each method: it cannot be
-            written.
+        RunFolderError: from each method: the file cannot be written.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def resume(self, size: int) -> None:
+        """Opens the file, to go on after its first bytes.
+
+        Args:
+            size: bytes that belong to the run so far; what a killed process wrote after its last
+                checkpoint is cut off, since it will be written again.
+
+        Raises:
+            RunFolderError: the file has fewer bytes, and stays as it is.
+        """
+        path = self._path
         there = path.stat().st_size if path.is_file() else 0
         if there < size:
             raise RunFolderError(
                 f"{path} is cut short: {there} bytes of the {size} that the checkpoint counts; put "
                 "it back, or remove the run folder to start the run over"
             )
-        self._path = path
         with writing(path):
             self._file = path.open("ab")
             self._file.truncate(size)
 
     def write(self, row: Row) -> None:
         """Appends a row."""
+        assert self._file is not None
         with writing(self._path):
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
 
     def sync(self) -> int:
         """Makes what was written durable; its size in bytes."""
+        assert self._file is not None
         with writing(self._path):
             os.fsync(self._file.fileno())
             return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Ends the file."""
-        with contextlib.suppress(OSError):  # what is left was refused, and told, before
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what is left was refused, and told, before
+                self._file.close()
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from metaloss.runs.metrics import Row, read_metrics
 
 DPI = 110
 
+#: What a run of less than a minute draws: the others together take longer than such a run may.
+OF_SHORT_RUNS = ("learning_curve.png", "loss.png")
 
-def draw(path: Path, title: str) -> list[Path]:
+
+def draw(path: Path, title: str, names: Collection[str] | None = None) -> list[Path]:
     """Draws what the folder has the data for, into its `figures/`.
 
     learning_curve.png, and where a loss was learned: loss.png, loss_heat_map.png, loss_ribbon.png,
@@ -30,6 +33,7 @@ def draw(path: Path, title: str) -> list[Path]:
     Args:
         path: the run folder; its run need not have ended.
         title: of the run.
+        names: the files that are wanted; None: all.
 
     Returns:
         The files.
@@ -40,20 +44,21 @@ def draw(path: Path, title: str) -> list[Path]:
     folder = RunFolder(path)
     rows = read_metrics(folder.metrics)
     metric = next((m for m in ("error_rate", "mse") if any(m in row for row in rows)), "error_rate")
-    drawn: dict[str, Figure | bytes] = {
-        "learning_curve.png": index_figures.learning_curve(rows, metric, title)
+    drawings: dict[str, Callable[[], Figure | bytes]] = {
+        "learning_curve.png": lambda: index_figures.learning_curve(rows, metric, title)
     }
     if any("scale" in row for row in rows):
-        drawn["indices.png"] = index_figures.index_panels(rows, title)
+        drawings["indices.png"] = lambda: index_figures.index_panels(rows, title)
     if has_loss(path):
         sampled = loss_curves(path)
-        drawn["loss.png"] = loss_figures.loss_curves([sampled], title=title)
-        drawn["loss_known.png"] = loss_figures.against_known(sampled, title)
+        drawings["loss.png"] = lambda: loss_figures.loss_curves([sampled], title=title)
+        drawings["loss_known.png"] = lambda: loss_figures.against_known(sampled, title)
         if len(sampled.steps) > 1:
-            drawn["loss_heat_map.png"] = loss_figures.heat_map(sampled, title)
-            drawn["loss_ribbon.png"] = loss_figures.ribbon(sampled, title)
-            drawn["loss.gif"] = animation.animation(sampled, title)
-    return _save(folder.figures, drawn)
+            drawings["loss_heat_map.png"] = lambda: loss_figures.heat_map(sampled, title)
+            drawings["loss_ribbon.png"] = lambda: loss_figures.ribbon(sampled, title)
+            drawings["loss.gif"] = lambda: animation.animation(sampled, title)
+    wanted = drawings if names is None else names
+    return _save(folder.figures, {n: draw() for n, draw in drawings.items() if n in wanted})
 
 
 def draw_together(runs: Mapping[str, Path], folder: Path) -> list[Path]:

@@ -15,21 +15,25 @@ class Progress:
     """Tells a person how far the run is: a bar in a terminal, else a line now and then.
 
     Args:
-        label: of the run, where there are several.
         every: seconds between two lines where there is no terminal.
+
+    Attributes:
+        label: of the run, where there are several.
     """
 
-    def __init__(self, label: str = "", every: float = 10.0) -> None:
-        self._label = label
+    def __init__(self, every: float = 10.0) -> None:
+        self.label = ""
         self._every = every
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""
+        self._total = self._first = self._done = 0
+        self._began = self._told = 0.0
 
     def start(self, phase: str, done: int, total: int) -> None:
         """A phase begins, or goes on from `done` steps."""
         self.close()
-        self._phase = f"{self._label} {phase}".lstrip()
+        self._phase = f"{self.label} {phase}".lstrip()
         self._total, self._first, self._done = total, done, done
         self._began = self._told = time.monotonic()
         if self._terminal:

@@ -1,16 +1,14 @@
-"""Run: a Runner carried out, in reading order: initialise, train, evaluate, finish.
+"""Run: a Runner carried out, in reading order: begin, what is due after each step, finish.
 
-Its steps are made outside, alone or those of several seeds at once: see `metaloss.runs.lockstep`.
+The loop over the steps, of one run or of several seeds at once, is `metaloss.runs.lockstep`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,33 +27,28 @@ from metaloss.runs.state import State
 from metaloss.runs.tensorboard import TensorBoard
 from metaloss.tasks import TASKS
 
-Returned = TypeVar("Returned")
-#: Gives True for each step that it asks for, and is sent what the step did.
-Follower = Generator[bool, MetaStep, Returned]
-
-
-class Diverged(Exception):
-    """The learned loss is no longer finite."""
-
-
-class Stopped(Exception):
-    """Someone asked the run to stop; its state is saved."""
+LONG = 60.0  #: seconds from which on a run draws all its pictures, and some while it trains
 
 
 class Run:
     """A model in training on a task, from a seed to a result.
+
+    Of several processes the first alone evaluates and writes; the others make the same steps.
 
     Args:
         plan: the components and numbers of the run.
         seed: decides θ_0, the validation split, all batches and dropout masks.
         device: where data and model live.
         data_dir: see `Task.load`.
+        folder: where the run leaves its files.
+        config: the complete configuration.
         cuda_graphs: see `AdaLFL`; the run is the same one without.
 
     Attributes:
         state: everything that decides how the run goes on.
+        status: "unfinished", until the run ends: "finished", "diverged" or "stopped".
         stop: set it to True (from a signal handler, say) to have the run save itself and stop.
-        label: what a person is told of which run, where there are several.
+        progress: tells a person how far the run is.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
@@ -67,18 +60,27 @@ class Run:
         seed: int,
         device: torch.device,
         data_dir: Path,
+        folder: RunFolder,
+        config: str,
         cuda_graphs: bool = False,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.device = device
+        self.folder = folder
+        self.config = config
         self.state = State(plan, seed, device, data_dir, cuda_graphs)
+        self.status = "unfinished"
         self.stop = False
-        self.label = ""
+        self.progress = Progress()
+        self.metrics = MetricsFile(folder.metrics)
+        self.board = TensorBoard(folder.path)
+        self._counted: tuple[int, dict[str, int]] = 0, {}  # bytes of the files, see `restore`
+        self._sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
+        self._shown = self._equidistant(plan.figures)
+        self._began = self._ended = time.monotonic()
 
-    def restore(
-        self, folder: RunFolder, config: str, at: checkpoint.Position | None = None
-    ) -> None:
+    def restore(self, at: checkpoint.Position | None = None) -> None:
         """Goes on from the folder's checkpoint, if there is one.
 
         Args:
@@ -88,149 +90,142 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        self.folder, self.config = folder, config
-        self._written = checkpoint.restore(self.state, folder, config, at)
-        done = {"initialization": self.state.init_steps, "train": self.state.steps}
-        distributed.require_equal(done, "goes on from another step")
-        self._starts = {phase: steps + 1 if steps else 0 for phase, steps in done.items()}
+        self._counted = checkpoint.restore(self.state, self.folder, self.config, at)
+        stands = (self.state.init_steps, self.state.steps)
+        distributed.require_equal(stands, "goes on from another step")
 
-    def follow(self) -> Follower[dict[str, Any]]:
-        """All that there is to a run beside its steps; gives False once, before it finishes.
+    def begin(self) -> bool:
+        """Opens the files and enters the phase that the run stands in.
 
-        Of several processes the first alone evaluates and writes; the others make the same steps.
+        Returns:
+            Whether it asks for a step.
+
+        Raises:
+            RunFolderError: from each method: a file of the folder cannot be written.
+        """
+        state = self.state
+        self._began = time.monotonic() - state.seconds
+        if distributed.rank() == 0:
+            metrics, events = self._counted
+            self.metrics.resume(metrics)
+            self.board.resume({"initialization": state.init_steps, "train": state.steps}, events)
+            if state.steps == 0:
+                self.board.begin(self.config, state.data.objective.metric)
+        if (initialization := state.initializing) is not None:
+            self.progress.start("initialization", state.init_steps, initialization.steps)
+        else:
+            self._begin_training()
+        return self.status == "unfinished"
+
+    def after_step(self, result: MetaStep) -> bool:
+        """Counts a step of the phase that the run is in, and does what is due after it.
+
+        Returns:
+            Whether it asks for one more.
+        """
+        if (initialization := self.state.initializing) is not None:
+            self._after_meta_step(initialization.steps, result)
+        else:
+            self._after_training_step(result)
+        return self.status == "unfinished"
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates on the test split and writes what the run leaves behind, result.json last.
 
         Returns:
             The content of result.json.
         """
-        self.began, self.earlier = time.monotonic(), self.state.seconds
-        self.progress = Progress(self.label)
+        self._began += time.monotonic() - self._ended  # others drew their figures meanwhile
         if distributed.rank() > 0:
-            status = yield from self._phases()
-            yield False
-            return self._result(status, {})
-        written, events = self._written
-        with (
-            closing(MetricsFile(self.folder.metrics, written)) as self.metrics,
-            closing(TensorBoard(self.folder.path, self._starts, events)) as self.board,
-            closing(self.progress),
-        ):
-            if self.state.steps == 0:
-                self.board.begin(self.config, self.state.data.objective.metric)
-            status = yield from self._phases()
-            waiting = time.monotonic()
-            yield False
-            self.began += time.monotonic() - waiting  # while others drew their figures
-            return self._finish(status)
+            return self._result({})
+        numbers: dict[str, Any] = {}
+        if self.status == "finished":
+            row = self._evaluate("test")
+            self._log(row)
+            numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
+        result = self._result(numbers)
+        self._export_loss(result)
+        if self.status != "stopped":  # its end is still to come, and whoever stopped it waits
+            if self.plan.figures:
+                self._draw(result)
+            inspection.conclude(self.board, self.folder, self.config, result)
+        self.metrics.sync()
+        write_json(self.folder.result, result)
+        self.close()
+        return result
 
-    def _phases(self) -> Follower[str]:
-        """Both phases; how they ended."""
-        try:
-            yield from self._initialize()
-            yield from self._train()
-            self._save_checkpoint()
-        except Diverged:
-            return "diverged"
-        except Stopped:
-            return "stopped"
-        return "finished"
+    def close(self) -> None:
+        """Ends the files, whatever has become of the run."""
+        self.progress.close()
+        self.board.close()
+        self.metrics.close()
 
-    def _initialize(self) -> Follower[None]:
-        """The initialisation phase, if there is one and what is left of it."""
-        state, initialization = self.state, self.state.initializing
-        if initialization is None:
-            return
-        self.progress.start("initialization", state.init_steps, initialization.steps)
-        while state.init_steps < initialization.steps:
-            result = yield True
-            state.init_steps += 1
-            last = state.init_steps == initialization.steps
-            self._after_step("initialization", state.init_steps, last, result)
+    # --- the phases ---
 
-    def _train(self) -> Follower[None]:
-        """The training, or what is left of it."""
-        state, plan = self.state, self.plan
-        sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
-        drawn = self._equidistant(plan.figures)
-        self.progress.start("training", state.steps, plan.steps)
+    def _after_meta_step(self, total: int, result: MetaStep) -> None:
+        """A meta-step of the initialisation was made; after the last one the training begins."""
+        state = self.state
+        state.init_steps += 1
+        last = state.init_steps == total
+        self._record("initialization", state.init_steps, last, result)
+        if last and self.status == "unfinished":
+            self._begin_training()
+
+    def _begin_training(self) -> None:
+        """The training begins, or goes on; or there is nothing left of it."""
+        state = self.state
+        self.progress.start("training", state.steps, self.plan.steps)
         if state.steps == 0:
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
             if (cosine := state.precision_cosine()) is not None:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
             self._report()
-        while state.steps < plan.steps:
-            result = yield True
-            state.steps += 1
-            last = state.steps == plan.steps
-            if state.steps in sampled:
-                state.sample_loss()
-            if state.steps in drawn and distributed.rank() == 0:
-                with self.progress.sparing(f"the figures at step {state.steps}"):
-                    inspection.show(self.board, state)
-            if last or state.steps % plan.evaluate_every == 0:
-                self._report("train", "valid")
-            self._after_step("train", state.steps, last, result)
+        if state.steps == self.plan.steps:
+            self._save_checkpoint()  # a run of no steps at all has none yet
+            self._end("finished")
 
-    def _finish(self, status: str) -> dict[str, Any]:
-        """Evaluates on the test split and writes what the run leaves behind, result.json last."""
-        from metaloss.runs import pictures  # matplotlib takes half a second
-
-        numbers: dict[str, Any] = {}
-        if status == "finished":
-            row = self._evaluate("test")
-            self._log(row)
-            numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
-        result = self._result(status, numbers)
-        self._export_loss(result)
-        with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
-            pictures.draw(self.folder.path, pictures.title(result))
-        if status != "stopped":
-            inspection.conclude(self.board, self.folder, self.config, result)
-        self.metrics.sync()
-        write_json(self.folder.result, result)
-        return result
-
-    def _result(self, status: str, test: dict[str, Any]) -> dict[str, Any]:
-        """The run in a few numbers, as it stands; with those of the test split, if there are."""
+    def _after_training_step(self, result: MetaStep) -> None:
+        """A base step of the training was made."""
         state, plan = self.state, self.plan
-        metric = state.data.objective.metric
-        return {
-            "task": TASKS.name_of(plan.task),
-            "backbone": BACKBONES.name_of(plan.backbone),
-            "method": plan.method,
-            "seed": self.seed,
-            "steps": state.steps,
-            "init_steps": state.init_steps,
-            "metric": metric,
-            "test": test.get(metric),
-            "test_metrics": test or None,
-            "status": status,
-            "skipped_meta_steps": int(state.skipped),
-            "seconds": round(self._seconds(), 3),
-            "peak_memory_bytes": memory.of_run(self.device),
-        }
+        state.steps += 1
+        last = state.steps == plan.steps
+        if state.steps in self._sampled:
+            state.sample_loss()
+        if state.steps in self._shown:
+            self._show(last)
+        if last or state.steps % plan.evaluate_every == 0:
+            self._report("train", "valid")
+        self._record("train", state.steps, last, result)
+        if last and self.status == "unfinished":
+            self._end("finished")
 
-    # --- after each step ---
-
-    def _after_step(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
+    def _record(self, phase: str, step: int, last: bool, result: MetaStep) -> None:
+        """What is due after a step of either phase: a row, a checkpoint, an end that is early."""
+        state, plan = self.state, self.plan
         if result.skipped is not None:
-            self.state.skipped = self.state.skipped + result.skipped
-        if last or step % self.plan.log_every == 0:
-            self._log_step(phase, step, result)
-        if distributed.anywhere(self.stop):
+            state.skipped = state.skipped + result.skipped
+        if last or step % plan.log_every == 0:
+            learned_loss = self._log_step(phase, step, result)
+            if phase == "train" and not math.isfinite(learned_loss):
+                self._end("diverged")  # its checkpoint is the last one before
+                return
+        stop = distributed.anywhere(self.stop)
+        if stop or last or step % plan.checkpoint_every == 0:
             self._save_checkpoint()
-            raise Stopped
-        if last or step % self.plan.checkpoint_every == 0:
-            self._save_checkpoint()
+        if stop:
+            self._end("stopped")
 
-    def _log_step(self, phase: str, step: int, result: MetaStep) -> None:
-        """A row of metrics; the numbers leave the device only here.
+    def _end(self, status: str) -> None:
+        self.status = status
+        self._ended = time.monotonic()
 
-        Raises:
-            Diverged: the learned loss of a training step is no longer finite.
-        """
+    # --- what it tells ---
+
+    def _log_step(self, phase: str, step: int, result: MetaStep) -> float:
+        """A row of metrics; the numbers leave the device only here. Gives the learned loss."""
         state = self.state
-        learned_loss = result.learned_loss.item()
+        learned_loss: float = result.learned_loss.item()
         if result.task_loss is not None:
             state.latest["task_loss"] = result.task_loss.item()
         if result.gradient_norm is not None:
@@ -245,8 +240,45 @@ class Run:
                 "skipped": int(state.skipped),
             }
         )
-        if phase == "train" and not math.isfinite(learned_loss):
-            raise Diverged
+        return learned_loss
+
+    @distributed.first_alone
+    def _show(self, last: bool) -> None:
+        """The loss in TensorBoard; its curves are drawn in long runs alone, the last at the end."""
+        with self.progress.sparing(f"the figures at step {self.state.steps}"):
+            inspection.show(self.board, self.state)
+            if self._is_long() and not last:
+                inspection.draw(self.board, self.state)
+
+    def _draw(self, result: dict[str, Any]) -> None:
+        from metaloss.runs import pictures  # matplotlib takes half a second
+
+        with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
+            names = None if self._is_long() else pictures.OF_SHORT_RUNS
+            pictures.draw(self.folder.path, pictures.title(result), names)
+
+    def _is_long(self) -> bool:
+        return self._seconds() >= LONG
+
+    def _result(self, test: dict[str, Any]) -> dict[str, Any]:
+        """The run in a few numbers, as it stands; with those of the test split, if there are."""
+        state, plan = self.state, self.plan
+        metric = state.data.objective.metric
+        return {
+            "task": TASKS.name_of(plan.task),
+            "backbone": BACKBONES.name_of(plan.backbone),
+            "method": plan.method,
+            "seed": self.seed,
+            "steps": state.steps,
+            "init_steps": state.init_steps,
+            "metric": metric,
+            "test": test.get(metric),
+            "test_metrics": test or None,
+            "status": self.status,
+            "skipped_meta_steps": int(state.skipped),
+            "seconds": round(self._seconds(), 3),
+            "peak_memory_bytes": memory.of_run(self.device),
+        }
 
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
@@ -283,7 +315,7 @@ class Run:
     @distributed.first_alone
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(self.folder, self.config, self.metrics.sync(), state)
-        self._export_loss(self._result("unfinished", {}))
+        self._export_loss(self._result({}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
         """The learned loss so far, for whoever looks at it or uses it."""
@@ -296,4 +328,4 @@ class Run:
             loss.save_pretrained(self.folder.loss, **provenance, **self.folder.provenance())
 
     def _seconds(self) -> float:
-        return self.earlier + time.monotonic() - self.began
+        return time.monotonic() - self._began

@@ -40,7 +40,8 @@ class Runner:
         evaluate_every: base steps between evaluations on validation and training data.
         checkpoint_every: steps of either phase between checkpoints.
         samples: how often φ is sampled over the training, at equal distances.
-        figures: how often the learned loss is drawn into TensorBoard.
+        figures: how often TensorBoard shows the learned loss over the training; 0 draws nothing at
+            all, also not at the end of the run (`tools/figures.py` does so later).
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -62,7 +63,7 @@ class Runner:
         evaluate_every: PositiveInt = 500,
         checkpoint_every: PositiveInt = 1000,
         samples: PositiveInt = 50,
-        figures: PositiveInt = 6,
+        figures: NonNegativeInt = 6,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")

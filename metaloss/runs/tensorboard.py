@@ -69,21 +69,27 @@ class TensorBoard:
 
     Args:
         folder: the run folder.
-        starts: the first step of each phase that is still to come, 0 if all of it is: a TensorBoard
-            that runs forgets what it has seen from there on.
-        kept: the `sizes` that belong to the run so far; what a killed process wrote after its last
-            checkpoint is cut off, since it will be written again.
 
     Raises:
         RunFolderError: from each method: an event file cannot be written.
     """
 
-    def __init__(self, folder: Path, starts: dict[str, int], kept: dict[str, int]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._starts = starts
-        self._kept = kept
+        self._done: dict[str, int] = {}  # steps by phase
+        self._kept: dict[str, int] = {}
         self._writers: dict[str, Writer] = {}
         self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
+
+    def resume(self, done: dict[str, int], kept: dict[str, int]) -> None:
+        """Goes on with the files that are there, before anything is shown.
+
+        Args:
+            done: steps made by phase: a TensorBoard that runs forgets what it has seen after them.
+            kept: the `sizes` that belong to the run so far; what a killed process wrote after its
+                last checkpoint is cut off, since it will be written again.
+        """
+        self._done, self._kept = done, kept
 
     def scalars(self, row: Row) -> None:
         """Draws a row's numbers as `group/name`, by the row's phase and step."""
@@ -117,13 +123,15 @@ class TensorBoard:
         if finite.numel():
             self._writer("train").add_histogram(tag, finite, step)
 
-    def animation(self, tag: str, gif: bytes, step: int) -> None:
-        """Shows a GIF, which the images tab plays."""
+    def image(self, tag: str, content: bytes, step: int) -> None:
+        """Shows a PNG, or a GIF, which the images tab plays."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        width, height = Image.open(io.BytesIO(gif)).size
-        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
+        width, height = Image.open(io.BytesIO(content)).size
+        image = Summary.Image(
+            width=width, height=height, colorspace=3, encoded_image_string=content
+        )
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._writer("train")._get_file_writer().add_summary(summary, step)
 
@@ -151,7 +159,8 @@ class TensorBoard:
             from metaloss.runs.events import Writer
 
             folder = self._folder if phase == "train" else self._folder / phase
-            start = self._starts[phase]
+            done = self._done.get(phase, 0)
+            start = done + 1 if done else 0
             for path in folder.glob(f"{EVENTS}*"):
                 kept = self._kept.get(str(path.relative_to(self._folder)), 0) if start else 0
                 with writing(path):

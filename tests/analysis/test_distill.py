@@ -190,9 +190,7 @@ def test_an_unknown_factor_names_the_known():
     )
     with pytest.raises(ConfigError, match=message):
         REPRESENTATIONS["terms"](("y*lg(f)",), (1.0,))
-    with pytest.raises(
-        ConfigError, match="representations.terms.coefficients: 1 of them for 2 terms"
-    ):
+    with pytest.raises(ConfigError, match="coefficients = .1.0,.: give one for each of 2 terms"):
         REPRESENTATIONS["terms"](("f", "y"), (1.0,))
     with pytest.raises(ConfigError, match="not finite"):
         REPRESENTATIONS["terms"](("f",), (float("nan"),))

@@ -159,7 +159,12 @@ def test_squeezenet_bypasses_every_other_fire_module_but_the_last():
     [
         ("vgg16", MNIST, {}, "at least 32x32"),
         ("allcnn", (3, 16, 16), {"pooling": "corner"}, "at least 24x24"),
-        ("allcnn", PHOTOGRAPH, {"pooling": "centre"}, "pooling = 'centre' is unknown"),
+        (
+            "allcnn",
+            PHOTOGRAPH,
+            {"pooling": "centre"},
+            "pooling = 'centre': give one of 'whole', 'corner'",
+        ),
         ("squeezenet", (3, 4, 4), {}, "at least 8x8"),
         ("wide_resnet", (10,), {}, "images"),
         ("wide_resnet", PHOTOGRAPH, {"depth": 20}, "6 n \\+ 4"),

@@ -1,11 +1,22 @@
 """Configurations: a text that is a fixed point, unread bindings, values held to annotations."""
 
-from collections.abc import Sequence, Sized
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence, Sized
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
+from annotated_types import Le
 
-from metaloss.config.arguments import describe, fits
+from metaloss.config.arguments import (
+    Decay,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Share,
+    describe,
+    fits,
+    nearest,
+)
 from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, find
 from metaloss.errors import ConfigError
@@ -217,6 +228,28 @@ def test_the_leftovers_of_another_method_are_reported_with_file_and_line():
         (3, "not understood", True),
         (3, Sized, False),
         (3, Unchecked, True),
+        (1, PositiveInt, True),
+        (0, PositiveInt, False),
+        (1.0, PositiveInt, False),
+        (True, PositiveInt, False),
+        (10**400, PositiveInt, True),
+        (0, PositiveFloat, False),
+        (1e-9, PositiveFloat, True),
+        (float("inf"), PositiveFloat, False),
+        (float("nan"), FiniteFloat, False),
+        (float("inf"), float, True),
+        (-3, FiniteFloat, True),
+        (0, Share, False),
+        (1, Share, False),
+        (1, Probability, True),
+        (1, Decay, False),
+        (None, PositiveInt | None, True),
+        (0, PositiveInt | None, False),
+        ((1, 2), Sequence[PositiveInt], True),
+        ((1, 0), Sequence[PositiveInt], False),
+        (3, Annotated[int, "a remark"], True),
+        (print, Callable[..., Any], True),
+        ("print", Callable[..., Any], False),
     ],
 )
 def test_values_are_held_against_annotations(value, hint, fit):
@@ -227,9 +260,15 @@ def test_annotations_are_described_in_the_words_of_gin():
     assert describe(int | None) == "an integer or None"
     assert describe(Sequence[int]) == "a list, each item an integer"
     assert describe(tuple[float, float]) == "a list of 2: a number, a number"
-    assert describe(Literal["valid", "train"], "vald") == (
-        "one of 'valid', 'train'; did you mean 'valid'?"
-    )
+    assert describe(PositiveInt | None) == "an integer of at least 1 or None"
+    assert describe(Sequence[Share]) == "a list, each item a number above 0 and below 1"
+    assert describe(Annotated[float, Le(2.5)]) == "a number at most 2.5"
+    assert describe(Annotated[int, "a remark"]) == "an integer"
+    assert describe(Callable[..., int]) == "a function that gives an integer"
+    choice = Literal["valid", "train"] | None
+    assert describe(choice) == "one of 'valid', 'train' or None"
+    assert nearest(choice, "vald") == "; did you mean 'valid'?"
+    assert nearest(choice, 3) == nearest(int, "vald") == ""
 
 
 def test_loading_leaves_gin_as_it_was():

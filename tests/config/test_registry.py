@@ -1,15 +1,18 @@
 """Registries: one name for Python and gin, and errors that name both sides."""
 
+import pickle
 import re
 
 import gin
 import pytest
+import torch
 
 from metaloss import BACKBONES, REPRESENTATIONS
+from metaloss.config.arguments import PositiveInt, annotations_of, parameters_of
 from metaloss.config.catalogue import catalogue
 from metaloss.config.configuration import load
 from metaloss.config.registry import FAILED_PLUGINS, REGISTRIES, Registry, UnknownComponentError
-from metaloss.errors import ConfigError, InputError
+from metaloss.errors import ArgumentError, ConfigError, InputError
 
 
 def test_a_component_is_the_plain_class_and_known_to_gin_by_the_same_words(kind):
@@ -175,3 +178,73 @@ def test_the_catalogue_suggests_the_nearest_pattern():
 def test_a_registry_is_listed_by_its_kind(kind):
     assert REGISTRIES[kind.kind] is kind
     assert isinstance(kind, Registry)
+
+
+def test_the_annotations_of_every_component_can_be_read():
+    """One that cannot, such as a name imported for type checkers alone, would check nothing."""
+    for kind, registry in REGISTRIES.items():
+        for name, component in registry.items():
+            named = parameters_of(component)
+            annotated = set(annotations_of(component)) & set(named)
+            assert annotated == set(named), f"{kind}.{name}"
+
+
+def test_a_call_in_python_is_held_against_the_annotations(kind):
+    @kind.register("thing")
+    class Thing:
+        def __init__(self, size: PositiveInt = 1, *rest: int, other: "Later | None" = None) -> None:
+            self.size = size
+
+    class Later:
+        """An annotation may name what is defined later; one that cannot be read asks nothing."""
+
+    assert Thing(2, 3).size == 2
+    with pytest.raises(TypeError, match=r"Thing.__init__\(\) got an unexpected keyword argument"):
+        Thing(sizes=3)
+
+
+def test_the_name_in_an_error_is_that_of_what_was_called(kind):
+    """A subclass and a recipe pass arguments on; who reads the error knows the outermost."""
+
+    @kind.register("parent")
+    class Parent:
+        def __init__(self, size: PositiveInt, limit: PositiveInt = 9) -> None:
+            if size > limit:
+                raise ArgumentError("size", size, f"at most {limit}")
+
+    @kind.register("child")
+    class Child(Parent):
+        """Inherits the constructor."""
+
+    @kind.register("recipe")
+    def recipe(size: int) -> Parent:
+        return Parent(size, limit=3)
+
+    @kind.register("other")
+    def other(large: int) -> Parent:
+        return Parent(large)
+
+    for call, message in (
+        (lambda: Parent(10), f"{kind.kind}.parent.size = 10: give at most 9"),
+        (lambda: Child(10), f"{kind.kind}.child.size = 10: give at most 9"),
+        (lambda: Child("x"), f"{kind.kind}.child.size = 'x': give an integer of at least 1"),
+        (lambda: recipe(4), f"{kind.kind}.recipe.size = 4: give at most 3"),
+        (lambda: recipe(0), f"{kind.kind}.recipe.size = 0: give an integer of at least 1"),
+        (lambda: other(0), f"{kind.kind}.parent.size = 0: give an integer of at least 1"),
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            call()
+        assert str(caught.value) == message
+
+
+def test_an_error_is_one_line_whatever_the_value(kind):
+    @kind.register("thing")
+    def thing(size: PositiveInt):
+        """A thing."""
+
+    with pytest.raises(ArgumentError) as caught:
+        thing(torch.zeros(100, 100))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.argument) == (ArgumentError, "size")

@@ -146,10 +146,12 @@ def test_a_method_that_does_not_have_a_parameter_is_run_once():
     [
         ("Sweep.bindings = ['meta_optimizers.meta_lr.every = 3']",
          "no run of the sweep reads 'meta_optimizers.meta_lr.every = 3'"),
-        ("Sweep.seeds = 0", "Sweep.seeds = 0: give an integer of at least 1 · in --gin_param "
+        ("Sweep.seeds = 0", "Sweep.seeds = 0: give an integer of at least 1 or "
+         "a list, each item an integer of at least 0 · in --gin_param "
          "'Sweep.seeds = 0'"),
         ("Sweep.parameters = {'Runner.steps': 3}",
-         "Sweep.parameters: give a list of values for 'Runner.steps' · in --gin_param "
+         "Sweep.parameters = {'Runner.steps': 3}: give a list of values for 'Runner.steps' · in "
+         "--gin_param "
          "\"Sweep.parameters = {'Runner.steps': 3}\""),
         ("Sweep.method = []", "Sweep has no parameter 'method'; did you mean 'methods'?; it takes: "
          "tasks, methods, seeds, bindings, parameters, launcher, seeds_at_once · in --gin_param "

@@ -80,13 +80,13 @@ def test_a_replay_that_was_stopped_goes_on_bit_for_bit(train, tmp_path, monkeypa
         "--gin_param=meta_optimizers.replay.over = 8", "--gin_param=Runner.log_every = 1",
     )  # fmt: skip
     assert train(*arguments, f"--output_dir={tmp_path / 'whole'}")[0] == 0
-    after_step = Run._after_step
+    after_step = Run._record
 
     def stop_at_3(self, phase, step, last, result):
         self.stop = step == 3
         after_step(self, phase, step, last, result)
 
-    monkeypatch.setattr(Run, "_after_step", stop_at_3)
+    monkeypatch.setattr(Run, "_record", stop_at_3)
     assert train(*arguments, f"--output_dir={tmp_path / 'parts'}")[0] == 143
     monkeypatch.undo()
     assert train("--resume", f"--output_dir={tmp_path / 'parts'}")[0] == 0

@@ -61,7 +61,7 @@ def test_reductions_are_torchs(reduction):
 
 
 def test_an_unknown_reduction_names_the_known():
-    message = "reduction = 'avg' is unknown · known: mean, sum, none"
+    message = "reduction = 'avg': give one of 'mean', 'sum', 'none'"
     with pytest.raises(ConfigError, match=message):
         load_loss(FORMAT_1, reduction="avg")
 

@@ -63,6 +63,13 @@ def sketch() -> None:
         setattr(module, name, function)
 
 
+def draw_all() -> None:
+    """A preparation: the run draws as a long one does."""
+    from metaloss.runs import run
+
+    run.LONG = 0.0
+
+
 def at(folder: Path, what: int | str, act: Callable[[], None]) -> Callable[[], None]:
     """A preparation: before one file operation below `folder`, `act` happens.
 

@@ -288,14 +288,14 @@ def run(folder: Path, method: str = "adalfl", extra=(), stop_at: int | None = No
     Without pictures, which take most of its time, unless it is called "ml3".
     """
     draw, pictures.draw = pictures.draw, pictures.draw if folder.name == "ml3" else lambda *_: None
-    after_step = Run._after_step
+    after_step = Run._record
 
     def stopping(self: Run, phase: str, step: int, *rest: Any) -> None:
         last = distributed.rank() == distributed.count() - 1
         self.stop = self.stop or (last and (phase, step) == ("train", stop_at))
         after_step(self, phase, step, *rest)
 
-    Run._after_step = stopping
+    Run._record = stopping
     try:
         return launch.train(
             gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
@@ -305,7 +305,7 @@ def run(folder: Path, method: str = "adalfl", extra=(), stop_at: int | None = No
             **flags,
         )
     finally:
-        Run._after_step, pictures.draw = after_step, draw
+        Run._record, pictures.draw = after_step, draw
 
 
 def run_all(root: Path) -> list[int]:

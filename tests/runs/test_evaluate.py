@@ -133,12 +133,12 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     text = config.load(("tasks/digits_mlp.gin", "methods/baseline.gin")).text
     folder = RunFolder(here / "runs" / "stopped")
     plan = config.load(("tasks/digits_mlp.gin", "methods/baseline.gin")).build()
-    run = Run(plan, 3, torch.device("cpu"), here)
+    run = Run(plan, 3, torch.device("cpu"), here, folder, text)
     run.stop = True
     with folder.held():
         folder.begin(text, {"seed": 3})
     lockstep = Lockstep([run])
-    lockstep.restore([folder], text)
+    lockstep.restore()
     assert lockstep.execute()[0]["status"] == "stopped"
     code, out, _ = evaluate("stopped")
     expected = evaluation.evaluate(run.state.model, run.state.data, "test")

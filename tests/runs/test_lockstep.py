@@ -141,7 +141,7 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(
         return run.seed == seed and run.state.init_steps + run.state.steps == moment
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        for name in ("_after_step", "_save_checkpoint"):
+        for name in ("_record", "_save_checkpoint"):
             dying(patch, name, when)
         train(tmp_path / "killed")
     assert launch.train(output_dir=str(tmp_path / "killed"), resume=True, device="cpu") == 0
@@ -177,7 +177,7 @@ def test_masks_and_statistics_go_on_bit_for_bit(tmp_path, monkeypatch, data_dir)
     options = {"seed": (0, 1), "extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        dying(patch, "_after_step", lambda run: run.state.steps == 5)
+        dying(patch, "_record", lambda run: run.state.steps == 5)
         train(tmp_path / "killed", **options)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     for seed in (0, 1):
@@ -191,14 +191,14 @@ def files(folder: Path) -> set[Path]:
 
 def stopping(monkeypatch, step: int) -> None:
     """SIGTERM arrives in a step of the training."""
-    after_step = Run._after_step
+    after_step = Run._record
 
     def terminate(self, phase, made, *rest):
         if (phase, made, self.seed) == ("train", step, 0):
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, phase, made, *rest)
 
-    monkeypatch.setattr(Run, "_after_step", terminate)
+    monkeypatch.setattr(Run, "_record", terminate)
 
 
 def test_sigterm_saves_all_and_each_goes_on_alone_or_together(whole, tmp_path, monkeypatch):
@@ -216,13 +216,13 @@ def test_sigterm_saves_all_and_each_goes_on_alone_or_together(whole, tmp_path, m
 def test_runs_that_were_alone_go_on_together_from_the_same_step(whole, tmp_path, monkeypatch):
     for seed, step in ((0, 7), (1, 7), (2, 9)):
         with monkeypatch.context() as patch:
-            after_step = Run._after_step
+            after_step = Run._record
 
             def stop(self, phase, made, *rest, step=step, after_step=after_step):
                 self.stop = self.stop or (phase, made) == ("train", step)
                 after_step(self, phase, made, *rest)
 
-            patch.setattr(Run, "_after_step", stop)
+            patch.setattr(Run, "_record", stop)
             assert train(tmp_path / "runs" / f"seed{seed}", seed) == 128 + signal.SIGTERM
     with pytest.raises(InputError) as refused:
         train(tmp_path / "runs", resume=True)

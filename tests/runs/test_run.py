@@ -80,7 +80,7 @@ CONDITIONED = ("Runner.representation = @representations.step_conditioned()",)
 def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_path, monkeypatch):
     """Dies again and again: after a step, or when its checkpoint was due; resumes each time."""
     train(tmp_path / "whole", method, extra)
-    after_step, save = Run._after_step, Run._save_checkpoint
+    after_step, save = Run._record, Run._save_checkpoint
 
     class Killed(BaseException):
         pass
@@ -97,7 +97,7 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_p
                 raise Killed
             save(self)
 
-        monkeypatch.setattr(Run, "_after_step", die_after_step)
+        monkeypatch.setattr(Run, "_record", die_after_step)
         monkeypatch.setattr(Run, "_save_checkpoint", die_before_checkpoint)
         with pytest.raises(Killed):
             train(tmp_path / "killed", method, extra, resume=True)
@@ -111,7 +111,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
     extra = ("Runner.task = @tasks.cifar10()", "tasks.cifar10.batch_size = 8")
     options = {"extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
-    after_step = Run._after_step
+    after_step = Run._record
 
     class Killed(BaseException):
         pass
@@ -121,10 +121,10 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
         if self.state.steps == 7:
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
         train(tmp_path / "killed", **options)
-    monkeypatch.setattr(Run, "_after_step", after_step)
+    monkeypatch.setattr(Run, "_record", after_step)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
@@ -156,14 +156,14 @@ def test_killed_for_real_and_resumed(tmp_path):
 
 def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
     train(tmp_path / "whole")
-    after_step = Run._after_step
+    after_step = Run._record
 
     def terminate_at_step_7(self, phase, step, *rest):
         if phase == "train" and step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, phase, step, *rest)
 
-    monkeypatch.setattr(Run, "_after_step", terminate_at_step_7)
+    monkeypatch.setattr(Run, "_record", terminate_at_step_7)
     assert train(tmp_path / "stopped") == 128 + signal.SIGTERM
     result = json.loads((tmp_path / "stopped" / "result.json").read_text())
     assert (result["status"], result["steps"], result["test"]) == ("stopped", 7, None)

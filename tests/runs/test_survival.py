@@ -170,12 +170,12 @@ def test_a_whole_life(whole, tmp_path):
 
 def test_killed_while_real_figures_are_written(tmp_path):
     log, undisturbed, folder = tmp_path / "log", tmp_path / "whole", tmp_path / "run"
-    assert lives.lead(arguments(undisturbed), log)[0] == 0
+    assert lives.lead(arguments(undisturbed), log, lives.draw_all)[0] == 0
     killed = lives.at(folder, "figures/.loss.gif", lives.kill)
-    assert lives.lead(arguments(folder), log, killed)[0] == KILLED
+    assert lives.lead(arguments(folder), log, lives.draw_all, killed)[0] == KILLED
     assert (folder / "figures" / "loss.png").exists()
     assert not (folder / "figures" / "loss.gif").exists()
-    assert lives.lead(arguments(folder), log)[0] == 0
+    assert lives.lead(arguments(folder), log, lives.draw_all)[0] == 0
     assert_same_run(folder, undisturbed)
     assert len(list((folder / "figures").iterdir())) == 7
 
@@ -192,7 +192,7 @@ def dead(tmp_path, monkeypatch, capsys):
     """A function: a run of this process dies after so many steps of both phases; -> its folder."""
 
     def dead(moment: int, **options) -> Path:
-        after_step = Run._after_step
+        after_step = Run._record
 
         def die(self, *rest):
             after_step(self, *rest)
@@ -200,7 +200,7 @@ def dead(tmp_path, monkeypatch, capsys):
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "_after_step", die)
+            patch.setattr(Run, "_record", die)
             with pytest.raises(Killed):
                 run(tmp_path / "run", **options)
         capsys.readouterr()
@@ -511,7 +511,7 @@ def test_the_lock_is_free_after_every_ending(dead, tmp_path):
 
 
 def test_events_are_on_disk_as_soon_as_they_are_told(tmp_path):
-    board = tensorboard.TensorBoard(tmp_path, {"train": 0}, {})
+    board = tensorboard.TensorBoard(tmp_path)
     board.scalars({"phase": "train", "step": 3, "seconds": 1.0, "skipped": 2})
     assert scalars(tmp_path) == {"./meta/skipped": [(3, 2.0)]}
     board.close()

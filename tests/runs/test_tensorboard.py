@@ -52,7 +52,7 @@ class Killed(BaseException):
 def resumed(request, tmp_path, monkeypatch):
     """A run that was killed and resumed; its first checkpoint is at 4 steps of a phase."""
     extra = ("Runner.figures = 3",)
-    after_step = Run._after_step
+    after_step = Run._record
 
     def die(self, phase, step, *rest):
         after_step(self, phase, step, *rest)
@@ -60,7 +60,7 @@ def resumed(request, tmp_path, monkeypatch):
             self.board.close()  # what a writer's thread would have written by then
             raise Killed
 
-    monkeypatch.setattr(Run, "_after_step", die)
+    monkeypatch.setattr(Run, "_record", die)
     with pytest.raises(Killed):
         train(tmp_path / "run", extra=extra)
     monkeypatch.undo()

@@ -478,7 +478,7 @@ def test_bad_image_folders_are_named(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        ("arrays", {"kind": "regresion"}, "arrays.kind = 'regresion' is unknown; did you mean"),
+        ("arrays", {"kind": "regresion"}, "arrays.kind = 'regresion': give one of "),
         ("arrays", {"channels": "middle"}, "arrays.channels"),
         ("arrays", {"valid_keys": ("x",)}, "arrays.valid_keys"),
         ("arrays", {"padding": -1}, "arrays.padding"),

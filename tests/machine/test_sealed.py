@@ -8,8 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from metaloss.errors import RunFolderError
-from metaloss.machine import sealed
-from metaloss.runs import checkpoint
+from metaloss.machine import files, sealed
 from tests.helpers import differences
 
 STATE = {"phi": torch.arange(500.0), "steps": 3, "samples": {0: torch.zeros(2)}, "text": "φ"}
@@ -78,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file(path):
         raise OSError("disk full")
 
     with pytest.raises(RunFolderError) as caught:
-        checkpoint.write_atomically(path, write)
+        files.write_atomically(path, write)
     assert str(caught.value) == f"{path} cannot be written: disk full"
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
@@ -91,7 +90,7 @@ def test_an_interrupted_write_leaves_the_old_file(path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(path, write)
+        files.write_atomically(path, write)
     assert path.read_bytes() == before
 
 
