@@ -15,12 +15,14 @@ where it is a sum over micro-batches, so is what stands behind ∇_φ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
+from metaloss.engines.certificate import adjoint_residual, tolerance
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError
 from metaloss.machine import distributed
@@ -37,7 +39,7 @@ Directional = Callable[[Problem, BaseStep, Pass, Vector], tuple[Tensor | None, T
 
 
 @ENGINES.register("exact")
-class Exact(Engine):
+class Exact(CertifiedEngine):
     """The identity with a forward-mode pass for one base step; `sweep` where there are several.
 
     Needs a forward derivative of every operator of the model, and no double backward.
@@ -53,11 +55,15 @@ class Exact(Engine):
         meta: MetaParameters,
         train: Sequence[StepBatch],
         draw_objective: Draw,
+        certify: bool = False,
     ) -> Hypergradient:
         if len(train) > 1:
-            return Sweep().hypergradient(problem, meta, train, draw_objective)
+            return Sweep().hypergradient(problem, meta, train, draw_objective, certify)
         keep = Keep(slope=bool(meta.phi), primals=True)
-        return through_one_step(problem, meta, train[0], draw_objective, forward_mode_pass, keep)
+        bound = tolerance(problem) if certify else None
+        return through_one_step(
+            problem, meta, train[0], draw_objective, forward_mode_pass, keep, bound
+        )
 
 
 def through_one_step(
@@ -67,14 +73,17 @@ def through_one_step(
     draw_objective: Draw,
     directional: Directional,
     keep: Keep,
+    bound: float | None = None,
 ) -> Hypergradient:
     """One base step, and the gradient of the task loss after it, by the identity above.
 
     Args:
         directional: how t = J_f(θ) u is computed.
         keep: of the base pass; a slope where φ is learned.
+        bound: of the certificate's residual; None: there is no certificate.
     """
-    step = problem.base_step(batch, keep)
+    certify = bound is not None and bool(meta.phi)
+    step = problem.base_step(batch, replace(keep, gradient=certify))
     taken = step.taken
     scale = taken.scale()  # c, where u = c·v
     if scale is not None and meta.ratios is None:
@@ -85,6 +94,9 @@ def through_one_step(
 
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
+    slopes: list[Tensor | None] = []
+    tangents: list[Tensor | None] = []
+    certificate = None
     if meta.phi:
         # c waits until the end: all in between is linear in u, and t is smaller than v.
         u = taken.cotangent(v) if scale is None else v
@@ -97,11 +109,19 @@ def through_one_step(
                 assert outputs is not None
                 slope = problem.slope(outputs, part)
             ends = [t, *(u if part.direct else [])]
+            if certify:
+                slopes += [s if s is None else s.detach() for s in (slope, *part.direct)]
+                tangents += ends
             if scale is not None:
                 ends = [None if end is None else scale * end for end in ends]
             phi_bar = add(phi_bar, gradient([slope, *part.direct], meta.phi, ends))
         phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
-    return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar)
+        if certify:
+            residual = adjoint_residual(
+                problem, step.gradient.g, u, slopes, tangents, step.gradient.examples
+            )
+            certificate = Certificate(residual, bound)
+    return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
 
 def forward_mode_pass(

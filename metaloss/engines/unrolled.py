@@ -80,7 +80,8 @@ def _gradient(
     with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, None):
         for loss in problem.shares(batch):
             ones = torch.ones_like(loss)
-            parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
+            with refusing_single_backward():
+                parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
             grads = add(grads, parts)
             losses.append(loss.detach())
     grads, learned_loss = replicas.mean_step(

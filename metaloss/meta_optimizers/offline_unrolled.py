@@ -32,6 +32,10 @@ class OfflineUnrolled(ByGradient):
         rate_meta_lr: η of its parameter; None takes `meta_lr`.
         descent: how the meta-parameters move.
         engine: how the meta-gradient is computed, by name or built.
+        certify_every: meta-steps per certificate of the meta-gradient, after the first three; 0:
+            none at all.
+        uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
+            engine was asked for by name: "raise", or "warn" and use it.
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class OfflineUnrolled(ByGradient):
         rate_meta_lr: PositiveFloat | None = None,
         descent: Callable[..., Descent] = Adam,
         engine: Engine | str = "auto",
+        certify_every: NonNegativeInt = 50,
+        uncertified: Literal["raise", "warn"] = "raise",
     ) -> None:
         super().__init__(
             meta_lr, objective, objective_batch_size, learn, rate, rate_meta_lr, descent, engine,
-            steps,
+            steps, certify_every, uncertified,
         )  # fmt: skip
         self.inner_steps = inner_steps
 

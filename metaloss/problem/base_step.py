@@ -19,6 +19,7 @@ class Keep:
     """What a base step keeps for the way back through it; by default nothing."""
 
     slope: bool = False  #: ∂M_φ/∂f with its graph to φ
+    gradient: bool = False  #: g itself, before a gradient transform: the optimizer may change it
     primals: bool = False  #: the intermediate values that a forward-mode pass over it can reuse
     state: KeepState = "nothing"  #: of the optimizer's, before the step
 
@@ -54,6 +55,7 @@ class BaseGradient:
     examples: int  #: in this process's batch
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
+    g: Vector  #: itself; empty unless asked for
 
 
 @dataclass

@@ -229,11 +229,12 @@ class Problem:
         grads, learned_loss = replicas.mean_step(
             self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
         )
+        kept = vectors.copy(grads) if keep.gradient else []
         transformed = None
         if self.gradient_transform is not None:
             transformed = Transformed(self.gradient_transform, grads)
             grads = transformed.values()
-        return BaseGradient(passes, examples, learned_loss, transformed), grads
+        return BaseGradient(passes, examples, learned_loss, transformed, kept), grads
 
     def _pass(
         self, batch: Batch, share: int, keep: Keep

@@ -1,0 +1,178 @@
+"""Certificates: whether a meta-gradient is that of the step that was made.
+
+A linear map and its transpose give one number two ways. With g = Jᵀ ∂M/∂f the base gradient of the
+step, u = (∂U/∂g)ᵀ v, and t = J u what an engine found along it,
+
+    ⟨g, u⟩ = ⟨∂M/∂f, t⟩
+
+holds of every sound step up to rounding. All four are at hand. It does not hold where the pass that
+gave t was not the pass that gave g: other random numbers, another state of the model, parameters
+that were not exchanged, gradients that a hook has changed, an operator whose two derivatives are
+of different functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metaloss.engines.base import Certificate
+from metaloss.errors import UncertifiedError
+from metaloss.machine import distributed, seeding
+from metaloss.problem import batches, snapshot
+from metaloss.problem.base_step import BaseGradient
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.forward_mode import Watch
+from metaloss.problem.problem import Problem
+from metaloss.problem.stacked import Stacked
+from metaloss.problem.vectors import Vector
+
+#: The largest residual of a sound step, by the precision of the model's passes. Each is some powers
+#: of ten above what rounding was seen to make of it (docs/certification.md has the numbers): the
+#: residual is relative to lengths of vectors, so it is a few units in the last place times what
+#: the depth of a model, and the cancellation in a normalisation, make of them.
+TOLERANCES = {
+    "float64": 1e-9,
+    "float32": 2e-4,
+    "tf32": 1e-2,
+    "bfloat16": 5e-2,
+}
+#: Of a difference quotient of the outputs, whose own error is of the step's square, and of rounding
+#: over the step. Kinks between θ - εu and θ + εu add to it.
+QUOTIENT_TOLERANCES = {"float64": 1e-4, "float32": 5e-2, "tf32": 0.2, "bfloat16": 0.5}
+
+
+def precision(problem: Problem) -> str:
+    """Of the model's passes, a key of `TOLERANCES`."""
+    dtype = problem.autocast or problem.theta[0].dtype
+    backends = torch.backends
+    if dtype is torch.float32 and problem.device.type == "cuda":
+        of_cuda = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        return "tf32" if "tf32" in of_cuda else "float32"
+    return str(dtype).removeprefix("torch.")
+
+
+def tolerance(problem: Problem, *, quotient: bool = False) -> float:
+    """The residual up to which a step is sound."""
+    return (QUOTIENT_TOLERANCES if quotient else TOLERANCES)[precision(problem)]
+
+
+def adjoint_residual(
+    problem: Problem, g: Vector, u: Vector, slopes: Vector, tangents: Vector, examples: int
+) -> Tensor:
+    """|⟨g, u⟩ - ⟨∂M/∂f, t⟩|, relative to the lengths of these vectors; of a stack, each one's.
+
+    Args:
+        g, u: over θ; None for zero.
+        slopes, tangents: ∂M/∂f and t of each pass, and what M_φ sees of θ itself beside u.
+        examples: of this process, in whose share the right side is a mean.
+
+    Returns:
+        A scalar, or [S]. It waits for no device.
+    """
+    stacked = isinstance(problem.model, Stacked)
+    left, length_g, length_u = _product(g, u, stacked)
+    right, length_s, length_t = _product(slopes, tangents, stacked)
+    if distributed.several():
+        right, length_s, length_t = distributed.mean_beside(
+            [], [], [right, length_s, length_t], examples
+        )[1]
+    # By the larger of both sides' lengths: rounding is relative to those, not to the products.
+    size = torch.maximum(length_s * length_t, left.abs())
+    return torch.where(size > 0, (left - right).abs() / size, 0.0)
+
+
+def repeat_residual(problem: Problem, made: BaseGradient, again: Vector) -> Tensor:
+    """‖g' - g‖ / ‖g‖, g' of a step that is run again to be gone back through; of a stack, each's.
+
+    In several processes g' is the mean of theirs, as g is.
+    """
+    if distributed.several():
+        again = distributed.mean(again, problem.theta, made.examples)
+    gap = [
+        x if y is None else -y if x is None else x - y for x, y in zip(again, made.g, strict=True)
+    ]
+    stacked = isinstance(problem.model, Stacked)
+    (_, length, _), (_, size, _) = _product(gap, gap, stacked), _product(made.g, made.g, stacked)
+    return torch.where(size > 0, length / size, length)
+
+
+def _product(v: Vector, w: Vector, stacked: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """⟨v, w⟩ and the lengths of both, in float64."""
+    pairs = [
+        (x.detach(), y.detach())
+        for x, y in zip(v, w, strict=True)
+        if x is not None and y is not None
+    ]
+    if not pairs:
+        zero = torch.zeros((), dtype=torch.float64)
+        return zero, zero, zero
+    sums = [[], [], []]  # type: list[list[Tensor]]
+    for x, y in pairs:
+        for terms, (a, b) in zip(sums, ((x, y), (x, x), (y, y)), strict=True):
+            if stacked:
+                terms.append((a.double() * b.double()).reshape(len(a), -1).sum(1))
+            elif a.dtype == b.dtype:
+                terms.append(torch.dot(a.flatten(), b.flatten()).double())
+            else:
+                terms.append(torch.dot(a.double().flatten(), b.double().flatten()))
+    product, squared_v, squared_w = (torch.stack(terms).sum(0) for terms in sums)
+    return product, squared_v.sqrt(), squared_w.sqrt()
+
+
+def require_certified(problem: Problem, batch: StepBatch, certificate: Certificate) -> None:
+    """Waits for a certificate, and refuses what it does not hold for.
+
+    Args:
+        batch: of training, to find the likely cause with.
+
+    Raises:
+        UncertifiedError: it does not hold.
+    """
+    if not bool(certificate.holds.all()):
+        raise UncertifiedError(refusal(problem, batch, certificate))
+
+
+def refusal(problem: Problem, batch: StepBatch, certificate: Certificate) -> str:
+    """What is to be said of a certificate that does not hold."""
+    return (
+        f"its certificate does not hold: ⟨g, u⟩ and ⟨∂M/∂f, J u⟩ differ by "
+        f"{float(certificate.residual.max()):.1e}, where {certificate.tolerance:.0e} is rounding in "
+        f"{precision(problem)}; likely, of the model: {'; '.join(likely_causes(problem, batch))}"
+    )
+
+
+def likely_causes(problem: Problem, batch: StepBatch) -> list[str]:
+    """What can be found out of a model whose certificate does not hold; nothing of it remains."""
+    inputs, _ = batches.parts(batch)[0]
+    causes: list[str] = []
+    with snapshot.on_trial(problem, batch):
+        kept, random_state = problem.surroundings.keep(), seeding.global_state(problem.device)
+        outputs = []
+        watch = Watch()
+        for _ in range(2):
+            with (
+                seeding.replaying(random_state, problem.device),
+                problem.replaced({}, kept),
+                watch,
+            ):
+                outputs.append(problem.forward(inputs).detach())
+        same = outputs[0].shape == outputs[1].shape and torch.equal(
+            outputs[0].nan_to_num(), outputs[1].nan_to_num()
+        )
+        if not same:
+            causes.append(
+                "two passes over one batch, from the same state and the same generators, give other "
+                "outputs: it draws random numbers, or keeps something, where that cannot be found"
+            )
+    if watch.hooked:
+        causes.append("it registers hooks on activations, which change gradients on their way")
+    for name, module in problem.model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            causes.append(f"its module '{name}' has hooks on the backward pass")
+            break
+    if watch.differentiates:
+        causes.append("it takes gradients within its forward pass")
+    return causes or ["an operator's forward and backward derivatives are of different functions"]
