@@ -21,7 +21,7 @@ from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.meta_optimizers.recorded import RecordedSteps
 from metaloss.problem import snapshot
-from metaloss.problem.batches import Adapter, Outputs, adapted, repeat
+from metaloss.problem.batches import Adapter, Outputs, adapted, gives_batches, repeat
 from metaloss.problem.gradient_transform import GradientTransform
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
@@ -57,9 +57,10 @@ class AdaLFL:
         loss: the learned loss M_φ, a representation on the model's device; None descends the task
             loss itself (the baseline, or a learned learning rate).
         task_loss: L_T, `(outputs, labels) -> scalar`.
-        link: how outputs and labels become the prediction and target that M_φ sees; by default
-            softmax and one-hot for integer labels, as they are for floating-point ones. See
-            `metaloss.links`.
+        link: how outputs and labels become the prediction and target that M_φ sees. By default the
+            first batch decides it: by the task loss if it is one of torch's (softmax and one-hot, or
+            probabilities, for cross-entropy), else integers are classes and other numbers values;
+            what may be either is refused. See `metaloss.links`.
         meta_lr: η of Adam on φ; None leaves φ as it is.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
@@ -163,11 +164,12 @@ class AdaLFL:
             steps: meta-steps, S_init.
             inner_steps: base steps per meta-step, S_inner.
             meta_lr: η of Adam on φ.
-            redraw: draws the parameters that are trained anew, in place; by default by the
-                `reset_parameters` of their modules.
+            redraw: draws the parameters that are trained anew, in place; by default each module
+                draws its own, by its method `redraw`, or `reset_parameters`.
 
         Raises:
-            InputError: no `redraw` was given and a parameter belongs to a module without one.
+            InputError: no `redraw` was given and a parameter belongs to a module without either; or
+                a loader cannot be started over.
         """
         model = self.problem.model
         redraw = redraw or redraw_by_modules(self.problem)
@@ -200,7 +202,8 @@ class AdaLFL:
             start: meta-steps that were made before (when a run is resumed).
         """
         model, optimizer = self.problem.model, self.problem.optimizer
-        before = snapshot.model_values(model)
+        before, surroundings = snapshot.model_values(model), self.problem.surroundings.watch()
+        surroundings.generators.clear()  # a loader may draw from them too
         self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
             redraw()
@@ -208,6 +211,7 @@ class AdaLFL:
             result = self._take(initialization, draw_train, draw_objective)
             if done == initialization.steps:
                 snapshot.set_model_values(model, before)
+                surroundings.put_back()
                 reset(optimizer)
                 self._forget_recordings()
                 if self.adaptation is not None:
@@ -216,7 +220,7 @@ class AdaLFL:
 
     def _drawing(self, batch: Any) -> Draw:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
-        draw = batch if callable(batch) else lambda: batch
+        draw = batch if gives_batches(batch, self.adapter) else lambda: batch
         return lambda: adapted(draw(), self.adapter)
 
     def learned_loss(self) -> LearnedLoss:

@@ -137,6 +137,8 @@ def forward_mode_pass(
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
         ):
+            if part.primals.differentiates:  # the model may do so in θ
+                before = before.detach().requires_grad_()
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (
             torch.enable_grad(),  # where the model itself turns it off, tangents end

@@ -198,9 +198,11 @@ class Places:
             if not isinstance(thing, torch.jit.ScriptModule):
                 yield type(thing)
                 yield from self._module(thing)
-        elif _is_own(type(thing)) and isinstance(getattr(thing, "__dict__", None), dict):
+        elif _is_own(type(thing)):
             yield type(thing)
-            yield vars(thing)
+            yield getattr(thing, "__dict__", None)
+            slots = [s for cls in type(thing).__mro__ for s in _names(vars(cls).get("__slots__"))]
+            yield from self._container(Attributes(thing, slots), self.others).values()
 
     def _module(self, module: nn.Module) -> Iterator[Any]:
         parameters, buffers = Container(module._parameters), Container(module._buffers)
@@ -245,6 +247,10 @@ class Places:
         yield from self._container(Attributes(cls, data), self.others).values()
         yield from (v for v in vars(cls).values() if isinstance(v, types.FunctionType))
         yield from cls.__bases__
+
+
+def _names(slots: Any) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots or ()
 
 
 def _is_own(thing: Any) -> bool:

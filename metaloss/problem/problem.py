@@ -28,7 +28,9 @@ from metaloss.problem.refusals import (
     refuse_aliases,
     refuse_float16,
     refuse_hooks,
+    refuse_other_kinds,
     refuse_unshareable,
+    refuse_without_grad,
     refusing_reentrant_checkpoints,
 )
 from metaloss.problem.surroundings import Kept, Surroundings
@@ -73,6 +75,7 @@ class Problem:
         outputs: Outputs | None = None,
         gradient_transform: GradientTransform | None = None,
     ) -> None:
+        refuse_other_kinds(model, optimizer, loss, task_loss)
         update_of(optimizer)
         refuse_float16(autocast)
         refuse_unshareable(model)
@@ -154,6 +157,7 @@ class Problem:
                 trained parameters in its forward pass, or reads them past its modules.
             InputError: the learned loss is not made for such pairs.
         """
+        refuse_without_grad()
         self.follow()
         if self._watched < WATCHED:
             self._watched += 1
@@ -167,8 +171,7 @@ class Problem:
                 with refusing_reentrant_checkpoints(), self.replaced(named, None):
                     outputs = self.forward(inputs)
                     free = outputs.detach().requires_grad_()
-                    if isinstance(self.loss, Representation):
-                        self.loss.require_pairs(*self.link(free, labels)[:2])
+                    self._ask_link(free, labels)
                     loss = self.learned_loss(free, labels)
                     both = [*leaves, *self.theta]
                     slope, *direct = torch.autograd.grad(
@@ -182,6 +185,16 @@ class Problem:
             refuse_aliases(self.theta_names, past[len(leaves) :])
             self._looks_at_theta = any(part is not None for part in direct)
         return self._looks_at_theta
+
+    def _ask_link(self, outputs: Tensor, labels: Any) -> None:
+        """Decides what labels are, where no link says it, and whether M_φ is made for them."""
+        of_classes = isinstance(self.loss, Representation) and self.loss.of_classes
+        if self.link is links.by_labels and self.loss is not None:
+            self.link = links.decided(self.task_loss, of_classes, outputs, labels)
+        if isinstance(self.loss, Representation):
+            prediction, target, *weights = self.link(outputs, labels)
+            counted = weights[0] != 0 if weights else slice(None)
+            self.loss.require_pairs(prediction[counted], target[counted])
 
     def plain_step(self, batch: StepBatch) -> Tensor:
         """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.

@@ -25,6 +25,7 @@ from metaloss.runs import predictions
 from metaloss.runs.folder import RunFolder, found_there
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.metrics import finite_or_none
+from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner
 from metaloss.runs.trained import TrainedModel, load_model
@@ -34,6 +35,7 @@ from metaloss.tasks.base import find_data_dir
 EXIT_CODES = {"finished": 0, "diverged": 3}
 
 
+@process_left_as_it_was()
 def train(
     gin_file: Sequence[str] = (),
     gin_param: Sequence[str] = (),

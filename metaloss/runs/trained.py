@@ -16,7 +16,7 @@ from metaloss.errors import ConfigError, DataError, InputError, RunFolderError, 
 from metaloss.machine import sealed, seeding
 from metaloss.runs import evaluation
 from metaloss.runs.folder import RunFolder
-from metaloss.runs.precision import set_float32
+from metaloss.runs.precision import process_left_as_it_was, set_float32
 from metaloss.runs.runner import Runner
 from metaloss.tasks.base import SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation.images import Images
@@ -66,7 +66,9 @@ class TrainedModel:
         if split not in SPLITS:
             near, known = did_you_mean(split, SPLITS), ", ".join(SPLITS)
             raise InputError(f"no split {split!r}{near} · there are: {known}")
-        return evaluation.evaluate(self.model, data, split)
+        with process_left_as_it_was():
+            set_float32(self.plan.precision)
+            return evaluation.evaluate(self.model, data, split)
 
     @torch.no_grad()
     def predict(self, raw: Tensor) -> Prediction:
@@ -88,7 +90,9 @@ class TrainedModel:
         if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
         parts = torch.split(raw, evaluation.CHUNK)
-        found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
+        with process_left_as_it_was():
+            set_float32(self.plan.precision)
+            found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
         if self.data.objective.metric == "error_rate":
             return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
         targets = self.data.targets
@@ -154,7 +158,6 @@ def load_model(
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     plan = _build(config.load([folder.config]), seed)
     data = _load_data(plan, seed, device, data_dir)
-    set_float32(plan.precision)
     with seeding.drawing_from(seeding.stream(seed, "theta")):
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":
