@@ -26,6 +26,7 @@ from metaloss.problem.gradient_transform import GradientTransform
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.refusals import refuse_float16
+from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.representations.base import Representation
 from metaloss.representations.saved.learned_loss import LearnedLoss
 
@@ -202,8 +203,8 @@ class AdaLFL:
             start: meta-steps that were made before (when a run is resumed).
         """
         model, optimizer = self.problem.model, self.problem.optimizer
-        before, surroundings = snapshot.model_values(model), self.problem.surroundings.watch()
-        surroundings.generators.clear()  # a loader may draw from them too
+        before = snapshot.model_values(model)
+        attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
             redraw()
@@ -211,7 +212,7 @@ class AdaLFL:
             result = self._take(initialization, draw_train, draw_objective)
             if done == initialization.steps:
                 snapshot.set_model_values(model, before)
-                surroundings.put_back()
+                attributes.put_back()
                 reset(optimizer)
                 self._forget_recordings()
                 if self.adaptation is not None:

@@ -55,8 +55,9 @@ class Auto(CertifiedEngine):
     ) -> Hypergradient:
         problem.follow()
         if self._chosen_for is not problem.followed:
-            self._chosen_for, self._reasons = problem.followed, {}
+            self._reasons = {}
             self._choose(problem, meta, train)
+            self._chosen_for = problem.followed
         assert self.chosen is not None
         return certified(self.chosen, certify)(problem, meta, train, draw_objective)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.certificate import adjoint_residual, tolerance
+from metaloss.engines.certificate import adjoint_residual, product, tolerance
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError
 from metaloss.machine import distributed
@@ -94,9 +94,8 @@ def through_one_step(
 
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
-    slopes: list[Tensor | None] = []
-    tangents: list[Tensor | None] = []
     certificate = None
+    right = product(problem, [], []) if certify else None  # ⟨∂M/∂f, t⟩, of all passes
     if meta.phi:
         # c waits until the end: all in between is linear in u, and t is smaller than v.
         u = taken.cotangent(v) if scale is None else v
@@ -109,17 +108,15 @@ def through_one_step(
                 assert outputs is not None
                 slope = problem.slope(outputs, part)
             ends = [t, *(u if part.direct else [])]
-            if certify:
-                slopes += [s if s is None else s.detach() for s in (slope, *part.direct)]
-                tangents += ends
+            if right is not None:
+                right += product(problem, [slope, *part.direct], ends)
             if scale is not None:
                 ends = [None if end is None else scale * end for end in ends]
             phi_bar = add(phi_bar, gradient([slope, *part.direct], meta.phi, ends))
         phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
-        if certify:
-            residual = adjoint_residual(
-                problem, step.gradient.g, u, slopes, tangents, step.gradient.examples
-            )
+        if right is not None and bound is not None:
+            left = product(problem, step.gradient.g, u)
+            residual = adjoint_residual(problem, left, right, step.gradient.examples)
             certificate = Certificate(residual, bound)
     return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 

@@ -18,7 +18,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaloss import links
-from metaloss.engines.certificate import adjoint_residual
+from metaloss.engines.certificate import adjoint_residual, product
 from metaloss.errors import UnsupportedModelError
 from metaloss.problem.forward_mode import ForwardMode, KeepPrimals
 from metaloss.problem.problem import Problem
@@ -112,7 +112,9 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
                 t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
             u = None if t is None else given.sgd.scale(sgd) * t
             phi_bar = gradient([slope], phi, [u])
-        residual = adjoint_residual(problem, g, v, [slope], [t], len(y))
+        residual = adjoint_residual(
+            problem, product(problem, g, v), product(problem, [slope], [t]), len(y)
+        )
         return [loss.detach(), task.detach(), residual, *phi_bar], moved
 
     parts = given(*batches)

@@ -24,15 +24,15 @@ def redraw_by_modules(problem: Problem) -> Callable[[], None]:
     trained = set(problem.theta)
     draws: list[Callable[[], object]] = []
     touched: list[nn.Parameter] = []
-    for name, module in _parts_first(problem.model):
+    for module in _parts_first(problem.model):
         own = [*module.parameters(recurse=False)]
         draw = _drawing(module)
         owns = any(p in trained for p in own)
         if owns and draw is None:
             raise InputError(
-                f"{type(module).__name__} owns parameters ('{name}') and has no reset_parameters(): "
-                "write it a method `redraw`, or give `redraw`, a function that draws the model's "
-                "parameters anew"
+                f"{type(module).__name__} owns parameters and has no reset_parameters(): write it a "
+                "method `redraw` that draws them anew, or give `redraw`, a function that draws "
+                "those of the model"
             )
         # torch.nn.Transformer owns none, and draws those of its parts once more.
         if draw is not None and (owns or hasattr(module, "_reset_parameters")):
@@ -60,15 +60,15 @@ def _drawing(module: nn.Module) -> Callable[[], object] | None:
     return next((method for method in found if callable(method)), None)
 
 
-def _parts_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _parts_first(model: nn.Module) -> Iterator[nn.Module]:
     """All modules once, each after its parts, which are in their order."""
 
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def walk(module: nn.Module) -> Iterator[nn.Module]:
         if module not in seen:
             seen.add(module)
-            for key, part in module.named_children():
-                yield from walk(f"{name}.{key}" if name else key, part)
-            yield name, module
+            for part in module.children():
+                yield from walk(part)
+            yield module
 
     seen: set[nn.Module] = set()
-    yield from walk("", model)
+    yield from walk(model)
