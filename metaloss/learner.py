@@ -58,10 +58,10 @@ class AdaLFL:
         loss: the learned loss M_φ, a representation on the model's device; None descends the task
             loss itself (the baseline, or a learned learning rate).
         task_loss: L_T, `(outputs, labels) -> scalar`.
-        link: how outputs and labels become the prediction and target that M_φ sees. By default the
-            first batch decides it: by the task loss if it is one of torch's (softmax and one-hot, or
-            probabilities, for cross-entropy), else integers are classes and other numbers values;
-            what may be either is refused. See `metaloss.links`.
+        link: how outputs and labels become the prediction and target that M_φ sees. By default
+            the first batch decides it: by the task loss if it is one of torch's (for cross-entropy
+            softmax, and one-hot or the probabilities given), else integers are classes and other
+            numbers values; what may be either is refused. See `metaloss.links`.
         meta_lr: η of Adam on φ; None leaves φ as it is.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is

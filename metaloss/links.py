@@ -156,9 +156,7 @@ _OF_LOSSES: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def decided(
-    task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, labels: Any
-) -> Link:
+def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, labels: Any) -> Link:
     """The link of a batch whose link was not said.
 
     One of torch's losses says what its labels are. Beside another one, integers are classes, and

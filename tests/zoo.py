@@ -250,7 +250,9 @@ class Gumbel(Net):
 def normalised(name: str, layer: Callable[[], nn.Module], *shape: int) -> None:
     def make() -> tuple[Any, ...]:
         if not shape:
-            return sequence(nn.Linear(FEATURES, 8), layer(), nn.Tanh(), nn.Linear(8, CLASSES)), rows()
+            return sequence(
+                nn.Linear(FEATURES, 8), layer(), nn.Tanh(), nn.Linear(8, CLASSES)
+            ), rows()
         stem = nn.Conv2d(2, 4, 3, padding=1)
         head = nn.Linear(4 * shape[-1] * shape[-2], CLASSES)
         return sequence(stem, layer(), nn.Tanh(), nn.Flatten(), head), rows(ROWS, *shape)
@@ -321,7 +323,9 @@ class LowRank(nn.Module):
 
 @keep
 def lora():
-    return sequence(LowRank(nn.Linear(FEATURES, 8)), nn.Tanh(), LowRank(nn.Linear(8, CLASSES))), rows()
+    return sequence(
+        LowRank(nn.Linear(FEATURES, 8)), nn.Tanh(), LowRank(nn.Linear(8, CLASSES))
+    ), rows()
 
 
 # --- checkpoints, in place, linear algebra, transforms ---
@@ -392,7 +396,9 @@ class Eigenvalues(Net):
 @net
 class Fourier(Net):
     def middle(self, h: Tensor) -> Tensor:
-        return torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(self.b.weight[0]), n=8) + self.b(h)
+        return torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(self.b.weight[0]), n=8) + self.b(
+            h
+        )
 
 
 @net
@@ -830,7 +836,8 @@ class Stream(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.masks = iter(lambda draw=random.Random(1): draw.random() < 0.5, None)
+        draws = random.Random(1)
+        self.masks = (draws.random() < 0.5 for _ in range(10_000))
 
     def middle(self, h: Tensor) -> Tensor:
         return self.b(h) * torch.tensor([next(self.masks) for _ in range(8)])
@@ -969,15 +976,25 @@ def transformers(name: str, make_model: Callable[[Any], nn.Module]) -> None:
     ZOO[f"transformers_{name}"] = make
 
 
-SMALL = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-         "intermediate_size": 16, "max_position_embeddings": 8, "num_labels": CLASSES, "pad_token_id": None}  # fmt: skip
+SMALL = {
+    "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "max_position_embeddings": 8, "num_labels": CLASSES,
+    "pad_token_id": None,
+}  # fmt: skip
 transformers("bert", lambda t: t.BertForSequenceClassification(t.BertConfig(**SMALL)))
 transformers(
     "gpt2",
     lambda t: t.GPT2ForSequenceClassification(
         t.GPT2Config(
-            vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8, num_labels=CLASSES,
-            pad_token_id=7, bos_token_id=0, eos_token_id=0,
+            vocab_size=8,
+            n_embd=8,
+            n_layer=1,
+            n_head=2,
+            n_positions=8,
+            num_labels=CLASSES,
+            pad_token_id=7,
+            bos_token_id=0,
+            eos_token_id=0,
         )  # fmt: skip
     ),
 )

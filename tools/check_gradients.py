@@ -9,12 +9,15 @@ r"""Certifies meta-gradients against double backward and the real optimizer's st
     python tools/check_gradients.py --model=my_models:make   # a function that gives a model of
                                                              # one's own, and inputs for it
 
-Prints a line a certificate; of a model, whether its meta-gradient is right, refused, or wrong. Exit codes: 0 all hold, 1 one does not, 2 bad input.
+Prints a line a certificate; of a model, whether its meta-gradient is right, refused, or wrong.
+Exit codes: 0 all hold, 1 one does not, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -73,9 +73,7 @@ class Auto(CertifiedEngine):
         self._reasons[ENGINES.name_of(self.chosen)] = reason
         self._choose(problem, meta, train)
 
-    def _choose(
-        self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]
-    ) -> None:
+    def _choose(self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]) -> None:
         self.chosen = self._first_that_works(problem, meta, train)
         if self._reasons:
             warnings.warn(

@@ -93,7 +93,7 @@ class Engine(ABC):
 
 
 class CertifiedEngine(Engine):
-    """An engine that can certify the gradient of a step, at the cost of some products of vectors."""
+    """An engine that can certify the gradient of a step; it costs some products of vectors."""
 
     @abstractmethod
     def hypergradient(

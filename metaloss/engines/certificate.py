@@ -145,8 +145,8 @@ def refusal(problem: Problem, batch: StepBatch, certificate: Certificate) -> str
     """What is to be said of a certificate that does not hold."""
     return (
         f"its certificate does not hold: ⟨g, u⟩ and ⟨∂M/∂f, J u⟩ differ by "
-        f"{float(certificate.residual.max()):.1e}, where {certificate.tolerance:.0e} is rounding in "
-        f"{precision(problem)}; likely, of the model: {'; '.join(likely_causes(problem, batch))}"
+        f"{float(certificate.residual.max()):.1e}, where {certificate.tolerance:.0e} is rounding "
+        f"in {precision(problem)}; likely, of the model: {'; '.join(likely_causes(problem, batch))}"
     )
 
 
@@ -170,7 +170,7 @@ def likely_causes(problem: Problem, batch: StepBatch) -> list[str]:
         )
         if not same:
             causes.append(
-                "two passes over one batch, from the same state and the same generators, give other "
+                "two passes over a batch, from the same state and the same generators, give other "
                 "outputs: it draws random numbers, or keeps something, where that cannot be found"
             )
     if watch.hooked:

@@ -29,7 +29,6 @@ from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector
 
-
 FIRST = 3  #: meta-steps that all have a certificate: what is wrong mostly is so from the start
 
 

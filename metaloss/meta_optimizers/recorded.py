@@ -166,8 +166,8 @@ class RecordedSteps:
             )
         if self._problem.surroundings.beyond_tensors:
             raise InputError(
-                "cuda_graphs: the model changes Python objects in its forward pass, or draws from a "
-                "generator of its own, which no graph would do again: leave it out"
+                "cuda_graphs: the model changes Python objects in its forward pass, or draws from "
+                "a generator of its own, which no graph would do again: leave it out"
             )
         if not torch.equal(before, torch.get_rng_state()):
             raise InputError(

@@ -76,8 +76,8 @@ def repeat(batches: Iterable[Any] | Callable[[], Any]) -> Callable[[], Any]:
                 yield batch
             if given == before and given:
                 raise InputError(
-                    f"the loader is at its end (batches so far: {given}) and does not start over, as a "
-                    "generator does: give a list, a DataLoader, or a function that gives the next "
+                    f"the loader is at its end (batches so far: {given}) and does not start over, as "
+                    "a generator does: give a list, a DataLoader, or a function that gives the next "
                     "batch"
                 )
             if given == before:

@@ -162,7 +162,6 @@ class ForwardMode(TorchFunctionMode):
             return max_pooling(MAX_POOLING[func], primals, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
 
-
     def _plain(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Torch's own rules, and those without which it has none."""
         if not torch.is_grad_enabled():

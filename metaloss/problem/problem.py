@@ -281,7 +281,9 @@ class Problem:
         )
         if looks:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, direct)]
-        made = Pass(batch, share, slope if graph else None, direct, primals, surroundings, random_state)
+        made = Pass(
+            batch, share, slope if graph else None, direct, primals, surroundings, random_state
+        )
         return made, loss.detach(), grads
 
     def slope(self, outputs: Tensor, part: Pass) -> Tensor:

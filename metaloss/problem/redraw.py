@@ -30,8 +30,8 @@ def redraw_by_modules(problem: Problem) -> Callable[[], None]:
         owns = any(p in trained for p in own)
         if owns and draw is None:
             raise InputError(
-                f"{type(module).__name__} owns parameters and has no reset_parameters(): write it a "
-                "method `redraw` that draws them anew, or give `redraw`, a function that draws "
+                f"{type(module).__name__} owns parameters and has no reset_parameters(): write it "
+                "a method `redraw` that draws them anew, or give `redraw`, a function that draws "
                 "those of the model"
             )
         # torch.nn.Transformer owns none, and draws those of its parts once more.

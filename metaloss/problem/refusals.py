@@ -163,12 +163,12 @@ def refuse_without_grad() -> None:
 
 
 def refuse_unbuilt(model: nn.Module) -> None:
-    """Raises InputError if a layer of the model takes its shape from a first batch, and had none."""
+    """Raises InputError if a layer takes its shape from a first batch, and had none yet."""
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise InputError(
-                f"the model's parameter '{name}' has no shape yet, as a lazily built layer's before "
-                "its first batch: call the model once, and build the optimizer after that"
+                f"the model's parameter '{name}' has no shape yet, as a lazily built layer's "
+                "before its first batch: call the model once, and build the optimizer after that"
             )
 
 

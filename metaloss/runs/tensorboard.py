@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 GROUPS = {
     **dict.fromkeys(
         (
-            "task_loss", "gradient_norm", "skipped", "adjoint_residual", "base_lr",
+            "task_loss",
+            "gradient_norm",
+            "skipped",
+            "adjoint_residual",
+            "base_lr",
             "effective_base_lr",
         ),
         "meta",

@@ -57,7 +57,9 @@ class Verdict:
         return self.right or not self.engine
 
     def __str__(self) -> str:
-        found = f"refused: {self.said[-1]}" if not self.engine else f"engine '{self.engine}', off by "
+        found = (
+            f"refused: {self.said[-1]}" if not self.engine else f"engine '{self.engine}', off by "
+        )
         if self.engine:
             found += f"{self.error:.1e}" + ("" if self.right else f", above {BOUND:g}")
             found += "".join(f" · {line}" for line in self.said)
@@ -113,7 +115,7 @@ def _ours(make: Make, engine: str) -> tuple[str, Tensor]:
 
 
 def _error(make: Make, found: Tensor) -> float:
-    """|⟨found, d⟩ - ⟨v, dθ'/dd⟩| by the length of `found`, along a direction d that it is part of."""
+    """|⟨found, d⟩ - ⟨v, dθ'/dd⟩| by the length of `found`, along a direction d."""
     noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(5), dtype=found.dtype)
     length = float(found.norm())
     direction = found / max(length, 1e-300) + noise / noise.norm()
