@@ -44,7 +44,7 @@ setup(
         "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
     },
     package_data={
-        "metaloss": ["py.typed", "experiments/reports/*.json"],
+        "metaloss": ["py.typed", "experiments/reports/*.json", "experiments/reports/*.j2"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
     },
     install_requires=[
@@ -58,6 +58,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.15",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "safetensors>=0.4",
         "tqdm>=4.66",
         "joblib>=1.5",

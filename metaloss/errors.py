@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Words = TypeVar("Words")
 
 
 class InputError(ValueError):
@@ -94,3 +98,27 @@ def did_you_mean(asked: str, known: Iterable[str]) -> str:
     """A clause naming the known word nearest to `asked`, or nothing if none is near."""
     near = difflib.get_close_matches(asked, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def exit_code(error: Exception) -> int:
+    """Of a command that ends with this error: 2 if what was given cannot be used, else 1."""
+    return 2 if isinstance(error, InputError) else 1
+
+
+def answered(command: Callable[[Words], int], words: Words) -> int:
+    """The exit code of a command line; an error that is meant for a person is one line.
+
+    Args:
+        command: carries it out; gives the exit code.
+        words: the parsed command line.
+    """
+    try:
+        return command(words)
+    except (InputError, LostProcessError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return exit_code(error)

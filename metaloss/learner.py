@@ -17,9 +17,11 @@ from metaloss.errors import InputError
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.in_turn import InTurn
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
-from metaloss.meta_optimizers.recorded import RecordedSteps
+from metaloss.meta_optimizers.parts.recorded import RecordedSteps
+from metaloss.meta_optimizers.task_fit import TaskFit
 from metaloss.problem import snapshot
 from metaloss.problem.batches import Adapter, Outputs, adapted, gives_batches, repeat
 from metaloss.problem.gradient_transform import GradientTransform
@@ -149,22 +151,28 @@ class AdaLFL:
         self,
         train: Iterable[Any] | Draw,
         valid: Iterable[Any] | Draw,
-        steps: int = 2500,
-        inner_steps: int = 1,
-        meta_lr: float = 1e-3,
+        steps: int | None = None,
+        inner_steps: int | None = None,
+        meta_lr: float = 1e-2,
+        horizon: float = 50.0,
+        fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
     ) -> None:
-        """Learns φ offline before training starts (Algorithm 1): θ is drawn anew at each step.
+        """Learns φ offline before training starts, on models that are drawn anew now and then.
 
-        Afterwards model and optimizer are as they were before any training: θ_0 restored, optimizer
-        state empty.
+        φ is first fitted to the task loss, then learned through `inner_steps` base steps at a time:
+        see `metaloss.meta_optimizers.offline_unrolled`. Algorithm 1 to the letter is
+        `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0`. Afterwards model and
+        optimizer are as they were before any training: θ_0 restored, optimizer state empty.
 
         Args:
             train, valid: loaders of batches, repeated as often as needed, or functions that give
                 the next one.
-            steps: meta-steps, S_init.
-            inner_steps: base steps per meta-step, S_inner.
-            meta_lr: η of Adam on φ.
+            steps: meta-steps, S_init; None: 1500 base steps in all.
+            inner_steps: base steps per meta-step, S_inner; None: by the optimizer's momentum.
+            meta_lr: η of Adam on φ at the start; it falls linearly to 0.
+            horizon: base steps from one drawing of θ to the next, in the mean.
+            fit_steps: steps that fit φ to the task loss before; they train no model.
             redraw: draws the parameters that are trained anew, in place; by default each module
                 draws its own, by its method `redraw`, or `reset_parameters`.
 
@@ -179,7 +187,7 @@ class AdaLFL:
             redraw()
             distributed.spread([*model.parameters(), *model.buffers()])
 
-        initialization = OfflineUnrolled(steps, inner_steps, meta_lr)
+        initialization = initialization_of(steps, inner_steps, meta_lr, horizon, fit_steps)
         initialization.attach(self.problem)
         draw_train, draw_valid = (self._drawing(repeat(batches)) for batches in (train, valid))
         phase = self.initializing(initialization, draw_train, draw_valid, redraw_alike)
@@ -207,8 +215,7 @@ class AdaLFL:
         attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
-            redraw()
-            reset(optimizer)
+            initialization.set_out(self.problem, redraw)
             result = self._take(initialization, draw_train, draw_objective)
             if done == initialization.steps:
                 snapshot.set_model_values(model, before)
@@ -261,6 +268,15 @@ class AdaLFL:
     def _tell_progress(self) -> None:
         if isinstance(self.problem.loss, Representation):
             self.problem.loss.observe(self._base_steps, self._steps)
+
+
+def initialization_of(
+    steps: int | None, inner_steps: int | None, meta_lr: float, horizon: float, fit_steps: int
+) -> MetaOptimizer:
+    """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
+    fit = TaskFit(fit_steps)
+    learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr)
+    return InTurn([fit, learn])
 
 
 @contextmanager

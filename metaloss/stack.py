@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import tee
 from typing import Any
+
+from torch.utils._pytree import tree_map
 
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
 from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
-from metaloss.meta_optimizers.stacked import StackedMetaOptimizer
+from metaloss.meta_optimizers.parts.stacked import StackedMetaOptimizer
 from metaloss.problem.batches import repeat
-from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.stacked import Stacked, over_members, stack_optimizers, stack_states
 from metaloss.representations.saved.learned_loss import LearnedLoss
 
@@ -102,38 +104,34 @@ class Stack(AdaLFL):
         self,
         train: Iterable[Any] | Draw,
         valid: Iterable[Any] | Draw,
-        steps: int = 2500,
-        inner_steps: int = 1,
-        meta_lr: float = 1e-3,
+        steps: int | None = None,
+        inner_steps: int | None = None,
+        meta_lr: float = 1e-2,
+        horizon: float = 50.0,
+        fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
     ) -> None:
         """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
 
+        Each learner's is made alone, one after another: their models are drawn anew at steps of
+        their own. Each sees its rows of the same batches.
+
         Args:
-            train, valid, steps, inner_steps, meta_lr: as there.
+            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps: as there.
             redraw: draws the parameters of all learners anew, in place.
 
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without
                 `reset_parameters`.
         """
-        members = [OfflineUnrolled(steps, inner_steps, meta_lr) for _ in self.learners]
-        redraws = [] if redraw else [redraw_by_modules(each.problem) for each in self.learners]
-        for member, learner in zip(members, self.learners, strict=True):
-            member.attach(learner.problem)
-
-        def redraw_each() -> None:
-            for one in redraws:
-                one()
-
-        phase = self.initializing(
-            self.together(members),
-            self._drawing(repeat(train)),
-            self._drawing(repeat(valid)),
-            redraw or redraw_each,
-        )
-        for _ in phase:
-            pass
+        count = len(self.learners)
+        train_of, valid_of = (tee(_drawn(repeat(batches)), count) for batches in (train, valid))
+        for i, learner in enumerate(self.learners):
+            learner.initialize(
+                partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
+                steps, inner_steps, meta_lr, horizon, fit_steps, redraw,
+            )  # fmt: skip
+        self.join()
 
     def together(self, members: Sequence[MetaOptimizer]) -> MetaOptimizer:
         """The learners' meta-optimizers as one; each is attached to its learner's problem.
@@ -165,6 +163,18 @@ class Stack(AdaLFL):
     def _tell_progress(self) -> None:
         for learner in self.learners:
             learner._tell_progress()
+
+
+def _drawn(draw: Draw) -> Iterator[Any]:
+    """The batches that a function gives, without end."""
+    while True:
+        yield draw()
+
+
+def _rows(batches: Iterator[Any], member: int) -> tuple[Any, Any]:
+    """A member's rows of the next stacked batch."""
+    inputs, labels = next(batches)
+    return tree_map(lambda tensor: tensor[member], inputs), labels[member]
 
 
 def _refuse_others(learners: Sequence[AdaLFL]) -> None:

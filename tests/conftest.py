@@ -5,6 +5,7 @@ they are used.
 """
 
 import itertools
+import math
 import os
 import shutil
 
@@ -50,34 +51,55 @@ def pytest_collection_modifyitems(config, items):
 class Costs:
     """What each test cost: CPU time, since a busy machine stretches that of the clock.
 
-    It is that of the process and of the children it has waited for. A
-    fixture's is its first test's.
+    It is that of the process and of the children it has waited for. A fixture of many tests is
+    listed by itself, and has no budget.
     """
 
     def __init__(self, budget: float | None) -> None:
         self.budget = budget
         self.seconds: dict[str, float] = {}
 
+    @staticmethod
+    def clock() -> float:
+        """CPU seconds so far."""
+        return sum(os.times()[:4])
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item):
-        self.began = sum(os.times()[:4])
+        self.began, self.shared = self.clock(), {}
         return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        began = self.clock()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                name = f"fixture {fixturedef.argname} of {fixturedef.baseid}"
+                self.shared[name] = self.clock() - began
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item):
         try:
             return (yield)
         finally:
-            item.user_properties.append(("cpu", sum(os.times()[:4]) - self.began))
+            own = self.clock() - self.began - sum(self.shared.values())
+            item.user_properties.append(("cpu", {item.nodeid: own, **self.shared}))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "teardown":
-            self.seconds[report.nodeid] = dict(report.user_properties).get("cpu", 0.0)
+            for name, seconds in dict(report.user_properties).get("cpu", {}).items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @property
     def dear(self) -> list[str]:
         """The tests above the budget."""
-        return [test for test, seconds in self.seconds.items() if seconds > (self.budget or 1e9)]
+        return [
+            name
+            for name, seconds in self.seconds.items()
+            if seconds > (self.budget or math.inf) and not name.startswith("fixture ")
+        ]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):

@@ -59,6 +59,13 @@ def main(command_line: list[str] | None = None) -> int:
     """Measures a model at a time; the files hold all that was measured after each."""
     arguments = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Measures; the exit code."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is beside the package
@@ -66,7 +73,7 @@ def main(command_line: list[str] | None = None) -> int:
     from benchmarks.contenders import CONTENDERS
     from benchmarks.measure import measure
     from benchmarks.pairs import PAIRS
-    from metaloss.errors import InputError, did_you_mean
+    from metaloss.errors import InputError, did_you_mean, first_line
 
     def chosen(kind: str, asked: list[str] | None, known: list[str]) -> list[str]:
         for name in asked or []:
@@ -78,22 +85,18 @@ def main(command_line: list[str] | None = None) -> int:
     if arguments.list:
         print(f"models: {', '.join(PAIRS)}\ncontenders: {', '.join(CONTENDERS)}")
         return 0
+    models = chosen("model", arguments.model, list(PAIRS))
+    contenders = chosen("contender", arguments.contender, list(CONTENDERS))
+    if arguments.batch_size is not None and arguments.batch_size < 2:
+        raise InputError(f"--batch_size={arguments.batch_size}: at least 2")
+    for path in filter(None, (arguments.json, arguments.markdown)):
+        if not path.resolve().parent.is_dir() or path.is_dir():
+            raise InputError(f"'{path}' cannot be written: it is a folder, or in none")
     try:
-        models = chosen("model", arguments.model, list(PAIRS))
-        contenders = chosen("contender", arguments.contender, list(CONTENDERS))
-        if arguments.batch_size is not None and arguments.batch_size < 2:
-            raise InputError(f"--batch_size={arguments.batch_size}: at least 2")
-        for path in filter(None, (arguments.json, arguments.markdown)):
-            if not path.resolve().parent.is_dir() or path.is_dir():
-                raise InputError(f"'{path}' cannot be written: it is a folder, or in none")
-        try:
-            device = torch.zeros((), device=arguments.device).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"--device={arguments.device} cannot be used: {reason}") from error
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        device = torch.zeros((), device=arguments.device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        raise InputError(f"--device={arguments.device} cannot be used: {reason}") from error
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     conditions = {

@@ -38,32 +38,35 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
 
 def main(command_line: list[str] | None = None) -> int:
     """Gathers the runs and starts TensorBoard on them, until it ends."""
-    arguments, rest = parse_arguments(command_line)
+    parsed = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, parsed)
+
+
+def carry_out(parsed: tuple[argparse.Namespace, list[str]]) -> int:
+    """Shows the runs; the exit code, which is TensorBoard's where that was started."""
+    from metaloss.errors import InputError, first_line
     from metaloss.experiments import records
     from metaloss.experiments.reports import board
 
+    arguments, rest = parsed
     found = []
     for path in [run for given in arguments.run for run in records.find(given)[0] or [given]]:
         try:
             found.append(records.read_whole(path))
         except InputError as error:
-            print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"warning: left out: {first_line(error)}", file=sys.stderr)
     if not found:
-        print("error: there is no run to show", file=sys.stderr)
-        return 2
+        raise InputError("there is no run to show")
     for record in found:
         if record.status != "finished":
             print(f"{record.path}: {record.status}, step {record.steps:,}")
     with tempfile.TemporaryDirectory(prefix="metaloss-board-") as temporary:
         folder = arguments.output_dir or Path(temporary)
-        try:
-            for name, members in board.gather(found, folder).items():
-                print(f"_summary/{name}: mean of {len(members)} seeds", flush=True)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        for name, members in board.gather(found, folder).items():
+            print(f"_summary/{name}: mean of {len(members)} seeds", flush=True)
         if arguments.write_only:
             return 0
         command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder}"]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,21 +52,23 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, certifies, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Certifies; the exit code."""
     from metaloss.testing.certification import report
 
     done: list[Certificate] = []
-    try:
-        if arguments.model:
-            return check_models(arguments.model, arguments.engine or ["auto"])
-        for certificate in find(arguments):
-            if not done:
-                print(report.HEADER)
-            done.append(certificate)
-            print(report.line(certificate), flush=True)
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    if arguments.model:
+        return check_models(arguments.model, arguments.engine or ["auto"])
+    for certificate in find(arguments):
+        if not done:
+            print(report.HEADER)
+        done.append(certificate)
+        print(report.line(certificate), flush=True)
     missed = [certificate for certificate in done if not certificate.holds]
     print(f"{len(done) - len(missed)} of {len(done)} certificates hold")
     if arguments.markdown:
@@ -88,7 +89,7 @@ def check_models(names: Sequence[str], engines: Sequence[str]) -> int:
     holds = True
     for name in names:
         module_name, _, function = name.partition(":")
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         try:
             module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
         except ImportError as error:

@@ -33,24 +33,26 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, compares, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Compares; the exit code."""
     import metaloss  # noqa: F401  (its components register themselves)
     from metaloss.config import plugins
-    from metaloss.errors import InputError
     from metaloss.experiments.reports import comparison, formats, output
     from metaloss.machine.files import check_output
 
-    try:
-        if arguments.output is not None:
-            check_output(arguments.output, (".html", ".png"))
-        plugins.load_all(arguments.plugin)
-        pair, problems = comparison.read(arguments.run_a, arguments.run_b)
-        document = comparison.document(pair, problems)
-        print(formats.markdown(document, {}), end="")
-        if arguments.output is not None:
-            output.save(document, arguments.output)
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    if arguments.output is not None:
+        check_output(arguments.output, (".html", ".png"))
+    plugins.load_all(arguments.plugin)
+    pair, problems = comparison.read(arguments.run_a, arguments.run_b)
+    document = comparison.document(pair, problems)
+    print(formats.markdown(document, {}), end="")
+    if arguments.output is not None:
+        output.save(document, arguments.output)
     return 0
 
 

@@ -53,6 +53,13 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, distills, and turns what the user got wrong into one line and exit code 2."""
     asked = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, asked)
+
+
+def carry_out(asked: argparse.Namespace) -> int:
+    """Distills; the exit code."""
     from metaloss.analysis import formulas
     from metaloss.config import plugins
     from metaloss.errors import InputError
@@ -60,36 +67,32 @@ def main(command_line: list[str] | None = None) -> int:
     from metaloss.experiments.reports import formats, formula_report
     from metaloss.representations.saved.learned_loss import load_loss
 
-    try:
-        if asked.train and not (asked.output and asked.gin_file):
-            raise InputError("--train needs --output DIR, and --gin_file for the task")
-        plugins.load_all(asked.plugin)
-        whole = load_loss(asked.loss)
-        loss = whole if asked.step is None else whole.at(asked.step)
-        classes = formulas.classes_of(loss, asked.classes)
-        found = formulas.distill(loss.representation, classes, asked.largest, asked.term)
-        chosen = None if asked.output is None else formulas.of_size(found, asked.size)
-        report = formula_report.document(found, loss.summary, classes)
-        print(formats.markdown(report, {}))
-        if chosen is None:
-            return 0
-        formula_report.save(report, found, asked.output)
-        distilled = chosen.as_loss(loss)
-        if not asked.train:
-            transfer.keep(distilled, asked.output / "formula")
-            return 0
-        trials = [
-            transfer.Trial("frozen", "frozen", whole, step=asked.step),
-            transfer.Trial("distilled", "frozen", distilled, kept="formula"),
-        ]
-        seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
-        plan = transfer.Plan(asked.output, asked.gin_file, asked.gin_param, trials, seeds)
-        code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
-        if code == 0:
-            print(plan.report())
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    if asked.train and not (asked.output and asked.gin_file):
+        raise InputError("--train needs --output DIR, and --gin_file for the task")
+    plugins.load_all(asked.plugin)
+    whole = load_loss(asked.loss)
+    loss = whole if asked.step is None else whole.at(asked.step)
+    classes = formulas.classes_of(loss, asked.classes)
+    found = formulas.distill(loss.representation, classes, asked.largest, asked.term)
+    chosen = None if asked.output is None else formulas.of_size(found, asked.size)
+    report = formula_report.document(found, loss.summary, classes)
+    print(formats.markdown(report, {}))
+    if chosen is None:
+        return 0
+    formula_report.save(report, found, asked.output)
+    distilled = chosen.as_loss(loss)
+    if not asked.train:
+        transfer.keep(distilled, asked.output / "formula")
+        return 0
+    trials = [
+        transfer.Trial("frozen", "frozen", whole, step=asked.step),
+        transfer.Trial("distilled", "frozen", distilled, kept="formula"),
+    ]
+    seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
+    plan = transfer.Plan(asked.output, asked.gin_file, asked.gin_param, trials, seeds)
+    code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
+    if code == 0:
+        print(plan.report())
     return code
 
 

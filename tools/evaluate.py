@@ -39,14 +39,16 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, evaluates, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
-    from metaloss.runs import launch
+    from metaloss.errors import answered
 
-    try:
-        print(launch.evaluate(**vars(arguments)))
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Evaluates; the exit code."""
+    from metaloss.runs import trained
+
+    print(trained.evaluate(**vars(arguments)))
     return 0
 
 

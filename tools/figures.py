@@ -36,30 +36,35 @@ def main(command_line: list[str] | None = None) -> int:
     """Draws run after run; what cannot be drawn is a line and exit code 2."""
     arguments = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Draws; the exit code."""
     import metaloss  # noqa: F401  (its components register themselves)
     from metaloss.analysis import indices, paper_figures
     from metaloss.config import plugins
-    from metaloss.errors import InputError
+    from metaloss.errors import InputError, first_line
     from metaloss.experiments import records
+    from metaloss.machine.files import writing
     from metaloss.runs import pictures
 
     failed = False
     drawn: list[Path] = []
-    try:
-        plugins.load_all(arguments.plugin)
-        if arguments.activation:
+    plugins.load_all(arguments.plugin)
+    if arguments.activation:
+        with writing(arguments.activation):
             paper_figures.activation().savefig(arguments.activation, dpi=pictures.DPI)
-            print(arguments.activation)
-    except (InputError, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        print(arguments.activation)
     for path in [found for given in arguments.run for found in records.find(given)[0] or [given]]:
         try:
             record = records.read_whole(path)
             title = record.title
             pictures.draw(path, title)
         except InputError as error:
-            message = str(error).splitlines()[0]
+            message = first_line(error)
             message = message if str(path) in message else f"{path}: {message}"
             print(f"error: {message}", file=sys.stderr)
             failed = True
@@ -71,12 +76,8 @@ def main(command_line: list[str] | None = None) -> int:
         for warning in indices.warnings(latest):
             print(f"warning: {path}: the loss at step {latest['step']:,}: {warning}")
     if arguments.together and drawn:
-        try:
-            for file in pictures.draw_together(records.names(drawn), arguments.together):
-                print(file)
-        except InputError as error:
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-            failed = True
+        for file in pictures.draw_together(records.names(drawn), arguments.together):
+            print(file)
     return 2 if failed else 0
 
 

@@ -28,17 +28,19 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, prints, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Lists; the exit code."""
     import metaloss  # noqa: F401  (its components register themselves)
     from metaloss.config import plugins
     from metaloss.config.catalogue import catalogue
-    from metaloss.errors import InputError
 
-    try:
-        plugins.load_all(arguments.plugin)
-        print(catalogue(arguments.pattern), end="")
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    plugins.load_all(arguments.plugin)
+    print(catalogue(arguments.pattern), end="")
     return 0
 
 

@@ -28,31 +28,33 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Both runs, then a table."""
-    folder = parse_arguments().output_dir
+    arguments = parse_arguments()
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments.output_dir)
+
+
+def carry_out(folder: str) -> int:
+    """Trains, and tells what came of it; the exit code."""
     from pathlib import Path
 
-    from metaloss.errors import InputError
     from metaloss.machine.files import read_json
     from metaloss.runs import launch
     from metaloss.runs.folder import RunFolder
 
-    try:
-        for method, files in RUNS.items():
-            # One thread: models this small gain nothing from two, and the numbers repeat.
-            code = launch.train(
-                gin_file=files,
-                output_dir=f"{folder}/{method}",
-                device="cpu",
-                threads=1,
-                resume=True,
-            )
-            if code:
-                return code
-        results = {name: read_json(RunFolder(Path(folder, name)).result) for name in RUNS}
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for method, files in RUNS.items():
+        # One thread: models this small gain nothing from two, and the numbers repeat.
+        code = launch.train(
+            gin_file=files,
+            output_dir=f"{folder}/{method}",
+            device="cpu",
+            threads=1,
+            resume=True,
+        )
+        if code:
+            return code
+    results = {name: read_json(RunFolder(Path(folder, name)).result) for name in RUNS}
     print("\nTest error rate on handwritten digits, after 1000 steps of an MLP 100-100:\n")
     for method, result in results.items():
         print(f"    {method:9} {result['test']:.4f}   ({result['seconds']:.0f} s)")

@@ -35,14 +35,16 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, reports, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Reports; the exit code."""
     from metaloss.experiments.reports.publish import publish
 
-    try:
-        publish(arguments.runs, arguments.format, arguments.output)
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    publish(arguments.runs, arguments.format, arguments.output)
     return 0
 
 

@@ -48,14 +48,17 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, acts, and turns what the user got wrong into one line and exit code 2."""
     arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Acts; the exit code."""
     from metaloss.experiments.sweeps import commands
 
     try:
         return commands.carry_out(Path(__file__).with_name("train.py"), **vars(arguments))
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped: what had begun is saved; run it again to go on", file=sys.stderr)
         return 130

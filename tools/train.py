@@ -54,18 +54,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(command_line: list[str] | None = None) -> int:
     """Parses, runs, and turns what the user got wrong into one line and exit code 2."""
-    flags = vars(parse_arguments(command_line))
+    arguments = parse_arguments(command_line)
 
-    from metaloss.errors import InputError, LostProcessError
+    from metaloss.errors import answered
+
+    return answered(carry_out, arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Trains; the exit code."""
     from metaloss.machine import processes
     from metaloss.runs import launch
 
+    flags = vars(arguments)
     try:
         with processes.joined(flags.pop("patience")):
             return launch.train(**flags)
-    except (InputError, LostProcessError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return processes.exit_code(error)
     except KeyboardInterrupt:  # the second one: the first lets the run save itself
         print(
             "interrupted: --resume goes on from the last checkpoint, if there is one",

@@ -47,26 +47,28 @@ def main(command_line: list[str] | None = None) -> int:
     """Parses, trains, and turns what the user got wrong into one line and exit code 2."""
     asked = parse_arguments(command_line)
 
+    from metaloss.errors import answered
+
+    return answered(carry_out, asked)
+
+
+def carry_out(asked: argparse.Namespace) -> int:
+    """Trains; the exit code."""
     from metaloss.config import plugins
     from metaloss.config.paths import asked_for
-    from metaloss.errors import InputError
     from metaloss.experiments import transfer
     from metaloss.representations.saved.learned_loss import load_loss
 
-    try:
-        plugins.load_all(asked.plugin)
-        loss = load_loss(asked.loss)
-        modes = dict.fromkeys(asked.mode or ["frozen"])
-        trials = [transfer.Trial(mode, mode, loss, step=asked.step) for mode in modes]
-        seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
-        folder = asked_for(asked.output_dir, "--output_dir")
-        plan = transfer.Plan(folder, asked.gin_file, asked.gin_param, trials, seeds)
-        code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
-        if code == 0:
-            print(plan.report())
-    except InputError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    plugins.load_all(asked.plugin)
+    loss = load_loss(asked.loss)
+    modes = dict.fromkeys(asked.mode or ["frozen"])
+    trials = [transfer.Trial(mode, mode, loss, step=asked.step) for mode in modes]
+    seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
+    folder = asked_for(asked.output_dir, "--output_dir")
+    plan = transfer.Plan(folder, asked.gin_file, asked.gin_param, trials, seeds)
+    code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
+    if code == 0:
+        print(plan.report())
     return code
 
 

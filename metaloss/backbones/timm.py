@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.backbones.base import BACKBONES, require_image
-from metaloss.errors import ArgumentError, ConfigError, did_you_mean
+from metaloss.errors import ArgumentError, ConfigError, did_you_mean, first_line
 
 
 @BACKBONES.register("timm")
@@ -50,7 +50,7 @@ def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, name: str
         with torch.no_grad():
             found = model.eval()(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"backbones.timm: '{name}' cannot take inputs of shape {list(input_shape)} ({reason}): "
             f"backbones.timm.arguments may help, such as {{'img_size': {input_shape[-1]}}}"

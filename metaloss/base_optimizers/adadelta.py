@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import BASE_OPTIMIZERS, Hyperparameters, State, Update, certify
-from metaloss.base_optimizers.quotient import effective_gradient
+from metaloss.base_optimizers.parts.quotient import effective_gradient
 from metaloss.config.arguments import NonNegativeFloat, PositiveFloat, Probability
 
 

@@ -14,12 +14,13 @@ from metaloss.base_optimizers.base import (
     State,
     certify,
 )
-from metaloss.base_optimizers.quotient import (
+from metaloss.base_optimizers.parts.quotient import (
     Quotient,
     QuotientUpdate,
-    effective_gradient,
     means,
+    moments,
     root,
+    root_slopes,
     roots,
     shrunk,
     times,
@@ -60,17 +61,14 @@ class AdamUpdate(QuotientUpdate):
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
     ) -> tuple[Tensor, State]:
         beta1, beta2 = hyper["betas"]
-        time = state.get("step", 0.0) + 1
-        grad = effective_gradient(theta, grad, hyper)
-        moment = beta1 * state.get("exp_avg", 0.0) + (1 - beta1) * grad
-        square = beta2 * state.get("exp_avg_sq", 0.0) + (1 - beta2) * grad * grad
-        after = {"step": time, "exp_avg": moment, "exp_avg_sq": square}
+        _, after = moments(theta, grad, state, hyper)
+        time, square = after["step"], after["exp_avg_sq"]
         if hyper["amsgrad"]:
             largest = state.get("max_exp_avg_sq", torch.zeros_like(theta))
             square = after["max_exp_avg_sq"] = torch.maximum(largest, square)
         denominator = root(square) / (1 - beta2**time) ** 0.5 + hyper["eps"]
         lr = hyper["lr"] / (1 - beta1**time)
-        return shrunk(theta, hyper) - lr * moment / denominator, after
+        return shrunk(theta, hyper) - lr * after["exp_avg"] / denominator, after
 
     def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
         beta1, beta2 = step.hyper["betas"]
@@ -78,8 +76,7 @@ class AdamUpdate(QuotientUpdate):
         bias2 = [(1 - beta2**t) ** 0.5 for t in time]
         amsgrad = step.hyper["amsgrad"]
         values = roots(means(step, "max_exp_avg_sq" if amsgrad else "exp_avg_sq"))
-        slope = torch._foreach_div(grad, values)
-        torch._foreach_mul_(slope, 1 - beta2)
+        slope = root_slopes(values, grad, beta2)
         if amsgrad:  # g has no part in an older maximum
             for value, state in zip(slope, step.state, strict=True):
                 value.mul_(state["exp_avg_sq"] >= state["max_exp_avg_sq"])
@@ -89,5 +86,5 @@ class AdamUpdate(QuotientUpdate):
             numerator=means(step, "exp_avg"),
             numerator_slope=[1 - beta1] * len(grad),
             denominator=values,  # √q' + ε√c₂
-            denominator_slope=list(slope),
+            denominator_slope=slope,
         )

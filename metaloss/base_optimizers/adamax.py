@@ -14,7 +14,7 @@ from metaloss.base_optimizers.base import (
     State,
     certify,
 )
-from metaloss.base_optimizers.quotient import (
+from metaloss.base_optimizers.parts.quotient import (
     Quotient,
     QuotientUpdate,
     effective_gradient,

@@ -14,12 +14,13 @@ from metaloss.base_optimizers.base import (
     State,
     certify,
 )
-from metaloss.base_optimizers.quotient import (
+from metaloss.base_optimizers.parts.quotient import (
     Quotient,
     QuotientUpdate,
-    effective_gradient,
     means,
+    moments,
     root,
+    root_slopes,
     roots,
     shrunk,
     times,
@@ -63,16 +64,12 @@ class NAdamUpdate(QuotientUpdate):
     def step(
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
     ) -> tuple[Tensor, State]:
-        beta1, beta2 = hyper["betas"]
-        time = state.get("step", 0.0) + 1
-        grad = effective_gradient(theta, grad, hyper)
-        moment = beta1 * state.get("exp_avg", 0.0) + (1 - beta1) * grad
-        square = beta2 * state.get("exp_avg_sq", 0.0) + (1 - beta2) * grad * grad
-        product = state.get("mu_product", 1.0) * _momentum(time, hyper)
+        grad, after = moments(theta, grad, state, hyper)
+        time, square = after["step"], after["exp_avg_sq"]
+        product = after["mu_product"] = state.get("mu_product", 1.0) * _momentum(time, hyper)
         of_grad, of_moment = _weights(time, product, hyper)
-        denominator = root(square) / (1 - beta2**time) ** 0.5 + hyper["eps"]
-        descent = (of_grad * grad + of_moment * moment) / denominator
-        after = {"step": time, "mu_product": product, "exp_avg": moment, "exp_avg_sq": square}
+        denominator = root(square) / (1 - hyper["betas"][1] ** time) ** 0.5 + hyper["eps"]
+        descent = (of_grad * grad + of_moment * after["exp_avg"]) / denominator
         return shrunk(theta, hyper) - hyper["lr"] * descent, after
 
     def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
@@ -83,8 +80,7 @@ class NAdamUpdate(QuotientUpdate):
         numerator = torch._foreach_mul(means(step, "exp_avg"), [later for _, later in pairs])
         torch._foreach_add_(numerator, torch._foreach_mul(grad, [now for now, _ in pairs]))
         values = roots(means(step, "exp_avg_sq"))
-        slope = list(torch._foreach_div(grad, values))
-        torch._foreach_mul_(slope, 1 - beta2)
+        slope = root_slopes(values, grad, beta2)
         torch._foreach_add_(values, [step.hyper["eps"] * bias for bias in bias2])
         return Quotient(
             factor=bias2,

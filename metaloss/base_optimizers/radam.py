@@ -14,12 +14,13 @@ from metaloss.base_optimizers.base import (
     State,
     certify,
 )
-from metaloss.base_optimizers.quotient import (
+from metaloss.base_optimizers.parts.quotient import (
     Quotient,
     QuotientUpdate,
-    effective_gradient,
     means,
+    moments,
     root,
+    root_slopes,
     roots,
     shrunk,
     times,
@@ -61,23 +62,19 @@ class RAdamUpdate(QuotientUpdate):
         self, theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
     ) -> tuple[Tensor, State]:
         beta1, beta2 = hyper["betas"]
-        time = state.get("step", 0.0) + 1
-        grad = effective_gradient(theta, grad, hyper)
-        moment = beta1 * state.get("exp_avg", 0.0) + (1 - beta1) * grad
-        square = beta2 * state.get("exp_avg_sq", 0.0) + (1 - beta2) * grad * grad
+        _, after = moments(theta, grad, state, hyper)
+        time, square = after["step"], after["exp_avg_sq"]
         rectified = _rectification(time, beta2)
         denominator = 1.0 if rectified is None else (root(square) + hyper["eps"]) / rectified
         lr = hyper["lr"] / (1 - beta1**time)
-        after = {"step": time, "exp_avg": moment, "exp_avg_sq": square}
-        return shrunk(theta, hyper) - lr * moment / denominator, after
+        return shrunk(theta, hyper) - lr * after["exp_avg"] / denominator, after
 
     def quotient(self, step: GroupStep, grad: list[Tensor]) -> Quotient:
         beta1, beta2 = step.hyper["betas"]
         time = times(step)
         rectified = [_rectification(t, beta2) for t in time]
         values = roots(means(step, "exp_avg_sq"))
-        slope = list(torch._foreach_div(grad, values))
-        torch._foreach_mul_(slope, 1 - beta2)
+        slope = root_slopes(values, grad, beta2)
         torch._foreach_add_(values, step.hyper["eps"])
         for k, r in enumerate(rectified):
             if r is None:

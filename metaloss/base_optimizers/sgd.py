@@ -15,7 +15,7 @@ from metaloss.base_optimizers.base import (
     Update,
     certify,
 )
-from metaloss.base_optimizers.quotient import effective_gradient, effective_gradients
+from metaloss.base_optimizers.parts.quotient import effective_gradient, effective_gradients
 from metaloss.config.arguments import NonNegativeFloat, PositiveFloat
 from metaloss.errors import ArgumentError
 

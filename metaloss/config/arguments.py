@@ -226,6 +226,8 @@ def _in_bounds(value: Any, bounds: tuple[Any, ...]) -> bool:
 
 def _bound(bound: Any) -> str:
     limit = _limit(bound)
+    if limit == -math.inf:
+        return "that is finite"
     return f"{BOUNDS[type(bound)][1]} {f'{limit:g}' if isinstance(limit, float) else limit}"
 
 

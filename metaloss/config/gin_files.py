@@ -21,7 +21,7 @@ from gin import config_parser
 from metaloss.config.arguments import require_parameters
 from metaloss.config.paths import asked_for
 from metaloss.config.registry import REGISTRIES, ROOTS
-from metaloss.errors import ConfigError, InputError, did_you_mean
+from metaloss.errors import ConfigError, InputError, did_you_mean, first_line
 
 #: Shipped gin files: beside the package in a checkout, inside it when installed.
 _HERE = Path(__file__).parent.parent
@@ -220,7 +220,7 @@ def _import(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a stranger's code: anything may come
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ConfigError(f"import {module}: {type(error).__name__}: {reason}") from error
 
 

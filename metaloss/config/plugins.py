@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from metaloss.config.registry import FAILED_PLUGINS
-from metaloss.errors import ConfigError
+from metaloss.errors import ConfigError, first_line
 
 GROUP = "metaloss.plugins"
 
@@ -91,4 +91,4 @@ def _remember_failure(plugin: str, error: BaseException) -> None:
 
 def _reason(error: BaseException) -> str:
     """The error in one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 
 from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Engine, Hypergradient, certified
-from metaloss.engines.certificate import require_certified
 from metaloss.engines.exact import Exact
 from metaloss.engines.logit_difference import LogitDifference
+from metaloss.engines.parts.certificate import require_certified
 from metaloss.engines.unrolled import Unrolled
-from metaloss.errors import ConfigError, UnsupportedModelError
+from metaloss.errors import ConfigError, UnsupportedModelError, first_line
 from metaloss.problem import snapshot
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.followed import Followed
@@ -102,7 +102,7 @@ class Auto(CertifiedEngine):
                 if found.certificate is not None:
                     require_certified(problem, train[0], found.certificate)
             except (UnsupportedModelError, ConfigError) as error:  # others are bugs, and are seen
-                self._reasons[name] = str(error)
+                self._reasons[name] = first_line(error)
             else:
                 return engine
         reasons = [*self._reasons.values()]

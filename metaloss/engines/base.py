@@ -31,7 +31,7 @@ class Hypergradient:
 
 @dataclass
 class Certificate:
-    """What a step's certificate says; see `metaloss.engines.certificate`."""
+    """What a step's certificate says; see `metaloss.engines.parts.certificate`."""
 
     residual: Tensor  #: by how much its identity does not hold, a scalar without graph
     tolerance: float  #: up to which it is rounding

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import update_of
-from metaloss.engines import traced_step
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.certificate import tolerance
 from metaloss.engines.exact import Exact
-from metaloss.engines.traced_step import Given, trace
-from metaloss.errors import UnsupportedModelError
+from metaloss.engines.parts import traced_step
+from metaloss.engines.parts.certificate import tolerance
+from metaloss.engines.parts.traced_step import Given, trace
+from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.problem import snapshot
 from metaloss.problem.batches import MicroBatches, StepBatch
@@ -150,7 +150,7 @@ class Compiled(CertifiedEngine):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             warnings.warn(
                 f"engine 'compiled' does not compile this step, and takes engine 'exact': {reason}",
                 stacklevel=5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metaloss.config.arguments import NonNegativeFloat, PositiveInt
 from metaloss.engines.base import ENGINES
-from metaloss.engines.implicit import Dense, Hessian, Implicit, dot, plus
+from metaloss.engines.parts.implicit import Dense, Hessian, Implicit, dot, plus
 
 
 @ENGINES.register("conjugate_gradient")

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.certificate import adjoint_residual, product, tolerance
+from metaloss.engines.parts.certificate import adjoint_residual, product, tolerance
 from metaloss.engines.sweep import Sweep
-from metaloss.errors import UnsupportedModelError
+from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
@@ -145,7 +145,7 @@ def forward_mode_pass(
             try:
                 outputs = problem.forward(part.batch[0])
             except NotImplementedError as error:
-                operator = str(error).splitlines()[0]
+                operator = first_line(error)
                 raise UnsupportedModelError(
                     f"the model cannot be differentiated in forward mode ({operator}): take "
                     "engine='unrolled' or 'logit_difference'"

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.config.arguments import Share
 from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.certificate import tolerance
 from metaloss.engines.exact import through_one_step
+from metaloss.engines.parts.certificate import tolerance
 from metaloss.errors import ConfigError
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch

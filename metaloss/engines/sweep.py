@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.certificate import repeat_residual, tolerance
+from metaloss.engines.parts.certificate import repeat_residual, tolerance
 from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep
 from metaloss.problem.batches import StepBatch

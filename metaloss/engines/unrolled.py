@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.base_optimizers.base import State
-from metaloss.base_optimizers.taken_step import take_step
+from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem import replicas

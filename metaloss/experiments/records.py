@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from metaloss.errors import ConfigError, RunFolderError
+from metaloss.errors import ConfigError, RunFolderError, first_line
 from metaloss.experiments import settings
 from metaloss.experiments.settings import Settings
 from metaloss.machine.files import read_json
@@ -174,7 +174,7 @@ def read_run(path: Path) -> tuple[Record | None, list[str]]:
     except FileNotFoundError:
         return None, [*problems, "no config.gin: it cannot be told which run this is; left out"]
     except (OSError, UnicodeDecodeError, ConfigError) as error:
-        return None, [*problems, f"config.gin cannot be read; left out: {_line(error)}"]
+        return None, [*problems, f"config.gin cannot be read; left out: {first_line(error)}"]
     if type(seed) is not int:
         return None, [*problems, "neither result.json nor meta.json names a seed; left out"]
     status = result.get("status", "unfinished")
@@ -230,13 +230,9 @@ def _object(path: Path, problems: list[str]) -> Row:
     try:
         return read_json(path)
     except RunFolderError as error:
-        reason = _line(error).removeprefix(f"{path} ")
+        reason = first_line(error).removeprefix(f"{path} ")
         problems.append(f"{path.name} {reason}")
         return {}
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_number(value: Any) -> bool:

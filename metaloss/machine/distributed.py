@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metaloss.errors import InputError, LostProcessError
+from metaloss.errors import InputError, LostProcessError, first_line
 
 #: Aligned with parameters; None stands for zero.
 Vector = Sequence[Tensor | None]
@@ -216,5 +216,5 @@ def _together(collective: Callable[..., Any], *arguments: Any) -> None:
 
 def reason_of(error: Exception) -> str:
     """What torch says, in one sentence and without the place in its source."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return re.sub(r"\[\S+\.cc:\d+\] ", "", line).split(". ")[0]

@@ -27,6 +27,9 @@ class HeldError(InputError):
 def holding(path: Path) -> Iterator[None]:
     """Within it, nobody else holds the lock file `path`; does not wait for it.
 
+    Not `filelock`: where a file system has no flock it falls back to a marker file, which a kill
+    leaves behind; and `holder` must look without taking the lock from whoever looks beside it.
+
     The kernel keeps the lock (flock) and gives it up with the process, also after SIGKILL, so a
     lock is never stale. The file stays; what stands in it (process, host, time) is there to be read
     and decides nothing. On NFS, Linux locks for all hosts, unless mounted with `local_lock`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from metaloss.errors import InputError, LostProcessError
+from metaloss.errors import InputError, LostProcessError, exit_code, first_line
 from metaloss.machine import distributed
 
 #: Seconds that a process waits for another one by default. It bounds what the first does alone
@@ -86,9 +87,22 @@ def own_device(name: str) -> str:
     return f"cuda:{place}"
 
 
-def exit_code(error: Exception) -> int:
-    """Of a command that ends with this error: 2 if what was given cannot be used, else 1."""
-    return 2 if isinstance(error, InputError) else 1
+def find_device(name: str) -> torch.device:
+    """The device by its name; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: give auto, cpu, cuda, or cuda:1 for the second GPU")
+    device = torch.device(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {first_line(error)}") from error
+    return device
 
 
 def _join(patience: timedelta) -> dist.Store:

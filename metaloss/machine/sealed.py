@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from metaloss.errors import RunFolderError
+from metaloss.errors import RunFolderError, first_line
 from metaloss.machine.files import write_atomically
 
 SEAL = len(b"\nsha256 \n") + 64  #: bytes of a checkpoint's last line
@@ -126,7 +126,7 @@ def _load(path: Path) -> dict[str, Any]:
     except _Damage:
         raise
     except Exception as error:  # what is whole may still be anything
-        reason = (str(error).splitlines() or [""])[0].split(". ")[0] or type(error).__name__
+        reason = first_line(error).split(". ")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors and plain data"
         raise _Damage(reason) from error

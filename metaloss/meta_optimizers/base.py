@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from metaloss.base_optimizers.base import reset
 from metaloss.config.registry import Registry
 from metaloss.engines.base import Draw
 from metaloss.problem.problem import Problem
@@ -60,6 +62,17 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def attach(self, problem: Problem) -> None:
         """Starts afresh on a problem; called once before the first step of a phase."""
+
+    def set_out(self, problem: Problem, redraw: Callable[[], None]) -> None:
+        """Puts the base level where the next meta-step of an initialisation starts from.
+
+        That is a θ drawn anew and an empty optimizer (Algorithm 1), unless a kind lets θ go on.
+
+        Args:
+            redraw: draws the model's parameters and buffers anew, in place.
+        """
+        redraw()
+        reset(problem.optimizer)
 
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:

@@ -11,9 +11,9 @@ from metaloss.base_optimizers.rates.base import Rate
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check
 from metaloss.engines.base import Draw, Engine
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaStep
-from metaloss.meta_optimizers.by_gradient import ByGradient
 from metaloss.meta_optimizers.descents.adam import Adam
 from metaloss.meta_optimizers.descents.base import Descent
+from metaloss.meta_optimizers.parts.by_gradient import ByGradient
 from metaloss.problem.problem import Problem
 
 

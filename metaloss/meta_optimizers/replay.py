@@ -9,6 +9,7 @@ from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.problem.problem import Problem
+from metaloss.representations.saved.learned_loss import load_loss
 
 
 @META_OPTIMIZERS.register("replay")
@@ -30,8 +31,6 @@ class Replay(MetaOptimizer):
     steps = 0
 
     def __init__(self, path: str, over: PositiveInt | None = None) -> None:
-        from metaloss.representations.saved.learned_loss import load_loss  # which knows of problems
-
         self.path = path
         self.over = over
         trajectory = load_loss(path).trajectory
@@ -57,6 +56,7 @@ class Replay(MetaOptimizer):
         return MetaStep(learned_loss)
 
     def _go_to(self, step: int) -> None:
+        # From the recording, never from the φ at hand: a resumed run needs its step alone.
         self._base_steps = step
         index = self._trajectory.index(step, self.over)
         if index != self._index:  # else nothing is sent to a GPU

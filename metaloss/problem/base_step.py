@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metaloss.base_optimizers.taken_step import KeepState, TakenStep
+from metaloss.base_optimizers.parts.taken_step import KeepState, TakenStep
 from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed

@@ -76,9 +76,9 @@ def repeat(batches: Iterable[Any] | Callable[[], Any]) -> Callable[[], Any]:
                 yield batch
             if given == before and given:
                 raise InputError(
-                    f"the loader is at its end (batches so far: {given}) and does not start over, as "
-                    "a generator does: give a list, a DataLoader, or a function that gives the next "
-                    "batch"
+                    f"the loader is at its end (batches so far: {given}), and does not start "
+                    "over, as a generator does not: give a list, a DataLoader, or a function that "
+                    "gives the next batch"
                 )
             if given == before:
                 raise InputError("the loader gives no batch")

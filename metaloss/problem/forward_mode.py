@@ -109,6 +109,7 @@ class KeepPrimals(Watch):
         return output
 
     def _keep(self, *tensors: Tensor) -> None:
+        # With the version: what comes next, as ReLU(inplace=True), may write into the output.
         self._kept.append((tuple(tensor.detach() for tensor in tensors), tensors[0]._version))
 
     def next(self) -> tuple[Tensor, ...] | None:
@@ -144,6 +145,7 @@ class ForwardMode(TorchFunctionMode):
         drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
         kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
         kept = kept and not inside
+        # Taken even where no rule uses it below: what is kept is known by the order of calls alone.
         primals = self._primals.next() if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so

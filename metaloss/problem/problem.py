@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
-from metaloss.base_optimizers.taken_step import take_step
+from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, replicas, vectors

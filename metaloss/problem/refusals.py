@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import distributed
 
 Embedding = nn.Embedding | nn.EmbeddingBag
@@ -74,7 +74,7 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def refusing_single_backward() -> Iterator[None]:
-    """Within it belongs a backward pass through the graph of a gradient, and nothing else.
+    """Within it belongs a backward pass that makes a graph or goes through one, and no other code.
 
     Raises:
         UnsupportedModelError: an operator of the model has no second derivative.
@@ -85,8 +85,8 @@ def refusing_single_backward() -> Iterator[None]:
         raise
     except RuntimeError as error:  # autograd has no class of its own for it
         raise UnsupportedModelError(
-            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}): one base "
-            "step at a time, engine='exact' or 'logit_difference' needs it once"
+            f"the model cannot be differentiated twice ({first_line(error)}): one base step at a "
+            "time, engine='exact' or 'logit_difference' needs it once"
         ) from error
 
 

@@ -47,6 +47,8 @@ def set_model_values(model: nn.Module, values: dict[str, Any]) -> None:
 def put_back(problem: Problem, snapshot: dict[str, Any]) -> None:
     """Sets the base level to what `take` gave."""
     set_model_values(problem.model, snapshot["model"])
+    # The settings of now: load_state_dict would put back a learning rate that a scheduler, or a
+    # meta-step, has changed since.
     settings = problem.optimizer.state_dict()["param_groups"]
     problem.optimizer.load_state_dict(
         {"state": copy.deepcopy(snapshot["optimizer"]), "param_groups": settings}
@@ -78,6 +80,8 @@ def on_trial(problem: Problem, batch: StepBatch) -> Iterator[None]:
 @torch.no_grad()
 def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
     """L_T on a batch at the current θ, without gradient; the surroundings stay as they are."""
+    with torch.enable_grad():
+        problem.probe(batch)
     with problem.replaced({}, problem.surroundings.keep()):
         losses = [
             problem.task_loss(problem.forward(inputs), labels)

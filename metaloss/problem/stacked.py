@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss.base_optimizers.base import State, update_of
-from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.errors import InputError, UnsupportedModelError, first_line
 
 
 class Stacked(nn.Module):
@@ -208,7 +208,7 @@ def over_members(function: Callable[..., Any], what: str) -> Callable[..., Any]:
         except (InputError, NotImplementedError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0].split(". ")[0]
+            reason = first_line(error).split(". ")[0]
             raise UnsupportedModelError(
                 f"{what} cannot be followed by torch.func.vmap ({reason}): train these seeds one "
                 "at a time"

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import Any
 
-from metaloss.errors import RunFolderError
+from metaloss.errors import RunFolderError, first_line
 from metaloss.machine import distributed, sealed
 from metaloss.runs import tensorboard
 from metaloss.runs.folder import RunFolder
@@ -75,7 +75,7 @@ def restore(
         counted = int(saved["metrics_bytes"])
         events = dict(saved.get("events", tensorboard.sizes(folder.path)))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+        reason = f"of another version: {type(error).__name__}: {first_line(error)}"
         raise RunFolderError(sealed.damage(path, reason)) from error
     if damage is not None and distributed.rank() == 0:
         stands = f"meta-step {state.init_steps}, step {state.steps}"

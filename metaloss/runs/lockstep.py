@@ -14,11 +14,11 @@ from torch import Tensor
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
-from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.base import MetaStep
 from metaloss.problem.batches import Batch
 from metaloss.runs import checkpoint
 from metaloss.runs.run import Run
-from metaloss.runs.state import Phase
+from metaloss.runs.state import Phase, State
 from metaloss.stack import Stack
 from metaloss.tasks.base import Data
 
@@ -45,7 +45,6 @@ class Lockstep:
         if len(runs) > 1:
             self._data = StackedData([state.data for state in self._states])
             self._stack = Stack([state.learner for state in self._states])
-            self._learner()  # refuses now what it would refuse after the folders are written
             for run in runs:
                 run.progress.label = f"seed {run.seed}"
 
@@ -87,31 +86,30 @@ class Lockstep:
 
     def rehearse(self) -> None:
         """One step of each phase, without files, to see that they work."""
-        learner, initialization = self._learner()
-        if initialization is not None:
-            train, objective = self._draws("init_")
-            assert objective is not None
-            initialization.step(train, objective)
-        learner.step(*self._draws(""))
+        for state in self._states:
+            if state.initializing is not None:
+                train, objective = state.draws("init_")
+                assert objective is not None
+                state.initializing.step(train, objective)
+        if self._stack is not None:
+            self._stack.join()
+        self._learner.step(*self._draws(""))
 
-    def _learner(self) -> tuple[AdaLFL, MetaOptimizer | None]:
-        """What makes the steps, and the initialisation's meta-optimizer while it is at work."""
-        initializing = [at_work for state in self._states if (at_work := state.initializing)]
-        if self._stack is None:
-            return self._states[0].learner, next(iter(initializing), None)
-        return self._stack, self._stack.together(initializing) if initializing else None
+    @property
+    def _learner(self) -> AdaLFL:
+        """What makes the steps of the training."""
+        return self._states[0].learner if self._stack is None else self._stack
 
     def _steps(self) -> Iterator[dict[int, MetaStep]]:
         """The steps of both phases, each as what it did by seed."""
-        learner, initialization = self._learner()
-        if initialization is not None:
-            train, objective = self._draws("init_")
-            assert objective is not None
-            start = self._states[0].init_steps
-            for made in learner.initializing(initialization, train, objective, self._redraw, start):
-                yield self._by_seed(made)
+        phases = [_initialization(state) for state in self._states]
+        # Each seed's alone: their models are drawn anew at steps of their own.
+        for made in zip(*phases, strict=True):
+            yield {run.seed: own for run, own in zip(self._runs, made, strict=True)}
+        if self._stack is not None:
+            self._stack.join()
         while True:
-            yield self._by_seed(learner.step(*self._draws("")))
+            yield self._by_seed(self._learner.step(*self._draws("")))
 
     def _by_seed(self, made: MetaStep) -> dict[int, MetaStep]:
         if self._stack is None:
@@ -133,10 +131,6 @@ class Lockstep:
         assert self._data is not None
         return self._data.draw(split, size, [state.stream(stream) for state in self._states])
 
-    def _redraw(self) -> None:
-        for state in self._states:
-            state.redraw_model()
-
     def _common(self) -> checkpoint.Position | None:
         """The latest position at which all runs have a checkpoint; None for one run's latest.
 
@@ -156,6 +150,17 @@ class Lockstep:
                 "alone, by its --seed and its own --output_dir"
             )
         return max(common)
+
+
+def _initialization(state: State) -> Iterator[MetaStep]:
+    """What is left of a seed's initialisation, a meta-step at a time."""
+    if state.initializing is None:
+        return
+    train, objective = state.draws("init_")
+    assert objective is not None
+    yield from state.learner.initializing(
+        state.initializing, train, objective, state.redraw_model, state.init_steps
+    )
 
 
 class StackedData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,19 @@ from torch import Tensor
 
 from metaloss.errors import DataError, did_you_mean
 from metaloss.machine.files import write_atomically
-from metaloss.runs.trained import Prediction
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation import own_data
 
 TABLES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of inputs, on the CPU."""
+
+    values: Tensor  #: class probabilities [n, C], or values in the target's own unit [n, outputs]
+    classes: Tensor | None  #: index of the predicted class [n], int64; None in regression
 
 
 def read(path: Path, data: Data, key: str | None = None) -> Tensor:

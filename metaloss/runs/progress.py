@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from metaloss.errors import first_line
 from metaloss.runs.metrics import Row
 
 
@@ -73,7 +74,7 @@ class Progress:
         try:
             yield
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             self.say(f"warning: without {figures}: {type(error).__name__}: {reason}")
 
     def close(self) -> None:

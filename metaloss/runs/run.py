@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from metaloss.backbones import BACKBONES
 from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
@@ -25,7 +24,6 @@ from metaloss.runs.progress import Progress
 from metaloss.runs.runner import Runner
 from metaloss.runs.state import State
 from metaloss.runs.tensorboard import TensorBoard
-from metaloss.tasks import TASKS
 
 LONG = 60.0  #: seconds from which on a run draws all its pictures, and some while it trains
 
@@ -267,12 +265,10 @@ class Run:
 
     def _result(self, test: dict[str, Any]) -> dict[str, Any]:
         """The run in a few numbers, as it stands; with those of the test split, if there are."""
-        state, plan = self.state, self.plan
+        state = self.state
         metric = state.data.objective.metric
         return {
-            "task": TASKS.name_of(plan.task),
-            "backbone": BACKBONES.name_of(plan.backbone),
-            "method": plan.method,
+            **self.plan.names,
             "seed": self.seed,
             "steps": state.steps,
             "init_steps": state.init_steps,

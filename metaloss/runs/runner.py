@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from metaloss.backbones import BACKBONES
 from metaloss.config.arguments import NonNegativeInt, PositiveInt
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.representations.base import Representation
 from metaloss.runs.precision import Precision
+from metaloss.tasks import TASKS
 from metaloss.tasks.base import Task
 
 
@@ -82,3 +84,9 @@ class Runner:
         self.checkpoint_every = checkpoint_every
         self.samples = samples
         self.figures = figures
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What folders, tables and figures call its runs: task, backbone and method."""
+        task, backbone = TASKS.name_of(self.task), BACKBONES.name_of(self.backbone)
+        return {"task": task, "backbone": backbone, "method": self.method}

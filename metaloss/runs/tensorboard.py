@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metaloss.config.gin_files import bindings_of
 from metaloss.machine.files import writing
 from metaloss.runs.metrics import Row
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from metaloss.runs.events import Writer
+    from metaloss.runs.events import EventFile
 
 
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
@@ -87,7 +87,7 @@ class TensorBoard:
         self._folder = folder
         self._done: dict[str, int] = {}  # steps by phase
         self._kept: dict[str, int] = {}
-        self._writers: dict[str, Writer] = {}
+        self._files: dict[str, EventFile] = {}
         self._last: dict[str, tuple[int, float]] = {}  # step and seconds by phase
 
     def resume(self, done: dict[str, int], kept: dict[str, int]) -> None:
@@ -102,35 +102,36 @@ class TensorBoard:
 
     def scalars(self, row: Row) -> None:
         """Draws a row's numbers as `group/name`, by the row's phase and step."""
-        writer, step = self._writer(row["phase"]), row["step"]
+        phase, step = row["phase"], row["step"]
         for tag, value in scalars(row).items():
-            writer.add_scalar(tag, value, step)
+            self._add(phase, step, "scalar", tag, value)
         if "learned_loss" in row:
-            before, then = self._last.get(row["phase"], (step, 0.0))
+            before, then = self._last.get(phase, (step, 0.0))
             if before < step and then < row["seconds"]:
                 rate = (step - before) / (row["seconds"] - then)
-                writer.add_scalar("time/steps_per_second", rate, step)
-            self._last[row["phase"]] = step, row["seconds"]
+                self._add(phase, step, "scalar", "time/steps_per_second", rate)
+            self._last[phase] = step, row["seconds"]
 
     def begin(self, config: str, metric: str) -> None:
         """Shows the configuration, unchanged, and lays out the custom-scalars tab."""
-        text = "    " + config.replace("\n", "\n    ")
-        self._writer("train").add_text("config", text, 0)
-        self._writer("train").add_custom_scalars(layout(metric))
+        self.text("config", "    " + config.replace("\n", "\n    "), 0)
+        self._add("train", 0, "custom_scalars", layout(metric))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Shows a text."""
-        self._writer("train").add_text(tag, text, step)
+        self._add("train", step, "text", tag, text)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Shows a figure with a step slider."""
-        self._writer("train").add_figure(tag, figure, step)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        self.image(tag, content.getvalue(), step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Shows how values are distributed, those of them that are finite."""
         finite = values[values.isfinite()]
         if finite.numel():
-            self._writer("train").add_histogram(tag, finite, step)
+            self._add("train", step, "histogram", tag, finite, BINS)
 
     def image(self, tag: str, content: bytes, step: int) -> None:
         """Shows a PNG, or a GIF, which the images tab plays."""
@@ -141,8 +142,7 @@ class TensorBoard:
         image = Summary.Image(
             width=width, height=height, colorspace=3, encoded_image_string=content
         )
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._writer("train")._get_file_writer().add_summary(summary, step)
+        self._file("train").add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def hparams(self, config: str, metrics: dict[str, float], step: int) -> None:
         """Fills the hparams tab with the bindings of the configuration; once, at the run's end.
@@ -156,16 +156,22 @@ class TensorBoard:
 
         # SummaryWriter.add_hparams would write the metrics' scalars a second time.
         for summary in hparams(bindings(config), metrics):
-            self._writer("train")._get_file_writer().add_summary(summary, step)
+            self._file("train").add(summary, step)
 
     def close(self) -> None:
         """Ends the files."""
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._files.values():
+            file.close()
 
-    def _writer(self, phase: str) -> Writer:
-        if phase not in self._writers:
-            from metaloss.runs.events import Writer
+    def _add(self, phase: str, step: int, kind: str, *content: Any) -> None:
+        """Shows what the function `kind` of torch's `summary` module makes of the content."""
+        from torch.utils.tensorboard import summary
+
+        self._file(phase).add(getattr(summary, kind)(*content), step)
+
+    def _file(self, phase: str) -> EventFile:
+        if phase not in self._files:
+            from metaloss.runs.events import EventFile  # TensorBoard takes half a second
 
             folder = self._folder if phase == "train" else self._folder / phase
             done = self._done.get(phase, 0)
@@ -177,8 +183,8 @@ class TensorBoard:
                         path.unlink()
                     elif path.stat().st_size > kept:
                         os.truncate(path, kept)
-            self._writers[phase] = Writer(folder, start)
-        return self._writers[phase]
+            self._files[phase] = EventFile(folder, start)
+        return self._files[phase]
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -188,18 +194,12 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def bindings(config: str) -> dict[str, bool | int | float | str]:
-    """The bindings of a complete configuration, a line each; what is no number stays text."""
-    found: dict[str, bool | int | float | str] = {}
-    for line in config.splitlines():
-        name, equals, text = line.partition(" = ")
-        if not equals or name.startswith("#"):
-            continue
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        found[name] = value if isinstance(value, (bool, int, float, str)) else text
-    return found
+    """The bindings of a complete configuration; what is no number is text."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+        for name, value in bindings_of(config, "config.gin").items()
+    }
 
 
 EVENTS = "events.out.tfevents."  #: how the names of TensorBoard's event files begin
+BINS = 64  #: of a histogram; TensorBoard shows half as many

@@ -12,24 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import config
-from metaloss.errors import ConfigError, DataError, InputError, RunFolderError, did_you_mean
-from metaloss.machine import sealed, seeding
-from metaloss.runs import evaluation
+from metaloss.config import plugins
+from metaloss.config.gin_files import bindings_of
+from metaloss.errors import (
+    ConfigError,
+    DataError,
+    InputError,
+    RunFolderError,
+    did_you_mean,
+    first_line,
+)
+from metaloss.machine import processes, sealed, seeding
+from metaloss.machine.files import check_output, write_json
+from metaloss.runs import evaluation, predictions
 from metaloss.runs.folder import RunFolder
+from metaloss.runs.metrics import finite_or_none
 from metaloss.runs.precision import process_left_as_it_was, set_float32
+from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
+from metaloss.tasks import TASKS
 from metaloss.tasks.base import SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation.images import Images
 
 BYTES, NUMBERS = "bytes (uint8)", "numbers"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of inputs, on the CPU."""
-
-    values: Tensor  #: class probabilities [n, C], or values in the target's own unit [n, outputs]
-    classes: Tensor | None  #: index of the predicted class [n], int64; None in regression
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,11 @@ class TrainedModel:
         unread = [binding for binding in parsed.unread if "--gin_param" in binding]  # not the run's
         if unread:
             raise ConfigError(f"nobody reads: {', '.join(unread)}")
-        here = set(config.load([self.folder.config]).text.splitlines())
-        for line in sorted(here ^ set(parsed.text.splitlines())):
-            name = line.partition(" = ")[0]
-            if name != "Runner.task" and "tasks." not in name and not line.startswith("import "):
+        own = config.load([self.folder.config])
+        here, there = (bindings_of(text, "config.gin") for text in (own.text, parsed.text))
+        for name in sorted({*here, *there}):
+            same = name in here and name in there and here[name] == there[name]
+            if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
         device = self.data.splits["train"][0].device
@@ -167,6 +173,95 @@ def load_model(
     )
 
 
+# --- the command ---
+
+
+def evaluate(
+    run: Path,
+    split: str | None = None,
+    gin_param: Sequence[str] = (),
+    predict: Path | None = None,
+    key: str | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    data_dir: str | None = None,
+    plugin: Sequence[str] = (),
+) -> str:
+    """What `tools/evaluate.py` is asked of a run's model; the arguments are its flags.
+
+    Returns:
+        A line to read.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is written.
+    """
+    if predict is None and key is not None:
+        raise InputError("--key is of the arrays in --predict FILE")
+    if predict is not None and (split or gin_param):
+        raise InputError("--predict is of one's own inputs: leave out --split and --gin_param")
+    if predict is not None and output is None:
+        raise InputError("--predict needs --output FILE, .npz or .csv")
+    if output is not None:
+        kept = [run] if predict is None else [run, predict]
+        _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
+    plugins.load_all(list(plugin))
+    trained = load_model(run, processes.find_device(device), data_dir)
+    where = f"{run}, step {trained.step} of {trained.plan.steps}"
+    if predict is not None and output is not None:
+        found = trained.predict(predictions.read(predict, trained.data, key))
+        predictions.save(found, trained.data.classes, output)
+        return f"{where}: {len(found.values)} predictions in {output}"
+    numbers = _evaluation(trained, "test" if split is None else split, gin_param, data_dir)
+    if output is not None:
+        content = {name: finite_or_none(value) for name, value in numbers.items()}
+        write_json(output, {"run": str(run), **content})
+    rest = [f"{name} {numbers[name]:.6g}" for name in ("loss", "rmse", "mae") if name in numbers]
+    return (
+        f"{where}: {numbers['task']}, {numbers['split']} {numbers['metric']} {numbers['value']} "
+        f"({numbers['n']} examples, {', '.join(rest)})"
+    )
+
+
+def _evaluation(
+    trained: TrainedModel, split: str, gin_param: Sequence[str], data_dir: str | None
+) -> dict[str, Any]:
+    """A model on a split, of another task where `gin_param` says so; for JSON."""
+    task, data = trained.plan.task, trained.data
+    if gin_param:
+        task, data = trained.other_task(gin_param, data_dir)
+    numbers = trained.evaluate(split, data)
+    metric = data.objective.metric
+    return {
+        **trained.plan.names,
+        "task": TASKS.name_of(task),
+        "gin_param": list(gin_param),
+        "seed": trained.seed,
+        "step": trained.step,
+        "steps": trained.plan.steps,
+        "split": split,
+        "n": len(data.splits[split][1]),
+        "metric": metric,
+        "value": numbers.pop(metric),
+        **numbers,
+    }
+
+
+def _check_output(
+    output: Path, endings: Sequence[str], kept: Sequence[Path], overwrite: bool
+) -> None:
+    """Whether a file may be written: before the work, not after it."""
+    check_output(output, endings)
+    for path in kept:
+        if output.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--output {output}: {path} stays as it is; write elsewhere")
+    if output.exists() and not overwrite:
+        raise InputError(f"--output {output} is there already: --overwrite replaces it")
+
+
+# --- from a run folder ---
+
+
 def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunFolder) -> int:
     """Gives the model the checkpoint's parameters and buffers; -> base steps made so far."""
     try:
@@ -174,7 +269,7 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
         made, step = int(state["init_steps"]), int(state["steps"])
         model.load_state_dict(state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"of another version: {type(error).__name__}: {error}".splitlines()[0]
+        reason = f"of another version: {type(error).__name__}: {first_line(error)}"
         raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
     if plan.initialization is not None and made < plan.initialization.steps:
         raise RunFolderError(

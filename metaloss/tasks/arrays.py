@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
-from metaloss.errors import ArgumentError, DataError, did_you_mean
+from metaloss.errors import ArgumentError, DataError, did_you_mean, first_line
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import own_data, scaling
 from metaloss.tasks.preparation.images import Images, by_channel, mean_and_deviation
@@ -181,7 +181,7 @@ def opened(path: Path) -> Iterator[Any]:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _targets(y: np.ndarray, outputs: tuple[int, ...], place: str) -> Tensor:

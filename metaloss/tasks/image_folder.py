@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
-from metaloss.errors import DataError
+from metaloss.errors import DataError, first_line
 from metaloss.problem.batches import Batch
 from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
 from metaloss.tasks.preparation import own_data
@@ -108,7 +108,7 @@ class ImageFolder(Task):
             with Image.open(file) as image:
                 image = image.convert("L" if self.grayscale else "RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
         if self.size is not None:
             image = V.center_crop(V.resize(image, self.size), self.size)
         return V.pil_to_tensor(image)
@@ -121,6 +121,6 @@ def _files(folder: Path) -> Files:
     try:
         listed = datasets.ImageFolder(str(folder))
     except OSError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise DataError(f"{folder}: no folder of classes: {reason}") from None
     return [(Path(file), listed.classes[label]) for file, label in listed.samples]

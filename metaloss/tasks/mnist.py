@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.errors import DataError
+from metaloss.errors import DataError, first_line
 from metaloss.problem.batches import Batch
 from metaloss.tasks.base import TASKS, Data, Task
 from metaloss.tasks.preparation.images import Images, by_channel
@@ -91,7 +91,7 @@ def _download_if_missing(data_dir: Path, dataset: str, folder: Path) -> None:
     try:
         getattr(datasets, dataset)(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         raise DataError(
             f"no file {missing[0]}, and torchvision's download failed ({reason}): put {dataset}'s "
             f"four *-ubyte.gz files into {folder}, or set --data_dir"

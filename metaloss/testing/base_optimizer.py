@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.base_optimizers.base import State
-from metaloss.base_optimizers.taken_step import TakenStep, take_step
+from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.testing.base import float64, require
 
 SIZE = 5

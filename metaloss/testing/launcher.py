@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from metaloss.experiments.launchers.base import Job, Launcher
-from metaloss.experiments.launchers.process import END
+from metaloss.experiments.launchers.parts.process import END
 from metaloss.testing.base import require
 
 #: Prints a word and ends with an exit code.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaloss import links
+from metaloss.errors import first_line
 from metaloss.representations.base import Representation
 from metaloss.testing.base import ContractError, float64, require
 
@@ -93,5 +94,5 @@ def _require_twice_differentiable(loss: Callable[[Tensor], Tensor], prediction: 
         torch.autograd.gradcheck(loss, prediction)
         torch.autograd.gradgradcheck(loss, prediction)
     except RuntimeError as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise ContractError(f"is not twice differentiable in the prediction: {line}") from error

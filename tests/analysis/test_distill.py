@@ -192,7 +192,7 @@ def test_an_unknown_factor_names_the_known():
         REPRESENTATIONS["terms"](("y*lg(f)",), (1.0,))
     with pytest.raises(ConfigError, match="coefficients = .1.0,.: give one for each of 2 terms"):
         REPRESENTATIONS["terms"](("f", "y"), (1.0,))
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(ConfigError, match="each item a number that is finite"):
         REPRESENTATIONS["terms"](("f",), (float("nan"),))
 
 

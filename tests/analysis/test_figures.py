@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metaloss
 from metaloss import links
@@ -27,7 +28,7 @@ from metaloss.analysis import (
 )
 from metaloss.representations.saved.learned_loss import LearnedLoss, Trajectory, flat
 from metaloss.runs import launch
-from tests.helpers import drawn, thinned, tool
+from tests.helpers import drawn, thinned, tool, train
 
 
 def sampled(classes=None, name="nn", steps=(0, 1, 5), grow=1.0, points=41, **arguments):
@@ -385,6 +386,27 @@ def test_a_run_leaves_its_pictures_and_they_can_be_drawn_again(run, draw, tmp_pa
     for name in ALL:
         with Image.open(copy / "figures" / name) as image:
             image.load()
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize(
+    ("figures", "pictures", "shown"),
+    [(3, {"learning_curve.png", "loss.png"}, [6]), (0, set(), [])],
+)
+def test_a_short_run_draws_little_and_once_or_nothing_and_all_can_be_drawn_later(
+    figures, pictures, shown, draw, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("metaloss.runs.run.LONG", 1e9)
+    folder = tmp_path / "run"
+    extra = ("Runner.steps = 6", f"Runner.figures = {figures}")
+    assert train(folder, "ml3", extra) == 0
+    assert {path.name for path in folder.glob("figures/*")} == pictures
+    events = EventAccumulator(str(folder)).Reload()
+    images = {tag: events.Images(tag) for tag in events.Tags()["images"]}
+    assert [event.step for tag in images for event in images[tag]] == shown
+    assert set(images) <= {"loss/curves"}
+    assert draw(folder)[0] == 0
+    assert {path.name for path in (folder / "figures").iterdir()} == ALL
 
 
 @pytest.mark.pictures

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import metaloss
 from metaloss import BASE_OPTIMIZERS, REPRESENTATIONS, links, testing
 from metaloss.base_optimizers.base import Hyperparameters, State, Update, certify, reset
-from metaloss.base_optimizers.taken_step import TakenStep, take_step
+from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.config import plugins
 from metaloss.errors import MissingGradientError, UncertifiedOptimizerError, UnsupportedModelError
 from metaloss.problem.problem import Problem

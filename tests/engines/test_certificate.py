@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import metaloss
-from metaloss.engines import exact, logit_difference, traced_step
+from metaloss.engines import exact, logit_difference
+from metaloss.engines.parts import traced_step
 from metaloss.errors import UncertifiedError
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.meta_parameters import MetaParameters

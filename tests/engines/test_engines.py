@@ -286,13 +286,19 @@ class Exotic(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        if not ctx.twice:
-            raise_in_double_backward(grad)
-        return grad * x.exp(), None
+        slope = grad * x.exp()
+        return slope if ctx.twice else ExoticBackward.apply(slope), None
 
 
-def raise_in_double_backward(grad: Tensor) -> None:
-    if torch.is_grad_enabled():
+class ExoticBackward(torch.autograd.Function):
+    """What torch does for an operator without second derivative."""
+
+    @staticmethod
+    def forward(ctx, slope):
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
         raise RuntimeError("derivative for exotic_backward is not implemented")
 
 
@@ -341,13 +347,32 @@ def test_auto_says_why_nothing_works():
     train, objective = make_batches(2)
     with pytest.raises(UnsupportedModelError) as error:
         phi_gradient(ENGINES["auto"](), exotic_problem(False), [train, train], objective)
+    twice = (
+        "the model cannot be differentiated twice (derivative for exotic_backward is not "
+        "implemented): one base step at a time, engine='exact' or 'logit_difference' needs it once"
+    )
     assert str(error.value) == (
-        "no engine can differentiate this model: 'exact' does not work (derivative for "
-        "exotic_backward is not implemented); 'unrolled' does not work (derivative for "
-        "exotic_backward is not implemented); 'logit_difference' does not work (engine = "
+        f"no engine can differentiate this model: 'exact' does not work ({twice}); 'unrolled' does "
+        f"not work ({twice}); 'logit_difference' does not work (engine = "
         "'logit_difference' goes back through one base step at a time; inner_steps = 2 needs "
         "'exact' or 'unrolled') · 'evolution' asks nothing of a model"
     )
+
+
+def test_auto_does_not_take_a_bug_for_a_model_that_it_cannot_differentiate():
+    """A plugin's error is seen, although the next engine would not have met it."""
+    train, objective = make_batches(2)
+    problem, calls = smooth_problem(), []
+
+    def buggy(outputs, labels):
+        calls.append(outputs)
+        if len(calls) == 1:
+            raise RuntimeError("the plugin's own bug")
+        return F.cross_entropy(outputs, labels)
+
+    problem.task_loss = buggy
+    with pytest.raises(RuntimeError, match="the plugin's own bug"):
+        phi_gradient(ENGINES["auto"](), problem, [train], objective)
 
 
 def test_implicit_engines_give_the_learning_rate_no_gradient():

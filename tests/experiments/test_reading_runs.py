@@ -58,7 +58,12 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
         ("result.json", '{"seed": 3}', "damaged", "result.json lacks its status or test number"),
         ("meta.json", "", "finished", "meta.json cannot be read: "),
         ("metrics.jsonl", "", "finished", "metrics.jsonl is missing or empty: no learning curve"),
-        ("metrics.jsonl", '{"step": 1}\n7\nx\n', "finished", "metrics.jsonl: 2 lines are damaged"),
+        (
+            "metrics.jsonl",
+            '{"phase": "train", "step": 1}\n7\nx\n',
+            "finished",
+            "metrics.jsonl: 2 lines are damaged",
+        ),
         ("metrics.jsonl", b"\xff\xfe\n", "finished", "metrics.jsonl: 1 line is damaged"),
     ],
 )

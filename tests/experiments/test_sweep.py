@@ -18,7 +18,7 @@ from metaloss import config
 from metaloss.errors import ConfigError, InputError
 from metaloss.experiments.launchers.base import Job, Launcher
 from metaloss.experiments.launchers.local import Local
-from metaloss.experiments.launchers.process import LoggedProcess
+from metaloss.experiments.launchers.parts.process import LoggedProcess
 from metaloss.experiments.sweeps import cells, commands
 from metaloss.experiments.sweeps.standing import Standing, last_lines, seconds_left, standing
 from metaloss.machine import lock
@@ -150,8 +150,8 @@ def test_a_method_that_does_not_have_a_parameter_is_run_once():
          "a list, each item an integer of at least 0 · in --gin_param "
          "'Sweep.seeds = 0'"),
         ("Sweep.parameters = {'Runner.steps': 3}",
-         "Sweep.parameters = {'Runner.steps': 3}: give a list of values for 'Runner.steps' · in "
-         "--gin_param "
+         "Sweep.parameters = {'Runner.steps': 3}: give a list of values for "
+         "'Runner.steps' · in --gin_param "
          "\"Sweep.parameters = {'Runner.steps': 3}\""),
         ("Sweep.method = []", "Sweep has no parameter 'method'; did you mean 'methods'?; it takes: "
          "tasks, methods, seeds, bindings, parameters, launcher, seeds_at_once · in --gin_param "
@@ -321,7 +321,7 @@ def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     """By submitit's local executor: its warning is a real signal, and it starts the job again."""
     import submitit
 
-    from metaloss.experiments.launchers.process import Requeued
+    from metaloss.experiments.launchers.parts.process import Requeued
 
     code = (
         "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1]);"
@@ -431,7 +431,10 @@ def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
         assert json.loads(path.read_text())["seeds_at_once"] == [0, 1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)],
+)
 def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, number, code):
     spec.write_text(SPEC.replace("steps = 4", "steps = 1000000"))
     words = ["run", str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*/seed0"]

@@ -11,9 +11,9 @@ from torch import nn
 import metaloss
 from metaloss.engines import ENGINES
 from metaloss.errors import InputError
-from metaloss.meta_optimizers import recorded
 from metaloss.meta_optimizers.meta_lr import meta_lr
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.meta_optimizers.parts import recorded
 from metaloss.problem import snapshot
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.tasks.base import CLASSIFICATION, Data

@@ -191,6 +191,6 @@ def test_clipping_bounds_what_adam_sees():
 def test_a_schedule_needs_its_end():
     with pytest.raises(
         ConfigError,
-        match=r"schedule_steps = None: give the step at which it is 0, as schedule = 'cosine'",
+        match="schedule_steps = None: give the step at which it is 0",
     ):
         descend(1, 1.0, schedule="cosine")

@@ -16,8 +16,10 @@ import gin
 import nbclient
 import nbformat
 import pytest
+import torch
 from markdown_it import MarkdownIt
 
+import metaloss
 from metaloss import config
 from metaloss.config import gin_files, plugins
 from metaloss.config.registry import REGISTRIES
@@ -213,6 +215,7 @@ def test_the_errors_of_the_faq_are_those_of_the_code():
 # --- notebooks ---
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "docs").glob("notebooks/*.ipynb")), ids=lambda p: p.stem
 )
@@ -224,3 +227,34 @@ def test_a_notebook_runs_and_is_kept_without_outputs(path, tmp_path, monkeypatch
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
+
+
+# --- the walk of one step ---
+
+
+def test_a_step_walks_the_files_that_the_page_names_in_that_order():
+    """docs/concepts.md: at most eight files, in the order of first visits; no other is hidden."""
+    section = (ROOT / "docs/concepts.md").read_text().split("## One step, file by file")[1]
+    table, beside = section.split("\n## ")[0].split("On the way they ask")
+    walk, asked = (re.findall(r"`([\w/]+\.py)`", text) for text in (table, beside))
+    assert len(walk) <= 8
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"]())
+    batch = torch.randn(6, 4), torch.randint(3, (6,))
+    learner.step(batch, batch)  # asks first-time questions, and `auto` chooses
+    package, visited = f"{ROOT}/metaloss/", []
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            visited.append(frame.f_code.co_filename.removeprefix(package))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        learner.step(batch, batch)
+    finally:
+        sys.setprofile(before)
+    first_visits = dict.fromkeys(visited)
+    assert [file for file in first_visits if file in walk] == walk
+    assert {*first_visits} - {*walk} == {*asked}

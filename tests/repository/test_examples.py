@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 
@@ -256,3 +257,32 @@ def test_a_learner_without_a_meta_step_is_the_train_loss_fn(learned):
             timm_train.train_one_epoch(model, train, optimizer, loss)
         models.append(model)
     assert differences(*(model.state_dict() for model in models)) == []
+
+
+# --- the algorithm in thirty lines ---
+
+
+@pytest.mark.parametrize("name", ["its own", "nn"])
+def test_thirty_lines_make_the_steps_of_adalfl(name):
+    """Double backward in plain torch, and the identity: θ and φ after ten steps, in float64."""
+    thirty_lines = example("thirty_lines")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    loss = (thirty_lines.LearnedLoss if name == "its own" else metaloss.REPRESENTATIONS[name])()
+    both = nn.ModuleList([model, loss.double()])
+    ours = copy.deepcopy(both)
+    start = [p.detach().clone() for p in both.parameters()]
+    batches = [
+        tuple((torch.randn(20, 6).double(), torch.randint(3, (20,))) for _ in range(2))
+        for _ in range(10)
+    ]
+    optimizer = torch.optim.SGD(ours[0].parameters(), lr=0.5)
+    learner = metaloss.AdaLFL(ours[0], optimizer, ours[1], meta_lr=1e-2)
+
+    theirs = thirty_lines.adalfl(model, loss, loss.parameters(), batches, base_lr=0.5, meta_lr=1e-2)
+    task_losses = [float(learner.step(*pair).task_loss) for pair in batches]
+
+    assert task_losses == pytest.approx(theirs, rel=1e-9)
+    for mine, other, before in zip(ours.parameters(), both.parameters(), start, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+        assert not other.equal(before) or before.numel() == 1  # a bias of the last layer may stay

@@ -6,6 +6,9 @@ import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 
+import pytest
+
+from metaloss.config.registry import REGISTRIES
 from tests.helpers import ROOT
 
 #: Entries at the top of the package, a floor a line; imports run downward alone.
@@ -82,3 +85,14 @@ def test_floors_and_arrows_are_few():
 def test_every_room_says_what_is_in_it():
     for folder in (ROOT / "metaloss").rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(folder.read_text())), folder
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTRIES))
+def test_every_file_of_a_kind_is_a_component(kind):
+    """But for base.py and what lies in a sub-folder."""
+    (folder,) = (path for path in (ROOT / "metaloss").rglob(kind) if path.is_dir())
+    named = {component.__module__ for component in REGISTRIES[kind].values()}
+    package = ".".join(folder.relative_to(ROOT).parts)
+    for file in folder.glob("*.py"):
+        if file.stem not in ("__init__", "base"):
+            assert f"{package}.{file.stem}" in named

@@ -450,7 +450,7 @@ def test_the_others_serve_regression(name):
          "representations.step_conditioned.of = 'cross_entropy': give a loss that has "
          "parameters to change"),
         ("residual", {"factor": "much"},
-         "representations.residual.factor = 'much': give a number above -inf"),
+         "representations.residual.factor = 'much': give a number that is finite"),
     ],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused(name, arguments, message):

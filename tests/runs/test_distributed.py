@@ -162,6 +162,7 @@ def test_all_processes_end_alike(found):
         assert results["codes"] == [0, 0, 0, 0, 0, stopped, 0, 0, stopped, 0, 3]
 
 
+@pytest.mark.full
 def test_torchrun_and_a_killed_process(tmp_path):
     """SIGKILL for one: the other ends with a line, and torchrun starts both again."""
     folder = tmp_path / "run"

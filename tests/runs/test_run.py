@@ -49,7 +49,7 @@ def test_a_run_leaves_its_folder(method, tmp_path, capsys):
 
 def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypatch):
     starts = {}
-    initialize = Run._train
+    initialize = Run._begin_training
 
     def remember(self):
         state = self.state
@@ -58,7 +58,7 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
         starts[self.plan.method] = (theta, inputs, labels, state._streams["train"].get_state())
         return initialize(self)
 
-    monkeypatch.setattr(Run, "_train", remember)
+    monkeypatch.setattr(Run, "_begin_training", remember)
     for method in METHODS:
         assert train(tmp_path / method, method) == 0
     for method, start in starts.items():
@@ -132,7 +132,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
 
 def test_killed_for_real_and_resumed(tmp_path):
     """SIGKILL while it trains; the process that resumes ends with the same numbers."""
-    steps = ("Runner.steps = 1500", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
+    steps = ("Runner.steps = 700", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")
     train(tmp_path / "whole", extra=steps)
     command = [
         sys.executable, "-W", "ignore", str(ROOT / "tools" / "train.py"),

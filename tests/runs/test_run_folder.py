@@ -10,7 +10,6 @@ import time
 import pytest
 
 from metaloss.machine import sealed
-from metaloss.runs import checkpoint
 from metaloss.runs.folder import RunFolder
 from tests.helpers import ROOT
 
@@ -128,14 +127,14 @@ def killed(start):
 
     save, saved = sealed.save, []
 
-    def save_then_die(path, state):
-        save(path, state)
-        saved.append(state["state"]["steps"])
+    def save_then_die(path, content):
+        save(path, content)
+        saved.append(content["state"]["steps"])
         if saved[-1] == 4:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
+        patch.setattr(sealed, "save", save_then_die)
         with pytest.raises(Killed):
             start()
     assert saved[-1] == 4

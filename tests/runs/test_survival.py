@@ -488,7 +488,7 @@ def test_a_run_does_not_lose_its_result_to_its_figures(dead, whole, tmp_path, mo
 def test_interrupted_while_the_results_are_written(dead, whole, tmp_path, monkeypatch, train):
     folder = tmp_path / "run"
 
-    def interrupt(path, title):
+    def interrupt(*arguments):
         for _ in range(2):  # the first one lets it end
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -190,7 +190,7 @@ def test_phi_is_sampled_early_and_at_equal_distances(run):
 
 
 def test_the_loss_can_be_used_before_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "_finish", lambda self, status: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(tmp_path / "run")
     from metaloss import load_loss
@@ -224,6 +224,9 @@ def seeds(run, tmp_path):
     for name in ("meta.json", "result.json"):
         content = json.loads((single / name).read_text())
         (single / name).write_text(json.dumps({**content, "method": "other"}))
+    config = (single / "config.gin").read_text()
+    assert "Runner.method = 'adalfl'" in config
+    (single / "config.gin").write_text(config.replace("'adalfl'", "'other'"))
     return tmp_path / "runs"
 
 

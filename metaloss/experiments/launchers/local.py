@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from metaloss.config.arguments import PositiveInt
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
-from metaloss.experiments.launchers.process import LoggedProcess
+from metaloss.experiments.launchers.parts.process import LoggedProcess
 
 
 @LAUNCHERS.register("local")

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from metaloss.config.arguments import NonNegativeFloat, PositiveInt
-from metaloss.errors import InputError
-from metaloss.experiments.launchers import process
+from metaloss.errors import InputError, first_line
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
+from metaloss.experiments.launchers.parts import process
 
 
 @LAUNCHERS.register("ray")
@@ -58,7 +58,7 @@ class Ray(Launcher):
                 **({} if self._address else own),
             )
         except ConnectionError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"launchers.ray.address = {self._address!r}: {reason}") from error
         # By value: a worker, which only waits for its process, need not import torch.
         ray.cloudpickle.register_pickle_by_value(process)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
-from metaloss.errors import InputError
-from metaloss.experiments.launchers import process
+from metaloss.errors import InputError, first_line
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
+from metaloss.experiments.launchers.parts import process
 
 
 @LAUNCHERS.register("slurm")
@@ -86,7 +86,7 @@ class Slurm(Launcher):
         try:
             executor = submitit.AutoExecutor(**self._place)
         except RuntimeError as error:  # there is no Slurm here
-            raise InputError(f"launchers.slurm: {str(error).splitlines()[0]}") from error
+            raise InputError(f"launchers.slurm: {first_line(error)}") from error
         executor.update_parameters(**self._parameters)
         given = list(jobs)
         calls = [process.Requeued(job.command, job.log) for job in given]

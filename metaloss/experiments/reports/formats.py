@@ -1,4 +1,8 @@
-"""Formats: a document as Markdown or LaTeX. HTML has its own file, `page.py`."""
+"""Formats: a document as Markdown or LaTeX. HTML has its own file, `page.py`.
+
+No templates here: most of it is the width of columns and the marking and escaping of words, which
+is computed, and blank lines have a meaning.
+"""
 
 from __future__ import annotations
 

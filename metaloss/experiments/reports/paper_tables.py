@@ -67,7 +67,7 @@ def run_times(filled: Filled, hours: Mapping[str, tuple[float, ...]]) -> Table:
         if not line.difference:
             rows.append(_paper_row(line, _times(hours[line.pair.name])))
     return Table(
-        "Table 2. Record times and memory",
+        "Table 2. Run times and memory",
         "Mean hours of a finished run from its start to its result, initialisation included, and "
         "(×) how many times the baseline's; peak memory of the GPU's tensors, or of the whole "
         "process on a CPU. The paper's hours are of one NVIDIA RTX A5000: compare the ratios. "

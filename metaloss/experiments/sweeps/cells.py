@@ -15,7 +15,7 @@ from metaloss.errors import ConfigError, InputError
 from metaloss.experiments import settings
 from metaloss.experiments.launchers.base import Launcher
 from metaloss.experiments.sweeps.sweep import Sweep
-from metaloss.meta_optimizers.stacked import refuse_unstackable
+from metaloss.meta_optimizers.parts.stacked import refuse_unstackable
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metaloss.errors import RunFolderError
-from metaloss.experiments.launchers.process import END
+from metaloss.experiments.launchers.parts.process import END
 from metaloss.experiments.sweeps.cells import Cell
 from metaloss.machine import lock
 from metaloss.machine.files import read_json

@@ -23,9 +23,8 @@ from torch import Tensor
 from metaloss import links
 from metaloss.config.plugins import GROUP
 from metaloss.config.registry import UnknownComponentError
-from metaloss.errors import InputError, RunFolderError
+from metaloss.errors import InputError, RunFolderError, first_line
 from metaloss.links import Link
-from metaloss.machine import seeding
 from metaloss.machine.circumstances import versions
 from metaloss.machine.files import read_json, write_atomically, write_json
 from metaloss.representations.base import REPRESENTATIONS, Representation
@@ -225,10 +224,10 @@ def _build(config: Mapping[str, Any], path: Path) -> Representation:
     if not inspect.isclass(component):
         raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
     try:
-        with seeding.drawing_from(torch.Generator()):
+        with torch.random.fork_rng(devices=()):
             representation: Representation = REPRESENTATIONS[name](**config["arguments"])
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         message = f"{path}: representations.{name} refuses its arguments: {reason}"
         raise RunFolderError(message) from error
     return representation
@@ -256,7 +255,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise RunFolderError(f"{path} cannot be read: {first_line(error)}") from error
     if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
         raise RunFolderError(f"{path} is damaged: its checksum does not match")
     return tensors

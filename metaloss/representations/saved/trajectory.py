@@ -53,6 +53,8 @@ class Trajectory:
     @torch.no_grad()
     def write(self, index: int, loss: nn.Module) -> None:
         """Gives a loss the φ at an index, in place."""
+        # Not torch's `vector_to_parameters`: it makes the parameters views of this record, and
+        # whatever trains them would write into it.
         parameters = list(loss.parameters())
         parts = self.phi[index].split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metaloss.errors import DataError
+from metaloss.errors import DataError, first_line
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[np.ndarray], None]:
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
 
     def values(column: Any) -> np.ndarray:
         items, kind = column.to_pylist(), column.type

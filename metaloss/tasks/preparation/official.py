@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
-from metaloss.errors import DataError
+from metaloss.errors import DataError, first_line
 from metaloss.problem.batches import Batch
 from metaloss.tasks.base import Data, Task
 from metaloss.tasks.preparation.images import Images, by_channel
@@ -112,4 +112,4 @@ def _refuse_damaged(files: Files) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+    return first_line(error).rstrip(":")

@@ -20,6 +20,8 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
         labels: integer classes [n], each of which gives its share; or floating-point values, which
             are not stratified.
     """
+    # Not scikit-learn's stratified split: it would hold out other examples, so that no run begun
+    # before could go on to the same bits, and no published number would come out again.
     order = torch.randperm(len(labels), generator=generator)
     if not labels.is_floating_point():
         # Within its class an example's rank is a fraction in (0, 1); taking the smallest fractions

@@ -18,7 +18,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaloss import links
-from metaloss.engines.certificate import adjoint_residual, product
+from metaloss.engines.parts.certificate import adjoint_residual, product
 from metaloss.errors import UnsupportedModelError
 from metaloss.problem.forward_mode import ForwardMode, KeepPrimals
 from metaloss.problem.problem import Problem

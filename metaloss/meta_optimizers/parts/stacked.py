@@ -12,7 +12,7 @@ from torch import Tensor
 from metaloss.engines.base import ENGINES, Certificate, Draw, Hypergradient
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.by_gradient import ByGradient, MetaDescent
+from metaloss.meta_optimizers.parts.by_gradient import ByGradient, MetaDescent
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 

@@ -20,7 +20,7 @@ from metaloss.engines.base import (
     certified,
     engine_by,
 )
-from metaloss.engines.certificate import refusal, tolerance
+from metaloss.engines.parts.certificate import refusal, tolerance
 from metaloss.errors import MissingGradientError, UncertifiedError
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import Descent, Group
@@ -38,7 +38,7 @@ class ByGradient(MetaOptimizer):
     What is common to learning online and offline; `step` is what a kind writes. Beside the contract
     of `MetaOptimizer` it keeps an optional one: what Python decides in its next step is known
     before, so that the step can be recorded as a CUDA graph (`branch`, `replayed`), and several of
-    one build can make their steps on a stack of problems (`metaloss.meta_optimizers.stacked`).
+    one build can make their steps on a stack of problems (see `stacked`).
 
     Args:
         meta_lr: η of φ.

@@ -205,13 +205,13 @@ def take_step(
         update,
         theta,
         keep,
+        # Copies, whatever the update: the forward-mode pass is taken at the θ before the step.
         theta_before=[p.detach().clone() for p in theta],
         state_before=[]
         if keep == "nothing"
         else [_copy(states.get(p, {}), update, keep) for p in theta],
         first=[not _has_tensors(states.get(p, {})) for p in theta],
-        # Settings are copied and gradients looked for before the step: a scheduler changes the
-        # former in place, and an optimizer may change the latter.
+        # Before the step: a scheduler changes settings in place, an optimizer its gradients.
         groups=[
             (
                 _settings(group),
@@ -220,6 +220,8 @@ def take_step(
             for group in optimizer.param_groups
         ],
     )
+    # The user's own object makes the step, not `update.step`: only so are θ' and its state those of
+    # plain training to the bit.
     optimizer.step()
     return taken
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaloss.base_optimizers.base import GroupStep, Hyperparameters, Update
+from metaloss.base_optimizers.base import GroupStep, Hyperparameters, State, Update
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ def effective_gradients(step: GroupStep) -> list[Tensor]:
     return list(torch._foreach_add(grad, step.theta, alpha=hyper["weight_decay"]))
 
 
+def moments(
+    theta: Tensor, grad: Tensor, state: State, hyper: Hyperparameters
+) -> tuple[Tensor, State]:
+    """g̃, and Adam's state after the step: t, m' = β₁m + (1-β₁)g̃, q' = β₂q + (1-β₂)g̃²."""
+    beta1, beta2 = hyper["betas"]
+    grad = effective_gradient(theta, grad, hyper)
+    return grad, {
+        "step": state.get("step", 0.0) + 1,
+        "exp_avg": beta1 * state.get("exp_avg", 0.0) + (1 - beta1) * grad,
+        "exp_avg_sq": beta2 * state.get("exp_avg_sq", 0.0) + (1 - beta2) * grad * grad,
+    }
+
+
 def root(square: Tensor) -> Tensor:
     """√q', without a derivative at 0.
 
@@ -108,6 +121,13 @@ def roots(squares: list[Tensor]) -> list[Tensor]:
     limits = [torch.finfo(square.dtype) for square in squares]
     torch._foreach_clamp_min_(values, [(limit.tiny * limit.eps) ** 0.5 for limit in limits])
     return list(values)
+
+
+def root_slopes(values: list[Tensor], grad: list[Tensor], beta2: float) -> list[Tensor]:
+    """∂√q'/∂g̃ = (1-β₂)g̃/√q' of every parameter, from `roots`; in tensors of their own."""
+    slopes = torch._foreach_div(grad, values)
+    torch._foreach_mul_(slopes, 1 - beta2)
+    return list(slopes)
 
 
 def means(step: GroupStep, name: str) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from metaloss.base_optimizers.base import State, update_of
 from metaloss.engines.base import Draw
-from metaloss.errors import InputError, UnsupportedModelError
+from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.problem.batches import StepBatch
@@ -186,8 +186,7 @@ class RecordedSteps:
             replay, result = graph(lambda: _on(take, batches))
         except RuntimeError as error:
             raise UnsupportedModelError(
-                f"cuda_graphs: the step cannot be recorded ({str(error).splitlines()[0]}): "
-                "leave it out"
+                f"cuda_graphs: the step cannot be recorded ({first_line(error)}): leave it out"
             ) from error
         state = {p: dict(s) for p, s in optimizer.state.items()} if stateless else {}
         return Recording([copy for copy in copies if copy is not None], replay, result, state)

@@ -1,0 +1,1 @@
+"""What engines are made of: implicit differentiation, and a step traced into one graph."""

@@ -1,0 +1,1 @@
+"""What launchers are made of: processes whose output goes to a log."""

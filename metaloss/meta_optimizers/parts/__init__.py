@@ -1,0 +1,1 @@
+"""What meta-optimizers are made of: learning by gradient, of several seeds, recorded."""
