@@ -136,9 +136,8 @@ def _theta_after(make: Make, shift: Tensor) -> Tensor:
 def _slope_after(make: Make) -> Tensor:
     """v = ∇_θ' L_T in a plain loop, flat."""
     model, batch = _plain_step(make, None)
-    model.zero_grad()
-    _task_loss(batch)(call(model, batch[0]), batch[1]).backward()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in _trained(model)]
+    loss = _task_loss(batch)(call(model, batch[0]), batch[1])
+    grads = torch.autograd.grad(loss, _trained(model), materialize_grads=True)
     return torch.cat([grad.flatten() for grad in grads])
 
 
@@ -150,7 +149,7 @@ def _plain_step(make: Make, shift: Tensor | None) -> tuple[nn.Module, Batch]:
             vector_to_parameters(parameters_to_vector(phi) + shift, phi)
     optimizer = _optimizer(model)
     prediction, target, *weights = _link(batch)(call(model, batch[0]), batch[1])
-    links.mean(loss(prediction, target), *weights).backward()
+    torch.autograd.backward(links.mean(loss(prediction, target), *weights))
     optimizer.step()
     return model, batch
 
