@@ -144,7 +144,6 @@ class Problem:
             self.model, self.loss, dict(zip(self.theta_names, self.theta, strict=True))
         )
         self._looks_at_theta = False
-        self._watched = 0
 
     def probe(self, batch: StepBatch) -> bool:
         """Whether M_φ looks at θ itself, beside f, as a learned regulariser that holds the model.
@@ -159,11 +158,8 @@ class Problem:
         """
         refuse_without_grad()
         self.follow()
-        if self._watched < WATCHED:
-            self._watched += 1
+        if self.surroundings.watched < WATCHED:
             inputs, labels = batches.parts(batch)[0]
-            if self._watched > 1:
-                self.surroundings.look_again(self.model, self.loss)
             before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
             leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
             named = dict(zip(self.theta_names, leaves, strict=True))

@@ -69,19 +69,32 @@ class Surroundings:
     def __init__(
         self, model: nn.Module, loss: nn.Module | None, theta: Mapping[str, Tensor]
     ) -> None:
-        self._theta = theta
+        self._model, self._loss, self._theta = model, loss, theta
+        self.watched = 0  #: passes whose changes were looked at
         self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
-        self.look_again(model, loss)
+        self._look()
 
-    def look_again(self, model: nn.Module, loss: nn.Module | None) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Surroundings:
+        """Those of the copied model, of which nothing is known yet."""
+        return Surroundings(
+            copy.deepcopy(self._model, memo),
+            copy.deepcopy(self._loss, memo),
+            copy.deepcopy(self._theta, memo),
+        )
+
+    def _look(self) -> None:
         """Finds what there is by now: a pass may have made a cache that the next one changes."""
+        model, loss = self._model, self._loss
         modules = [*model.modules(), *(() if loss is None else loss.modules())]
         self._places = Places(modules)
         self._named = dict(self._by_name(model))
         self._tree = {id(t) for m in modules for t in (*m.parameters(False), *m.buffers(False))}
 
     def watch(self) -> Kept:
-        """A copy of all that was found, to see what a pass changes."""
+        """A copy of all that is found now, to see what a pass changes."""
+        if self.watched:
+            self._look()
+        self.watched += 1
         places = self._places
         return Kept(
             [(c, c.entries()) for c in (*places.own, *places.buffers, *places.others)],

@@ -105,21 +105,23 @@ and its transpose give one number in two ways, so for a sound step
 
     ⟨g, u⟩ = ⟨∂M/∂f, J u⟩
 
-with g = Jᵀ ∂M/∂f the base gradient, u = (∂U/∂g)ᵀ ∇L_T, and J u what the engine found. All four are at
-hand. The residual is the difference by ‖∂M/∂f‖ ‖J u‖. The first three meta-steps have such a
-certificate, and then one in `certify_every` (50; 0: none). It waits for no GPU after the first three.
+with g = Jᵀ ∂M/∂f the base gradient, u = (∂U/∂g)ᵀ ∇L_T, and J u what the engine found. All four are
+at hand. The residual is the difference by ‖∂M/∂f‖ ‖J u‖. The first three meta-steps have such a
+certificate, and then one in `certify_every` (50; 0: none). After the first three no GPU is waited
+for.
 
 | engine | its certificate |
 | --- | --- |
 | `exact`, `compiled`, recorded CUDA graphs | the identity |
 | `logit_difference` | the identity, with the error of a difference quotient allowed |
 | `sweep` | the step that is run again has the gradient of the one that was made |
-| `unrolled` | none: it runs nothing again. Parameters that the model reads past what can be exchanged are refused by name at the first step |
+| `unrolled` | none: it runs nothing again |
 | `conjugate_gradient`, `neumann`, `evolution`, `persistent_evolution` | none: they are estimates |
 
-A meta-gradient whose certificate does not hold moves no φ, and counts as skipped. `engine = 'auto'`
-takes the next engine, and says why; an engine that was asked for by name raises, or with
-`uncertified = 'warn'` warns once and goes on. `adjoint_residual` is in `MetaStep`, in
+Parameters that a model reads past what can be exchanged are refused by name at the first step, by
+every engine. A meta-gradient whose certificate does not hold moves no φ, and counts as skipped.
+`engine = 'auto'` takes the next engine, and says why; an engine that was asked for by name raises,
+or with `uncertified = 'warn'` warns once and goes on. `adjoint_residual` is in `MetaStep`, in
 `metrics.jsonl`, in TensorBoard, and the largest one in `result.json`.
 
 | passes in | a residual up to this is rounding | of a difference quotient |
@@ -137,8 +139,9 @@ measured. A wrong derivative shows in the residual by the cosine of ∂M/∂f an
 that three seldom do.
 
 A model can be certified before it trains, in float64 and against a plain loop:
-`python tools/check_gradients.py --model=MODULE:FUNCTION`, a function that gives the model and inputs
-for it. It says right, refused or wrong, and the reason. `tests/zoo.py` holds a hundred unusual ones."""
+`python tools/check_gradients.py --model=MODULE:FUNCTION`, a function that gives the model and
+inputs for it. It says right, refused or wrong, and why. `tests/zoo.py` holds a hundred unusual
+models."""
 
 
 def _table(
