@@ -144,6 +144,8 @@ LAUNCHER_CASES = {
 
 def _word(value):
     """An argument in a test's name, which must be the same in every process."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_word, value))
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
 
 
