@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.utils._pytree import tree_map
 
-from metaloss.base_optimizers.base import reset
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
@@ -129,7 +128,7 @@ class Stack(AdaLFL):
                 `reset_parameters`.
         """
         count = len(self.learners)
-        reset(self.problem.optimizer)
+        self.problem.optimizer.state.clear()
         train_of, valid_of = (tee(_drawn(repeat(batches)), count) for batches in (train, valid))
         redraws: Sequence[Callable[[], None] | None] = redraw or [None] * count
         for i, (learner, own) in enumerate(zip(self.learners, redraws, strict=True)):
