@@ -276,6 +276,15 @@ IMAGES = [
     "tasks.arrays.padding = 2",
     "tasks.arrays.flip = True",
 ]
+STREAMED = [
+    "Runner.task = @tasks.image_folder()",
+    "tasks.image_folder.path = 'pictures'",
+    "tasks.image_folder.size = 8",
+    "tasks.image_folder.batch_size = 9",
+    "tasks.image_folder.stream = True",
+    "tasks.image_folder.flip = True",
+    "tasks.image_folder.augment = (('RandomErasing', {'p': 0.5}),)",
+]
 DROPPING = """
 from torch import nn
 from metaloss.backbones import BACKBONES
@@ -316,6 +325,7 @@ def run_all(root: Path) -> list[int]:
     """Every run of two processes; the exit codes."""
     codes = [run(root / method, method) for method in METHODS]
     codes.append(run(root / "images", extra=IMAGES, data_dir=str(root)))
+    codes.append(run(root / "streamed", extra=STREAMED, data_dir=str(root)))
     codes.append(run(root / "two then one", stop_at=7))
     codes.append(run(root / "one then two", resume=True))
     drops = {"extra": ["Runner.backbone = @backbones.dropping"], "plugin": [str(root / "drops.py")]}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from metaloss import REPRESENTATIONS, AdaLFL
@@ -74,6 +75,10 @@ def root(tmp_path_factory) -> Path:
     draw = np.random.default_rng(0)
     images = {f"x_{s}": draw.integers(0, 256, (40, 8, 8, 3), np.uint8) for s in ("train", "test")}
     np.savez(root / "images.npz", **images, y_train=np.arange(40) % 4, y_test=np.arange(40) % 4)
+    for i, pixels in enumerate(images["x_train"]):
+        path = root / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
     (root / "drops.py").write_text(ranks.DROPPING)
     assert ranks.run(root / "one then two", stop_at=7) == 128 + signal.SIGTERM
     started = start("-m", "tests.runs.ranks", root)
@@ -132,6 +137,12 @@ def test_augmentation_is_that_of_the_whole_batch(root, tmp_path):
     assert_close(root / "images", tmp_path / "one")
 
 
+def test_each_process_reads_its_share_of_a_stream(root, tmp_path):
+    """Augmented by worker processes of its own; what a batch is does not depend on who reads it."""
+    assert ranks.run(tmp_path / "one", extra=ranks.STREAMED, data_dir=str(root)) == 0
+    assert_close(root / "streamed", tmp_path / "one")
+
+
 def test_a_run_goes_on_with_another_number_of_processes(root):
     """One process was told to stop, both did, at the same step; and the other way round."""
     result = json.loads((root / "two then one" / "result.json").read_text())
@@ -159,7 +170,7 @@ def test_the_first_process_alone_writes(found):
 def test_all_processes_end_alike(found):
     stopped = 128 + signal.SIGTERM
     for results in found:
-        assert results["codes"] == [0, 0, 0, 0, 0, stopped, 0, 0, stopped, 0, 3]
+        assert results["codes"] == [0, 0, 0, 0, 0, 0, stopped, 0, 0, stopped, 0, 3]
 
 
 @pytest.mark.full
