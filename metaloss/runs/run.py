@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
@@ -139,8 +140,11 @@ class Run:
             return self._result({})
         numbers: dict[str, Any] = {}
         if self.status == "finished":
-            row = self._evaluate("test")
+            errors: list[Tensor] = []
+            row = self._evaluate("test", errors)
             self._log(row)
+            labels = self.state.data.splits["test"][1]
+            self.folder.keep_errors(torch.cat(errors).numpy(), labels.cpu().numpy())
             numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = self._result(numbers)
         self._export_loss(result)
@@ -308,11 +312,11 @@ class Run:
         self.board.scalars(row)
         self.progress.show(row)
 
-    def _evaluate(self, split: str) -> Row:
+    def _evaluate(self, split: str, errors: list[Tensor] | None = None) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
         data = self.state.data
         limit = len(data.splits["valid"][0]) if split == "train" else None
-        numbers = evaluate(self.state.model, data, split, limit)
+        numbers = evaluate(self.state.model, data, split, limit, errors)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _equidistant(self, count: int) -> frozenset[int]:

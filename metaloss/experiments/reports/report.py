@@ -119,6 +119,8 @@ def _tables(found: Contents) -> Section:
         section.blocks.append(paper_tables.results(filled))
         if (compared := paper_tables.tests(filled)) is not None:
             section.blocks.append(compared)
+        if (beside := paper_tables.beside_paper(filled)) is not None:
+            section.blocks.append(beside)
         if filled.table.number == 1:
             section.blocks.append(paper_tables.run_times(filled, found.paper.hours))
     return section
