@@ -140,6 +140,8 @@ class Run:
             return self._result({})
         numbers: dict[str, Any] = {}
         if self.status == "finished":
+            if self.state.best is not None:
+                self.state.model.load_state_dict(self.state.best["model"])
             errors: list[Tensor] = []
             row = self._evaluate("test", errors)
             self._log(row)
@@ -198,7 +200,7 @@ class Run:
         if state.steps in self._shown:
             self._show(last)
         if last or state.steps % plan.evaluate_every == 0:
-            self._report("train", "valid")
+            self._report("train", "valid", *({"select"} & self.state.data.splits.keys()))
         self._record("train", state.steps, last, result)
         if last and self.status == "unfinished":
             self._end("finished")
@@ -280,7 +282,10 @@ class Run:
     def _result(self, test: dict[str, Any]) -> dict[str, Any]:
         """The run in a few numbers, as it stands; with those of the test split, if there are."""
         state = self.state
-        metric = state.data.objective.metric
+        metric, best = state.data.objective.metric, state.best
+        selection = state.selection
+        if best is not None and self.plan.keep_best == "select":
+            selection = best["value"]
         return {
             **self.plan.names,
             "seed": self.seed,
@@ -288,6 +293,8 @@ class Run:
             "init_steps": state.init_steps,
             "metric": metric,
             "test": test.get(metric),
+            "select": finite_or_none(selection),
+            "best_step": best and best["step"],
             "test_metrics": test or None,
             "status": self.status,
             "skipped_meta_steps": int(state.skipped),
@@ -302,7 +309,12 @@ class Run:
         """The indices of the learned loss, and what the model is worth on some splits."""
         self._log({"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)})
         for split in splits:
-            self._log(self._evaluate(split))
+            row = self._evaluate(split)
+            self._log(row)
+            if split == "select":
+                self.state.selection = row[self.state.data.objective.metric]
+            if split == self.plan.keep_best:
+                self.state.keep_best(row[self.state.data.objective.metric])
 
     @distributed.first_alone
     def _log(self, row: Row) -> None:

@@ -25,6 +25,7 @@ COLOURS = {7: {"Training": "#0072B2", "Validation": "#D55E00"}}
 MEASURED = {
     "train": "on as much of the training data as is held out for validation",
     "valid": "on the validation data, which the loss is learned on",
+    "select": "on validation data that neither the model nor the loss is trained on",
 }
 
 
@@ -145,8 +146,8 @@ def _curves(found: Contents) -> Section:
             figure = f"{FIGURES[number]}. " if number in FIGURES and split == "train" else ""
             title = f"{figure}Learning curves of Table {number}, {learning.SPLITS[split]} error"
             caption = f"Error {measured}"
-            if number == 1 and split == "valid":
-                caption += "; of MNIST + LeNet-5 as in the paper's Figure 8"
+            if number == 1 and split == "select":
+                caption += ", as in the paper's Figure 8 (of MNIST + LeNet-5)"
             section.blocks += _picture(
                 f"table{number}-{split}", panels, title, caption, COLOURS.get(number)
             )
