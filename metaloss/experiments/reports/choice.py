@@ -39,7 +39,8 @@ def document(groups: Sequence[Group]) -> Document:
     by_method: dict[Choice, list[Group]] = defaultdict(list)
     for group in groups:
         if any(run.result.get("select") is not None for run in group.finished):
-            by_method[(*group.pair, group.method)].append(group)
+            key = (*group.pair, group.method)
+            by_method[key].append(group)
     if not by_method:
         raise InputError(
             "no finished run has a split to choose by: give Runner.select_fraction, as "
