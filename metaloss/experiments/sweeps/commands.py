@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from metaloss import config
 from metaloss.config import plugins
-from metaloss.config.configuration import place_of
 from metaloss.config.paths import asked_for
 from metaloss.errors import InputError, RunFolderError
 from metaloss.experiments.launchers.base import Job, Launcher
@@ -244,9 +243,10 @@ def compare_trivially(cells: Sequence[Cell], data_dir: str | None, output: Path 
 
     found: dict[str, list[references.Reference]] = {}
     for cell in cells:
-        read = {place_of(binding): binding for binding in cell.bindings}
-        of_task = [binding for place, binding in read.items() if place.startswith("tasks.")]
-        name = " ".join([Path(cell.files[0]).stem, *of_task])
+        of_task = [binding for binding in cell.bindings if binding.startswith("tasks.")]
+        told = (binding.partition(" = ") for binding in of_task)
+        ours = (f"{name.rpartition('.')[2]} = {value}" for name, _, value in told)
+        name = ", ".join([Path(cell.files[0]).stem, *ours])
         if name not in found:
             plan = config.load(cell.files, cell.bindings).build()
             found[name] = references.of_run(plan, data_dir)
