@@ -31,7 +31,7 @@ from metaloss.runs.precision import set_float32
 from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
 from metaloss.tasks import TASKS
-from metaloss.tasks.base import MULTI_LABEL, Data, Task, find_data_dir
+from metaloss.tasks.base import MULTI_LABEL, SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation import kept
 from metaloss.tasks.preparation.images import Images
 
@@ -77,7 +77,8 @@ class TrainedModel:
             raise self.absent
         data = self.data if data is None else data
         if split not in data.splits:
-            near, known = did_you_mean(split, data.splits), ", ".join(data.splits)
+            there = [name for name in (*SPLITS, "select") if name in data.splits]
+            near, known = did_you_mean(split, there), ", ".join(there)
             raise InputError(f"no split {split!r}{near} · there are: {known}")
         return evaluation.evaluate(self.model, data, split)
 
