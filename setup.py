@@ -18,7 +18,7 @@ TESTS = [
     *HF,
     *PAGES,
 ]
-DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
+DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 TOOLS = [  # as installed commands
     *(
