@@ -306,7 +306,7 @@ class Run:
 
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
-        """The indices of the learned loss, and what the model is worth on some splits."""
+        """Logs the indices of the learned loss, and loss and metric of the model on some splits."""
         self._log({"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)})
         for split in splits:
             row = self._evaluate(split)
