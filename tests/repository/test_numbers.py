@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from statistics import mean
 
 import pytest
 
+from metaloss.experiments import groups, records
+from metaloss.experiments.reports import choice
+from metaloss.experiments.reports.tables import number, plus_minus
+from metaloss.experiments.statistics import summarize
 from tests.helpers import ROOT
 
 #: The rows of the first table, by the task file that they are of.
@@ -19,7 +24,7 @@ METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
 
 
 def cells(line):
-    return [cell.strip(" *`") for cell in line.strip().strip("|").split("|")]
+    return [cell.replace("`", "").strip(" *") for cell in line.strip().strip("|").split("|")]
 
 
 def section(page, heading):
@@ -51,9 +56,9 @@ def told(seeds):
 def test_the_means_are_those_of_the_runs_that_finished(results):
     assert {pair for pair, _ in results} == set(PAIRS)
     assert len(results) == len(PAIRS) * len(METHODS)
-    for seeds, mean in results.values():
-        finished = [number for number in seeds if number is not None]
-        assert mean == f"{sum(finished) / len(finished):.4f}".removeprefix("0")
+    for seeds, written in results.values():
+        finished = [value for value in seeds if value is not None]
+        assert written == f"{sum(finished) / len(finished):.4f}".removeprefix("0")
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -87,3 +92,65 @@ def test_the_header_of_a_task_file_tells_them(results, pair):
     assert [
         re.sub(r"\((.*)\)", r", \1", text).replace(" ,", ",") for text in ours.split(" / ")
     ] == [*expected]
+
+
+# --- the example of docs/protocol.md, from the files of its runs ---
+
+
+def raw(folder):
+    found = groups.group(records.read([ROOT / "docs" / "results" / folder]).runs)[0]
+    return {
+        method: [g for g in found if g.method == method] for method in {g.method for g in found}
+    }
+
+
+def figures(group):
+    """Test error and test cross-entropy of a configuration, as the page writes them."""
+    cross_entropy = mean(run.result["test_metrics"]["loss"] for run in group.runs)
+    return plus_minus(summarize([*group.tests.values()])), f"{cross_entropy:.3f}".removeprefix("0")
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The rows of the page's table, by their first cell."""
+    lines = section("docs/protocol.md", "An example: digits").splitlines()
+    return {row[0]: row[1:] for row in map(cells, lines) if len(row) == 6}
+
+
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [("baseline, tuned", "baseline"), ("label smoothing .1, tuned", "label_smoothing")],
+)
+def test_the_tuned_rows_are_what_was_chosen(example, row, method):
+    tried = raw("protocol_digits")[method]
+    chosen = choice.best(tried)
+    rate = number(chosen.settings.values["base_optimizers.sgd.lr"]).rstrip("0")
+    select = plus_minus(summarize([run.result["select"] for run in chosen.runs]))
+    assert example[row] == [str(len(tried)), rate, select, *figures(chosen)]
+    assert all(len(group.tests) == 3 for group in tried)
+
+
+def test_the_rows_that_are_not_tuned_are_those_of_the_shipped_files(example):
+    (shipped,) = (
+        group for group in raw("protocol_digits")["baseline"]
+        if group.settings.values["base_optimizers.sgd.lr"] == 0.01
+    )  # fmt: skip
+    error, cross_entropy = figures(shipped)
+    row = example["baseline, shipped rate"]
+    assert (row[1], row[3], row[4]) == (".01", error.partition("±")[0], cross_entropy)
+    (adalfl,) = raw("quickstart_digits")["adalfl"]
+    assert example["AdaLFL, shipped (quickstart.gin)"][3:] == [*figures(adalfl)]
+
+
+def test_what_is_said_of_the_example_follows_from_its_rows(example):
+    text = section("docs/protocol.md", "An example: digits") + (ROOT / "README.md").read_text()
+    error = {
+        name: float(row[3].partition("±")[0]) for name, row in example.items() if row[3][0] == "."
+    }
+    cross_entropy = {name: float(row[4]) for name, row in example.items() if row[4][0] == "."}
+    first, tuned = error["baseline, shipped rate"], error["baseline, tuned"]
+    learned = error["AdaLFL, shipped (quickstart.gin)"]
+    assert text.count(f"{100 * (first - tuned) / (first - learned):.0f} % of AdaLFL's gain") == 2
+    times = cross_entropy["AdaLFL, shipped (quickstart.gin)"] / cross_entropy["baseline, tuned"]
+    assert f"is {times:.0f} times" in text
+    assert error["label smoothing .1, tuned"] < learned
