@@ -68,8 +68,8 @@ def trained(
     return state
 
 
-def main(command_line: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Trains with each; gives the metrics on the test split."""
+def parse_arguments(command_line: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,8 +78,12 @@ def main(command_line: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--steps", type=int, help="default: the file's")
     parser.add_argument("--data_dir")
     parser.add_argument("--only", choices=("sgd", "prodigy", "schedule_free"), action="append")
-    arguments = parser.parse_args(command_line)
+    return parser.parse_args(command_line)
 
+
+def main(command_line: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Trains with each; gives the metrics on the test split."""
+    arguments = parse_arguments(command_line)
     recipes = {"sgd": None, "prodigy": prodigy, "schedule_free": schedule_free}
     found = {}
     for name in arguments.only or recipes:
