@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
-HF = ["transformers>=5", "accelerate>=1"]
+HF = ["transformers>=5", "accelerate>=1", "datasets>=4"]
 RATE_FREE = ["prodigyopt>=1.1", "schedulefree>=1.4"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [

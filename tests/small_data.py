@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.io
 from PIL import Image
@@ -128,6 +132,22 @@ def write_own(folder):
         Image.fromarray(image.transpose(1, 2, 0)[:, : 24 + i % 8]).save(path)
     rows = [f"{('cats', 'dogs')[i % 2]}/{i}.png,{('cats', 'dogs')[i % 2]}" for i in range(60)]
     (folder / "pictures.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    files = sorted((folder / "pictures").rglob("*.png"))
+    (folder / "shards").mkdir()
+    for split, part in {
+        "train": files[:20] + files[30:50],
+        "test": files[20:30] + files[50:],
+    }.items():
+        members = {}
+        for path in part:
+            members |= {f"{path.stem}.png": path.read_bytes(), f"{path.stem}.cls": path.parent.name}
+        write_shard(folder / "shards" / f"{split}-000000.tar", members)
+    write_saved(
+        folder / "saved",
+        {"image": {"_type": "Image"}, "label": {"names": ["cats", "dogs"], "_type": "ClassLabel"}},
+        image=[{"bytes": path.read_bytes(), "path": path.name} for path in files],
+        label=[int(path.parent.name == "dogs") for path in files],
+    )
 
     random = np.random.default_rng(0)
     lines = ["id,area,rooms,heating,price"]
@@ -136,3 +156,28 @@ def write_own(folder):
         heating = random.choice(["gas", "oil", "electric", ""])
         lines.append(f"{i},{area},{random.integers(1, 8)},{heating},{random.integers(50, 900)}000")
     (folder / "houses.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_shard(path: Path, members: dict[str, bytes | str]) -> None:
+    """A tar file of these members, in their order."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            held = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(held)
+            tar.addfile(info, io.BytesIO(held))
+
+
+def write_saved(path: Path, features: dict[str, object], **columns: list) -> None:
+    """What `datasets.Dataset.save_to_disk` writes, without its library."""
+    path.mkdir(parents=True)
+    name = "data-00000-of-00001.arrow"
+    rows = pa.table(columns)
+    with pa.OSFile(str(path / name), "wb") as file, pa.ipc.new_stream(file, rows.schema) as stream:
+        stream.write_table(rows)
+    state = {
+        "_data_files": [{"filename": name}], "_fingerprint": path.name, "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None,
+    }  # fmt: skip
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "dataset_info.json").write_text(json.dumps({"features": features}))

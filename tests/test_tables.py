@@ -79,24 +79,30 @@ TABULATED = {
 @pytest.mark.parametrize("name", TABULATED)
 @pytest.mark.parametrize("outputs", [7, OUTPUTS])
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-5)], ids=["double", "single"]
+    ("dtype", "bounds"),
+    [(torch.float64, (1e-8, 1e-8)), (torch.float32, (4e-6, 1e-5))],
+    ids=["double", "single"],
 )
-def test_a_table_gives_the_slopes_and_the_meta_gradient_of_the_loss(name, outputs, dtype, bound):
+def test_a_table_gives_the_slopes_and_the_meta_gradient_of_the_loss(name, outputs, dtype, bounds):
+    """Slopes against float64; the meta-gradient against the loss itself in the same precision.
+
+    That one's own rounding in float32 is 7e-6 here: t is random, and its products nearly cancel.
+    """
     kind, arguments = TABULATED[name]
     loss = make_loss(kind, **arguments).to(dtype)
     x, y = batch(dtype, outputs)
     read = make_problem(loss, "always", outputs=outputs)
-    whole = make_problem(copy.deepcopy(loss).double(), "never", outputs=outputs)
-    whole.model.load_state_dict(read.model.state_dict())
     found, gradient = slope_and_gradient(read, x, y)
     assert isinstance(found, slopes.TabulatedSlope)
-    torch.manual_seed(4)
-    t = torch.randn(len(x), outputs, dtype=dtype)
-    exact = whole.slope(whole.forward(x.double()), y, 1, graph=True)
-    assert distance([found.hand_out()], [exact.hand_out()]) < bound
-    assert float(found.loss) == pytest.approx(float(exact.loss), rel=1e-6)
-    exact_gradient = exact.pullback(whole.phi, t.double(), ())
-    assert distance(gradient, exact_gradient) < bound
+    whole = make_problem(copy.deepcopy(loss), "never", outputs=outputs)
+    exact, exact_gradient = slope_and_gradient(whole, x, y)
+    assert isinstance(exact, slopes.WholeSlope)
+    assert distance(gradient, exact_gradient) < bounds[1]
+    precise = make_problem(copy.deepcopy(loss).double(), "never", outputs=outputs)
+    precise.model.load_state_dict(read.model.state_dict())
+    slope = precise.slope(precise.forward(x.double()), y, 1, graph=False)
+    assert float(found.loss) == pytest.approx(float(slope.loss), rel=1e-6)
+    assert distance([found.hand_out()], [slope.hand_out()]) < bounds[0]
 
 
 @pytest.mark.parametrize(

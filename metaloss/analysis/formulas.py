@@ -224,7 +224,9 @@ class _Fit:
     def best(self, size: int) -> tuple[tuple[str, ...], tuple[float, ...], float] | None:
         """Terms, coefficients and the unexplained share of the best choice; None if there is none.
 
-        Choices that are linearly dependent are left out: another one says the same.
+        Choices that are linearly dependent are left out: another one says the same. Of choices that
+        explain equally much, as y f² and (1-y) f² do beside f², the earliest in the library counts:
+        rounding, which differs between processors, must not decide what is found.
         """
         choices = np.array(list(itertools.combinations(range(len(self.library)), size)))
         q, r = np.linalg.qr(np.moveaxis(self._r[:, choices], 0, 1))  # [n, L, size]
@@ -232,7 +234,9 @@ class _Fit:
         if not independent.any():
             return None
         explained = np.square(np.einsum("nls,l->ns", q, self._c)).sum(axis=1)
-        best = int(np.where(independent, explained, -1.0).argmax())
+        explained = np.where(independent, explained, -1.0)
+        equal = explained >= explained.max() - EXACT * np.square(self._c).sum()
+        best = int(equal.argmax())
         names = [self.library[i] for i in choices[best]] + self.shared
         design = np.concatenate([self.columns[:, choices[best]], self.free], axis=1)
         weights, *_ = np.linalg.lstsq(design, self.goal, rcond=None)

@@ -59,8 +59,6 @@ class Lockstep:
         at = self._common()
         for run in self._runs:
             run.restore(at)
-        if self._stack is not None:
-            self._stack.join()
 
     def execute(self) -> list[dict[str, Any]]:
         """Carries the restored runs out; gives the content of each one's result.json."""
@@ -103,6 +101,8 @@ class Lockstep:
         for made in zip(*phases, strict=True):
             yield {run.seed: own for run, own in zip(self._runs, made, strict=True)}
         if self._stack is not None:
+            # Not before: a stack that has a state hands it out to its members' optimizers, also
+            # while each is in its own initialisation.
             self._stack.join()
             # Views of one tensor: from here on all seeds' skipped meta-steps are counted at once.
             counts = torch.tensor([int(state.skipped) for state in self._states])

@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, Share
-from metaloss.errors import DataError
-from metaloss.tasks.base import CLASSIFICATION, TASKS, Data, Task
+from metaloss.tasks.base import TASKS, Data, Task
 from metaloss.tasks.preparation import image_files, own_data
 from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
 from metaloss.tasks.preparation.image_files import Decoder
-from metaloss.tasks.preparation.splits import hold_out
 
 
 @TASKS.register("image_folder")
@@ -65,45 +63,11 @@ class ImageFolder(Task):
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "image_folder")
         folder = image_files.listed(path)
-        splits = folder.splits
-        classes = sorted({name for _, name in splits["train"]})
-        place = {name: i for i, name in enumerate(classes)}
-        for part in splits.values():
-            for file, name in part:
-                if name not in place:
-                    raise DataError(f"{file}: no training image is of class {name}")
-        own_data.require_several(classes, str(path))
-        files = {split: [file for file, _ in part] for split, part in splits.items()}
-        labels = {
-            split: torch.tensor([place[c] for _, c in part]) for split, part in splits.items()
-        }
-        if "test" not in splits:
-            kept, held = hold_out(
-                labels["train"], self.test_fraction, torch.Generator().manual_seed(0)
-            )
-            files, labels = (
-                {
-                    "train": [files["train"][i] for i in kept.tolist()],
-                    "test": [files["train"][i] for i in held.tolist()],
-                },
-                {"train": labels["train"][kept], "test": labels["train"][held]},
-            )
-        data = self.reading.data(
-            files,
-            labels,
-            len(classes),
-            CLASSIFICATION,
+        return self.reading.of_classes(
+            folder.splits,
+            self.test_fraction,
             self.valid_fraction,
             generator,
-            [self._counts(path, splits), *folder.notes],
-            classes=tuple(classes),
+            str(path),
+            folder.notes,
         )
-        own_data.require_classes(data.splits["train"][1], classes, str(path))
-        return data
-
-    def _counts(self, path: Path, splits: dict[str, image_files.Labelled]) -> str:
-        """How many images of which classes were found."""
-        counts = own_data.counted(name for part in splits.values() for _, name in part)
-        total = sum(map(len, splits.values()))
-        found = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
-        return f"{path}: {total:,} images ({found}), {counts}"

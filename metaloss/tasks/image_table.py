@@ -18,7 +18,7 @@ from metaloss.tasks.preparation import own_data
 from metaloss.tasks.preparation.dialect import Dialect
 from metaloss.tasks.preparation.encoding import ranks
 from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
-from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder
+from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder, ImageFile
 from metaloss.tasks.preparation.splits import hold_out
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 
@@ -114,7 +114,7 @@ class ImageTable(Task):
             own_data.require_classes(data.splits["train"][1], classes, place)
         return data
 
-    def _files(self, rows: Rows, path: Path) -> list[Path]:
+    def _files(self, rows: Rows, path: Path) -> Sequence[ImageFile]:
         """The file of each row."""
         folder = path.parent / Path(self.folder).expanduser()
         names = self._words(rows, self.file)

@@ -134,6 +134,8 @@ TASK_CASES = {
     "image_table": [
         {"path": "pictures.csv", "label": "label", "folder": "pictures", "size": 16},
     ],
+    "webdataset": [{"path": "shards", "size": 16}],
+    "hf_dataset": [{"path": "saved", "size": 16}],
 }
 LAUNCHER_CASES = {
     "local": [{"parallel": 2}],

@@ -67,11 +67,14 @@ def _places(grid: Grid) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+def _to_cells(grid: Grid, device: torch.device) -> tuple[Tensor, ...]:
     """The cells of one panel from its nodes, degree + 2 matrices [ORDER, cells of a panel].
 
     First the value at a cell's left end; then the coefficients of 1, r, r², ..., r in [0, 1] over
     the cell, of the polynomial that meets the panel's at the cell's Chebyshev nodes.
+
+    They are applied in float64 in any precision: a cell's value may be a hundredth of the panel's
+    largest, as near 0 where a softmax has most of its outputs, and would be rounded as the largest.
     """
     own = grid.cells // grid.panels
     left = torch.arange(own, dtype=torch.float64) / own
@@ -80,16 +83,16 @@ def _to_cells(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     powers = points[:, None] ** torch.arange(grid.degree + 1)
     coefficients = torch.tensordot(torch.linalg.inv(powers), met, 1)
     both = torch.cat((_through_nodes(left)[None], coefficients)).mT
-    return both.contiguous().to(dtype=dtype, device=device).unbind()
+    return both.contiguous().to(device).unbind()
 
 
 @functools.lru_cache(maxsize=32)
-def _to_head(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The head's coefficients from the nodes of the first panel, [head + 1, ORDER]."""
+def _to_head(grid: Grid, device: torch.device) -> Tensor:
+    """The head's coefficients from the nodes of the first panel, [head + 1, ORDER], float64."""
     points = _chebyshev(grid.head + 1) * HEAD
     powers = points[:, None] ** torch.arange(grid.head + 1)
     coefficients = torch.linalg.solve(powers, _through_nodes(points * grid.panels))
-    return coefficients.to(dtype=dtype, device=device)
+    return coefficients.to(device)
 
 
 def _chebyshev(count: int) -> Tensor:
@@ -127,11 +130,11 @@ class Table:
     def __init__(self, grid: Grid, values: Tensor, slopes: Tensor) -> None:
         self.grid = grid
         self._functions = len(values)
-        to_left, *to_coefficients = _to_cells(grid, values.dtype, values.device)
-        panels = slopes.reshape(-1, ORDER)
-        self._left = (values.reshape(-1, ORDER) @ to_left).view(-1)
+        to_left, *to_coefficients = _to_cells(grid, values.device)
+        dtype, panels = values.dtype, slopes.reshape(-1, ORDER).double()
+        self._left = (values.reshape(-1, ORDER).double() @ to_left).view(-1).to(dtype)
         #: Coefficients of 1, r, ... on each cell of each function, [L · cells] each.
-        self._cells = [(panels @ matrix).view(-1) for matrix in to_coefficients]
+        self._cells = [(panels @ matrix).view(-1).to(dtype) for matrix in to_coefficients]
         self._slopes = slopes
         # Just below the number of cells: 1 lies in the last one. With a NaN the lookup is NaN.
         self._stretch = math.nextafter(grid.cells, 0.0)
@@ -183,20 +186,21 @@ class Table:
 
     def gathered(self, into: Scattered) -> Tensor:
         """Back to the nodes: w with ⟨s(x), t⟩ = ⟨s at the nodes, w⟩, [L, nodes]."""
-        dtype, device = self._left.dtype, self._left.device
-        _, first, *others = _to_cells(self.grid, dtype, device)
-        cells = into.cells.to(dtype).view(len(into.cells), -1, first.shape[1])
+        device = self._left.device
+        _, first, *others = _to_cells(self.grid, device)
+        cells = into.cells.view(len(into.cells), -1, first.shape[1])
         weights = cells[0] @ first.T
         for part, matrix in zip(cells[1:], others, strict=True):
             weights.addmm_(part, matrix.T)
         if into.head is not None:
-            weights[0] += into.head.to(dtype) @ _to_head(self.grid, dtype, device)
-        return weights.view(self._functions, -1)
+            weights[0] += into.head @ _to_head(self.grid, device)
+        return weights.view(self._functions, -1).to(self._left.dtype)
 
     def head(self) -> Head:
         """The first function near 0, for batches of which nearly all lies there."""
-        to_head = _to_head(self.grid, self._slopes.dtype, self._slopes.device)
-        return Head(self, (to_head @ self._slopes[0, :ORDER]).unbind(), self._left[0])
+        to_head = _to_head(self.grid, self._slopes.device)
+        coefficients = (to_head @ self._slopes[0, :ORDER].double()).to(self._slopes.dtype)
+        return Head(self, coefficients.unbind(), self._left[0])
 
 
 @dataclass

@@ -17,7 +17,7 @@ from metaloss.tasks.preparation.dialect import AMONG_NUMBERS, Dialect, is_text
 from metaloss.tasks.preparation.scaling import Scaling
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 
-CHUNK = 500_000  #: rows that are encoded at once
+CHUNK = 1 << 16  #: rows that are encoded at once: their numbers stay in a core's cache
 RARE = "(rare)"  #: what the input of the rarest categories is called
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaloss.errors import ArgumentError, DataError, did_you_mean, first_line
-from metaloss.tasks.base import Data, Objective
-from metaloss.tasks.preparation import image_files
-from metaloss.tasks.preparation.image_files import LARGEST, Decoder, Seen
+from metaloss.tasks.base import CLASSIFICATION, Data, Objective
+from metaloss.tasks.preparation import image_files, own_data
+from metaloss.tasks.preparation.image_files import LARGEST, Decoder, ImageFile, Labelled, Seen
 from metaloss.tasks.preparation.images import Images, mean_and_deviation
-from metaloss.tasks.preparation.splits import with_validation
+from metaloss.tasks.preparation.splits import hold_out, with_validation
 from metaloss.tasks.preparation.streams import SAMPLE, Augmentation, Source, Stream
 
 GIGABYTE = 1e9
@@ -28,7 +27,9 @@ Transforms = Sequence[tuple[str, Mapping[str, Any]]]
 class ImageSource(Source):
     """Image files, decoded when they are asked for."""
 
-    def __init__(self, files: Sequence[Path], decoder: Decoder, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, files: Sequence[ImageFile], decoder: Decoder, shape: tuple[int, ...]
+    ) -> None:
         self._files, self._decoder, self.shape = files, decoder, shape
         self.dtype = torch.float32 if decoder.deep else torch.uint8
 
@@ -78,9 +79,68 @@ class ImageReading:
     stream: bool | None = None
     memory: float = 4.0
 
+    def of_classes(
+        self,
+        splits: Mapping[str, Labelled],
+        test_fraction: float,
+        valid_fraction: float,
+        generator: torch.Generator,
+        place: str,
+        notes: Sequence[str] = (),
+        classes: Sequence[str] | None = None,
+    ) -> Data:
+        """The data of files with a class each.
+
+        Args:
+            splits: "train" and perhaps "valid" and "test".
+            test_fraction: of the training files, stratified, where there is no test split.
+            valid_fraction, generator: see `with_validation`.
+            place: where the files are, for errors.
+            notes: what a person should know besides.
+            classes: in their order; None: the training's, by their names.
+
+        Raises:
+            DataError: there is one class alone, or one that no training file is of.
+        """
+        counts = own_data.counted(name for part in splits.values() for _, name in part)
+        found = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
+        total = sum(map(len, splits.values()))
+        if classes is None:
+            classes = sorted({name for _, name in splits["train"]})
+        number = {name: i for i, name in enumerate(classes)}
+        for part in splits.values():
+            for file, name in part:
+                if name not in number:
+                    raise DataError(f"{file}: no training image is of class {name}")
+        own_data.require_several(classes, place)
+        files = {split: [file for file, _ in part] for split, part in splits.items()}
+        labels = {
+            split: torch.tensor([number[c] for _, c in part]) for split, part in splits.items()
+        }
+        if "test" not in splits:
+            whole, all_labels = files["train"], labels["train"]
+            fixed = torch.Generator().manual_seed(0)  # the same test split under every seed
+            rows = dict(
+                zip(("train", "test"), hold_out(all_labels, test_fraction, fixed), strict=True)
+            )
+            files |= {split: [whole[i] for i in part.tolist()] for split, part in rows.items()}
+            labels |= {split: all_labels[part] for split, part in rows.items()}
+        data = self.data(
+            files,
+            labels,
+            len(classes),
+            CLASSIFICATION,
+            valid_fraction,
+            generator,
+            [f"{place}: {total:,} images ({found}), {counts}", *notes],
+            classes=tuple(classes),
+        )
+        own_data.require_classes(data.splits["train"][1], classes, place)
+        return data
+
     def data(
         self,
-        files: Mapping[str, Sequence[Path]],
+        files: Mapping[str, Sequence[ImageFile]],
         labels: Mapping[str, Tensor],
         outputs: int,
         objective: Objective,
@@ -143,7 +203,7 @@ class ImageReading:
             **more,
         )
 
-    def _shape(self, files: Sequence[Path], seen: Sequence[Seen]) -> tuple[int, ...]:
+    def _shape(self, files: Sequence[ImageFile], seen: Sequence[Seen]) -> tuple[int, ...]:
         """Of all images."""
         channels, size = 1 if self.decoder.grayscale else 3, self.decoder.size
         if size is not None:
@@ -158,7 +218,7 @@ class ImageReading:
         width, height = seen[0].size
         return (channels, height, width)
 
-    def _decoded(self, files: Sequence[Path], decoder: Decoder) -> Tensor:
+    def _decoded(self, files: Sequence[ImageFile], decoder: Decoder) -> Tensor:
         """[n, channels, height, width]."""
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
             return torch.stack(list(pool.map(decoder, files)))

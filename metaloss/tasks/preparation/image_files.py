@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +41,25 @@ LARGEST = {
     "F": 1,
 }
 
-Labelled = list[tuple[Path, str]]  # files with their classes
+
+class Packed(ABC):
+    """An image that is no file of its own, as one in a shard; its name is in errors. Picklable."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """What the file would hold."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+ImageFile = Path | Packed
+Labelled = list[tuple[ImageFile, str]]  # files with their classes
+
+
+def _opened(file: ImageFile) -> Path | io.BytesIO:
+    """As Pillow opens it."""
+    return file if isinstance(file, Path) else io.BytesIO(file.read())
 
 
 @cache
@@ -146,7 +166,7 @@ def _labelled(folder: Path, found: Folder, every: bool) -> Labelled:
         if not images and every:
             held = ", ".join(f"{count} {ending}" for ending, count in others.items()) or "nothing"
             raise DataError(f"{folder}: no folder of classes: {place.name}/ has no image ({held})")
-        files += [(path, place.name) for path in images]
+        files.extend((path, place.name) for path in images)
     if left:
         counts = ", ".join(f"{count:,} {ending}" for ending, count in left.most_common())
         found.notes.append(f"left out in {folder}: {counts} (no images that Pillow reads)")
@@ -189,7 +209,7 @@ class Decoder:
     background: tuple[int, int, int] = (255, 255, 255)
     deep: bool = False
 
-    def __call__(self, file: Path) -> Tensor:
+    def __call__(self, file: ImageFile) -> Tensor:
         """One image.
 
         Raises:
@@ -198,7 +218,7 @@ class Decoder:
         from PIL import Image, ImageOps
 
         try:
-            with Image.open(file) as image:
+            with Image.open(_opened(file)) as image:
                 largest = LARGEST.get(image.mode)
                 if image.mode == "I" and image.format == "PNG":  # as older Pillows read 16 bits
                     largest = LARGEST["I;16"]
@@ -245,7 +265,7 @@ class Seen:
     turned: bool  #: it is shown otherwise than it is stored
 
 
-def look(file: Path) -> Seen:
+def look(file: ImageFile) -> Seen:
     """The head of an image file.
 
     Raises:
@@ -254,7 +274,7 @@ def look(file: Path) -> Seen:
     from PIL import ExifTags, Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(_opened(file)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             width, height = image.size
             raw = str(image.tile[0].args) if image.tile else ""
@@ -270,7 +290,7 @@ def look(file: Path) -> Seen:
         raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
-def looked(files: Sequence[Path]) -> list[Seen]:
+def looked(files: Sequence[ImageFile]) -> list[Seen]:
     """The heads of all, several at once."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(look, files))

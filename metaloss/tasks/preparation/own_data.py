@@ -60,6 +60,19 @@ def class_indices(labels: np.ndarray, classes: np.ndarray, place: str) -> Tensor
     return torch.from_numpy(indices)
 
 
+def numbered(words: Sequence[str], classes: Sequence[str], place: str) -> Tensor:
+    """The number of each word among the classes, [n].
+
+    Raises:
+        DataError: a word is none of them; its row is named, from 0.
+    """
+    numbers = {name: i for i, name in enumerate(classes)}
+    for row, word in enumerate(words):
+        if word not in numbers:
+            raise DataError(f"{place}, row {row}: no training example is of class {word}")
+    return torch.tensor([numbers[word] for word in words])
+
+
 def in_order(words: Iterable[str]) -> list[str]:
     """Names of classes, each once: by their numbers if all are numbers, else by their letters."""
     names = sorted(set(words))

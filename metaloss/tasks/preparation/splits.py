@@ -32,16 +32,33 @@ def hold_out(labels: Tensor, fraction: float, generator: torch.Generator) -> tup
     # Not scikit-learn's stratified split: it would hold out other examples, so that no run begun
     # before could go on to the same bits, and no published number would come out again.
     order = torch.randperm(len(labels), generator=generator)
-    if not labels.is_floating_point():
+    count = max(1, round(fraction * len(labels)))
+    if labels.is_floating_point():
+        first = order[:count]
+    else:
         # Within its class an example's rank is a fraction in (0, 1); taking the smallest fractions
         # of all classes together takes the same share of each and exactly the right number.
-        ranks = torch.empty(len(labels), dtype=torch.float64)
-        for c in torch.unique(labels):
-            members = order[labels[order] == c]
-            ranks[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
-        order = order[ranks[order].argsort(stable=True)]
-    count = max(1, round(fraction * len(labels)))
-    return order[count:].sort().values, order[:count].sort().values
+        first = order[torch.from_numpy(_smallest(_fractions(labels[order].numpy()), count))]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[first] = True
+    return (~held).nonzero().view(-1), held.nonzero().view(-1)
+
+
+def _fractions(labels: np.ndarray) -> np.ndarray:
+    """The rank of each among those of its class, (k + 1/2) / size of the class, [n]."""
+    by_class = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    ranks = np.arange(len(labels)) - np.repeat(starts, sizes)
+    found = np.empty(len(labels))
+    found[by_class] = (ranks + 0.5) / np.repeat(sizes, sizes)
+    return found
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` smallest values are, of equal ones the first; without sorting millions."""
+    largest = np.partition(values, count - 1)[count - 1]
+    below = np.flatnonzero(values < largest)
+    return np.append(below, np.flatnonzero(values == largest)[: count - len(below)])
 
 
 @dataclass(frozen=True)
