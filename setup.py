@@ -8,6 +8,7 @@ SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
 HF = ["transformers>=5", "accelerate>=1", "datasets>=4"]
+RATE_FREE = ["prodigyopt>=1.1", "schedulefree>=1.4"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
@@ -16,9 +17,10 @@ TESTS = [
     *RAY,
     *LIGHTNING,
     *HF,
+    *RATE_FREE,
     *PAGES,
 ]
-DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8"]
+DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 TOOLS = [  # as installed commands
     *(
@@ -78,6 +80,7 @@ setup(
         "ray": RAY,
         "lightning": LIGHTNING,
         "hf": HF,
+        "rate_free": RATE_FREE,
         "test": TESTS,
         "docs": DOCS,
         "benchmark": BENCHMARK,

@@ -9,8 +9,10 @@ import inspect
 import re
 
 from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
 
 import metaloss
 from metaloss.config.registry import REGISTRIES
@@ -23,7 +25,6 @@ release = metaloss.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -36,6 +37,7 @@ pygments_dark_style = "monokai"
 highlight_language = "none"  # indented blocks are commands and what they print
 
 myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"  # browsers draw it themselves: no script, no font, no network
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
@@ -70,6 +72,19 @@ class Components(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(blocks), allow_section_headings=True)
 
 
+def inline_mathml(translator: HTML5Translator, node: nodes.math) -> None:
+    """Writes a formula within a line as MathML."""
+    translator.body.append(convert(node.astext(), display="inline"))
+    raise nodes.SkipNode
+
+
+def block_mathml(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Writes a formula of its own as MathML."""
+    formula = convert(node.astext().strip(), display="block")
+    translator.body.append(f'<div class="math notranslate nohighlight">{formula}</div>')
+    raise nodes.SkipNode
+
+
 def link_files(app: Sphinx, page: str, source: list[str]) -> None:
     """Lets links to Markdown outside of docs/ lead to the file itself, as they do on GitHub."""
     source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
@@ -78,4 +93,5 @@ def link_files(app: Sphinx, page: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Registers what is above."""
     app.add_directive("components", Components)
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     app.connect("source-read", link_files)

@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder; the run may still go on")
-    add("--split", help="test (default), valid or train, all of its examples")
+    add("--split", help="test (default), valid, train or select, all of its examples")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'",
         help="another data set: of the task only; may repeat")  # fmt: skip
     add("--predict", type=Path, metavar="FILE", help=".npz of inputs; .csv or .parquet of a table")

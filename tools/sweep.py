@@ -6,6 +6,8 @@ r"""Carries out a grid of runs: tasks x methods x parameters x seeds, on one mac
     python tools/sweep.py status paper/cpu.gin                    # done, running, failed, time left
     python tools/sweep.py retry paper/cpu.gin --data_dir=DIR      # also what has failed
     python tools/sweep.py report paper/cpu.gin --output=cpu.html  # the paper's tables from it
+    python tools/sweep.py choose baselines/digits.gin             # the best of what was tried
+    python tools/sweep.py references paper/cpu.gin                # a constant, a linear model
     python tools/sweep.py run paper/table1.gin --launcher=slurm \
         --gin_param="launchers.slurm.partition = 'gpu'"
 
@@ -22,6 +24,8 @@ import argparse
 import sys
 from pathlib import Path
 
+COMMANDS = ("plan", "run", "status", "retry", "report", "choose", "references")
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; before any slow import, so that --help is quick."""
@@ -29,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", choices=("plan", "run", "status", "retry", "report"))
+    add("command", choices=COMMANDS)
     add("spec", nargs="+", metavar="SPEC", help="gin files with a Sweep")
     add("--output_dir", default="runs", metavar="DIR", help="default: runs")
     add("--launcher", metavar="NAME", help="local, slurm, ray; default: the spec's, or local")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+import numpy as np
 
 from metaloss.experiments.records import STATUSES, Record
 from metaloss.experiments.settings import Settings
-from metaloss.experiments.statistics import Summary, summarize
+from metaloss.experiments.statistics import (
+    DIVERGED,
+    Comparison,
+    Summary,
+    compare,
+    over_examples,
+    summarize,
+)
 
 #: The paper's methods, as the columns of its Table 1.
 METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
@@ -46,6 +55,11 @@ class Group:
     def tests(self) -> dict[int, float]:
         """The metric on the test split of the finished runs, by seed."""
         return {run.seed: run.test for run in self.finished if run.test is not None}
+
+    @cached_property
+    def ranked(self) -> dict[int, float]:
+        """`tests`, and the runs that diverged as worse than all others."""
+        return self.tests | {run.seed: DIVERGED for run in self.runs if run.status == "diverged"}
 
     @property
     def summary(self) -> Summary | None:
@@ -89,6 +103,26 @@ def group(runs: Sequence[Record]) -> tuple[list[Group], list[str]]:
             ]
         groups.append(Group(kept[0].settings, tuple(kept)))
     return sorted(groups, key=_order), lines
+
+
+def compared_by_seed(first: Group, second: Group) -> Comparison | None:
+    """The test errors of two groups, seed by seed; None if they share none.
+
+    Where the runs kept their errors on the same test examples, the chance of these is told too.
+    """
+    found = compare(first.ranked, second.ranked)
+    if found is None or found.diverged:
+        return found
+    seeds = first.tests.keys() & second.tests.keys()
+    kept = [
+        {run.seed: run.errors for run in g.finished if run.seed in seeds} for g in (first, second)
+    ]
+    pairs = [(kept[0].get(seed), kept[1].get(seed)) for seed in sorted(seeds)]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len({errors.examples for pair in known for errors in pair}) != 1 or len(known) < len(pairs):
+        return found
+    ours, theirs = (np.stack([pair[i].errors for pair in known]) for i in (0, 1))
+    return replace(found, examples=over_examples(ours, theirs)[1])
 
 
 def _order(group: Group) -> tuple[str, str, int, str]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from metaloss.errors import ConfigError, RunFolderError, first_line
 from metaloss.experiments import settings
@@ -21,6 +24,19 @@ from metaloss.runs.metrics import Row, read_metrics, readable_rows
 MARKS = ("config.gin", "meta.json", "result.json", "metrics.jsonl")
 #: How a run can have ended; "unfinished" is still going on, or was killed.
 STATUSES = ("finished", "diverged", "stopped", "unfinished", "damaged")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What a run's model made of each test example.
+
+    Attributes:
+        errors: the metric of each, [n].
+        examples: names the examples: their number and the hash of their labels.
+    """
+
+    errors: np.ndarray
+    examples: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,15 @@ class Record:
         if device != "cpu":
             return str(device)
         return f"CPU of {self.meta.get('host', '?')}, {threads} thread{'s' * (threads != 1)}"
+
+    @cached_property
+    def errors(self) -> Errors | None:
+        """Its errors on the test examples; None where an earlier version kept none, or damaged."""
+        try:
+            with np.load(RunFolder(self.path).errors) as kept:
+                return Errors(kept["errors"].astype(np.float64), str(kept["examples"]))
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None
 
     @cached_property
     def metrics(self) -> tuple[list[Row], list[int]]:

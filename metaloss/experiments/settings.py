@@ -57,16 +57,23 @@ class Settings:
     @property
     def key(self) -> frozenset[tuple[str, Any]]:
         """Equal for two runs whose numbers may be averaged."""
-        return frozenset(item for item in self.values.items() if item[0] not in WATCHING)
+        watching = WATCHING - self._decisive()
+        return frozenset(item for item in self.values.items() if item[0] not in watching)
 
     def difference(self, other: Settings, ignored: frozenset[str] = WATCHING) -> Difference:
         """The parameters in which these settings differ from others, with their values here."""
-        names = sorted((self.values.keys() | other.values.keys()) - ignored)
+        decisive = self._decisive() | other._decisive()
+        names = sorted((self.values.keys() | other.values.keys()) - (ignored - decisive))
         return tuple(
             (name, self.values.get(name, NOT_SET))
             for name in names
             if self.values.get(name, NOT_SET) != other.values.get(name, NOT_SET)
         )
+
+    def _decisive(self) -> frozenset[str]:
+        """Of what a run is watched by, what its numbers do depend on: when a best one is kept."""
+        kept = self.values.get("Runner.keep_best") is not None
+        return frozenset({"Runner.evaluate_every"} if kept else ())
 
 
 def read(text: str, place: str) -> Settings:

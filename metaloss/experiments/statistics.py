@@ -1,8 +1,12 @@
-"""Statistics over seeds: means, deviations, and paired comparisons with the caution small n asks.
+"""Statistics over seeds and over test examples, with the caution that small numbers ask.
 
 Runs of one seed start from the same θ_0 and see the same batches, so that methods are compared seed
-by seed. Within one row of a table the p-values are corrected by Holm's method; over a whole table
-with 10 seeds no Wilcoxon test could survive a correction.
+by seed. There is one test, Wilcoxon's signed-rank test: it assumes no distribution, and a run that
+diverged has a place in it, the worst. Within one row of a table its p-values are corrected by
+Holm's method; over a whole table with 10 seeds none could survive a correction.
+
+Another training is one source of chance, and another test set is a second: `mcnemar` and
+`over_examples` are about that.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ import numpy as np
 
 #: Below this number of pairs no two-sided Wilcoxon test reaches .05: 2 / 2⁵ = .0625.
 SMALLEST_N = 6
+#: Below this number an interval says nothing: of 2 values it is 18 times their difference wide.
+SMALLEST_INTERVAL = 3
 LEVEL = 0.05
-RESAMPLES = 9999
+DIVERGED = math.inf  #: the number of a run that diverged: worse than every other
 
 
 @dataclass(frozen=True)
@@ -33,25 +39,27 @@ class Comparison:
     """Two methods on the same seeds; differences are first minus second, so negative is better.
 
     Attributes:
-        n: seeds for which both have a number.
-        unpaired: seeds for which only one has.
-        difference: the mean.
-        interval: its 95 % bootstrap confidence interval (BCa); None below 6 pairs.
-        t: p-value of the paired t-test, two-sided; None below 6 pairs, where nothing speaks for
-            its assumption that differences are normal, and where all are equal.
-        wilcoxon: p-value of the Wilcoxon signed-rank test, two-sided; None below 6 pairs.
-        smallest: the smallest p-value the Wilcoxon test could give for this many differences.
-        family: the number of Wilcoxon tests that p-values are corrected for; see `corrected`.
+        n: seeds for which both have ended, with a number or diverged.
+        diverged: seeds among them for which a method diverged.
+        unpaired: seeds for which only one has ended.
+        difference: the mean over the seeds for which neither diverged; None if there is none.
+        interval: its 95 % confidence interval by Student's t, which takes the differences for
+            normal; None below 3 pairs, or where a run diverged and so no mean can stand for all.
+        wilcoxon: p-value of the signed-rank test, two-sided; None below 6 pairs.
+        smallest: the smallest p-value the test could give for this many differences.
+        family: the number of tests that the p-value is corrected for; see `corrected`.
+        examples: standard error of the difference over the test examples; None if unknown.
     """
 
     n: int
     unpaired: int
-    difference: float
+    difference: float | None
     interval: tuple[float, float] | None
-    t: float | None
     wilcoxon: float | None
     smallest: float
+    diverged: int = 0
     family: int = 1
+    examples: float | None = None
 
     @property
     def decidable(self) -> bool:
@@ -60,13 +68,33 @@ class Comparison:
 
     @property
     def caution(self) -> str:
-        """What a reader must know before the p-values; empty if nothing."""
+        """What a reader must know before the p-value; empty if nothing."""
+        found = []
+        if self.diverged:
+            found.append(f"{self.diverged} diverged: the worst ranks, and no interval")
         if self.n < SMALLEST_N:
-            return f"n = {self.n}: no test can be significant"
-        if not self.decidable:
+            found.append(f"n = {self.n}: no test can be significant")
+        elif not self.decidable:
             least = min(1.0, self.smallest * self.family)
-            return f"n = {self.n}: Wilcoxon's p is at least {least:.2g} here"
-        return ""
+            found.append(f"n = {self.n}: Wilcoxon's p is at least {least:.2g} here")
+        return "; ".join(found)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Our mean beside a published one; see `welch`.
+
+    Attributes:
+        difference: ours less theirs.
+        error: its standard error.
+        interval: its 95 % confidence interval.
+        p: two-sided.
+    """
+
+    difference: float
+    error: float
+    interval: tuple[float, float]
+    p: float
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -76,32 +104,102 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Comparison | None:
-    """Compares two methods by their values per seed; None if they share no seed."""
+    """Compares two methods by their values per seed; None if they share no seed.
+
+    Args:
+        first, second: by seed; `DIVERGED` of a run that diverged.
+    """
     from scipy import stats
 
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
     unpaired = len(first.keys() ^ second.keys())
-    # Rounded, since 0.0091 - 0.0095 and 0.0090 - 0.0094 are a tie.
-    differences = np.round([first[seed] - second[seed] for seed in seeds], 12)
-    n, constant = len(seeds), bool(np.ptp(differences) == 0)
-    interval = t = wilcoxon = None
-    if n >= SMALLEST_N:
-        t = None if constant else float(stats.ttest_1samp(differences, 0.0).pvalue)
-        interval = (float(differences[0]),) * 2 if constant else _bootstrap(differences)
-        wilcoxon = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
-    smallest = min(1.0, 2.0 ** (1 - np.count_nonzero(differences)))
-    return Comparison(n, unpaired, float(differences.mean()), interval, t, wilcoxon, smallest)
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    # Rounded, since 0.0091 - 0.0095 and 0.0090 - 0.0094 are a tie; two that diverged are one too.
+    differences = np.array([0.0 if a == b else round(a - b, 12) for a, b in pairs])
+    finished = np.array([a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)])
+    finished = finished.round(12)
+    diverged = len(pairs) - len(finished)
+    wilcoxon = None
+    if len(seeds) >= SMALLEST_N:
+        ranked = np.nan_to_num(differences, posinf=_beyond(finished), neginf=-_beyond(finished))
+        wilcoxon = float(stats.wilcoxon(ranked).pvalue) if ranked.any() else 1.0
+    return Comparison(
+        len(seeds),
+        unpaired,
+        float(finished.mean()) if len(finished) else None,
+        None if diverged else interval(finished),
+        wilcoxon,
+        min(1.0, 2.0 ** (1 - np.count_nonzero(differences))),
+        diverged,
+    )
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean by Student's t; None below 3 values."""
+    from scipy import stats
+
+    values = np.asarray(values)
+    if len(values) < SMALLEST_INTERVAL:
+        return None
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def welch(ours: Summary, mean: float, deviation: float, n: int) -> Beside | None:
+    """Our values beside a published mean and sample standard deviation, by Welch's t-test.
+
+    None where there is a single value, or no deviation at all.
+    """
+    from scipy import stats
+
+    if ours.deviation is None or ours.deviation + deviation == 0:
+        return None
+    parts = ours.deviation**2 / ours.n, deviation**2 / n
+    error, difference = math.sqrt(sum(parts)), ours.mean - mean
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (ours.n - 1) + parts[1] ** 2 / (n - 1))
+    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    return Beside(difference, error, (difference - half, difference + half), p)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """Two classifiers on the same examples, by McNemar's exact test.
+
+    Args:
+        first, second: of each example, whether it is wrong; [n].
+
+    Returns:
+        Examples that the first alone has wrong, those that the second alone has, and the two-sided
+        p-value that they are equally likely.
+    """
+    from scipy import stats
+
+    alone = int((first > second).sum()), int((second > first).sum())
+    return *alone, float(stats.binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+
+
+def over_examples(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The mean difference of two models' errors on the same examples, and its standard error.
+
+    Args:
+        first, second: errors [n], or [seeds, n], whose mean over seeds is taken.
+    """
+    differences = first - second
+    if differences.ndim > 1:
+        differences = differences.mean(0)
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of one row, each test's p-values corrected by Holm (1979)."""
-    t = holm([comparison.t for comparison in comparisons])
+    """The comparisons of one row, their p-values corrected by Holm (1979)."""
     wilcoxon = holm([comparison.wilcoxon for comparison in comparisons])
     made = sum(p is not None for p in wilcoxon)
     return [
-        replace(comparison, t=t[i], wilcoxon=wilcoxon[i], family=max(1, made))
+        replace(comparison, wilcoxon=wilcoxon[i], family=max(1, made))
         for i, comparison in enumerate(comparisons)
     ]
 
@@ -120,16 +218,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _bootstrap(differences: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % BCa interval of the mean, if there is one; the same for the same differences."""
-    from scipy import stats
-
-    interval = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    low, high = float(interval.low), float(interval.high)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+def _beyond(finished: np.ndarray) -> float:
+    """A difference that is larger than all others."""
+    return 2.0 * float(np.abs(finished).max(initial=0.0)) + 1.0

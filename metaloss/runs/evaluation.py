@@ -15,7 +15,11 @@ CHUNK = 1000  #: examples at once; the result does not depend on it but for roun
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Data, split: str, limit: int | None = None
+    model: nn.Module,
+    data: Data,
+    split: str,
+    limit: int | None = None,
+    errors: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Means over a split, in eval mode; the model's mode is put back.
 
@@ -24,6 +28,7 @@ def evaluate(
         data: on the model's device.
         split: "train", "valid" or "test".
         limit: take the first so many examples; None: all.
+        errors: takes the metric of each example, a batch at a time, on the CPU.
 
     Returns:
         "loss" (the task loss) and the objective's metric; where the target has a unit of its own,
@@ -36,6 +41,8 @@ def evaluate(
         outputs = model(inputs)
         finite = bool(outputs.isfinite().all())
         count += len(labels)
+        if errors is not None:
+            errors.append(data.objective.errors(outputs, labels).cpu())
         for name, total in _totals(outputs, labels, data).items():
             totals[name] += total.item() if finite else math.nan
     model.train(training)

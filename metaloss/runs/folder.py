@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shlex
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from difflib import ndiff
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from metaloss.errors import RunFolderError
 from metaloss.machine import lock, sealed
@@ -21,9 +24,9 @@ class RunFolder:
     """One run's folder.
 
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
-    machine), `metrics.jsonl`, `result.json`, `checkpoint.pt` and the one before it, TensorBoard
-    events, `loss/` (the exported learned loss), `figures/`, `.lock` (see `machine.lock`), and
-    `log.txt` where a sweep started the run.
+    machine), `metrics.jsonl`, `result.json`, `test_errors.npz` (of each test example),
+    `checkpoint.pt` and the one before it, TensorBoard events, `loss/` (the exported learned loss),
+    `figures/`, `.lock` (see `machine.lock`), and `log.txt` where a sweep started the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +36,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.checkpoint = path / "checkpoint.pt"
+        self.errors = path / "test_errors.npz"
         self.loss = path / "loss"
         self.figures = path / "figures"
         self.lock = path / ".lock"
@@ -54,7 +58,8 @@ class RunFolder:
         if not self.config.exists():
             before = sealed.previous(self.checkpoint)
             for path in (
-                self.metrics, self.checkpoint, before, self.result, self.loss, self.figures
+                self.metrics, self.checkpoint, before, self.result, self.errors, self.loss,
+                self.figures,
             ):  # fmt: skip
                 if path.exists():
                     raise RunFolderError(
@@ -94,6 +99,20 @@ class RunFolder:
         if not isinstance(seed, int):
             raise RunFolderError(f"{self.meta} names no seed")
         return seed
+
+    def keep_errors(self, errors: np.ndarray, labels: np.ndarray) -> None:
+        """Writes the metric of each test example, with a hash that tells which they are.
+
+        Args:
+            errors, labels: of the examples, in order, [n, ...].
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+        content = io.BytesIO()
+        np.savez(content, errors=errors, examples=f"{len(errors)} {digest}")
+        write_atomically(self.errors, lambda path: path.write_bytes(content.getvalue()))
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the run that is there: its configuration's hash, and its code."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
@@ -139,8 +140,13 @@ class Run:
             return self._result({})
         numbers: dict[str, Any] = {}
         if self.status == "finished":
-            row = self._evaluate("test")
+            if self.state.best is not None:
+                self.state.model.load_state_dict(self.state.best["model"])
+            errors: list[Tensor] = []
+            row = self._evaluate("test", errors)
             self._log(row)
+            labels = self.state.data.splits["test"][1]
+            self.folder.keep_errors(torch.cat(errors).numpy(), labels.cpu().numpy())
             numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
         result = self._result(numbers)
         self._export_loss(result)
@@ -194,7 +200,7 @@ class Run:
         if state.steps in self._shown:
             self._show(last)
         if last or state.steps % plan.evaluate_every == 0:
-            self._report("train", "valid")
+            self._report("train", "valid", *({"select"} & self.state.data.splits.keys()))
         self._record("train", state.steps, last, result)
         if last and self.status == "unfinished":
             self._end("finished")
@@ -276,7 +282,10 @@ class Run:
     def _result(self, test: dict[str, Any]) -> dict[str, Any]:
         """The run in a few numbers, as it stands; with those of the test split, if there are."""
         state = self.state
-        metric = state.data.objective.metric
+        metric, best = state.data.objective.metric, state.best
+        selection = state.selection
+        if best is not None and self.plan.keep_best == "select":
+            selection = best["value"]
         return {
             **self.plan.names,
             "seed": self.seed,
@@ -284,6 +293,8 @@ class Run:
             "init_steps": state.init_steps,
             "metric": metric,
             "test": test.get(metric),
+            "select": finite_or_none(selection),
+            "best_step": best and best["step"],
             "test_metrics": test or None,
             "status": self.status,
             "skipped_meta_steps": int(state.skipped),
@@ -295,10 +306,15 @@ class Run:
 
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
-        """The indices of the learned loss, and what the model is worth on some splits."""
+        """Logs the indices of the learned loss, and loss and metric of the model on some splits."""
         self._log({"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)})
         for split in splits:
-            self._log(self._evaluate(split))
+            row = self._evaluate(split)
+            self._log(row)
+            if split == "select":
+                self.state.selection = row[self.state.data.objective.metric]
+            if split == self.plan.keep_best:
+                self.state.keep_best(row[self.state.data.objective.metric])
 
     @distributed.first_alone
     def _log(self, row: Row) -> None:
@@ -308,11 +324,11 @@ class Run:
         self.board.scalars(row)
         self.progress.show(row)
 
-    def _evaluate(self, split: str) -> Row:
+    def _evaluate(self, split: str, errors: list[Tensor] | None = None) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
         data = self.state.data
         limit = len(data.splits["valid"][0]) if split == "train" else None
-        numbers = evaluate(self.state.model, data, split, limit)
+        numbers = evaluate(self.state.model, data, split, limit, errors)
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _equidistant(self, count: int) -> frozenset[int]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from metaloss.backbones import BACKBONES
-from metaloss.config.arguments import NonNegativeInt, PositiveInt
+from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
+from metaloss.machine import seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.runs.precision import Precision
 from metaloss.tasks import TASKS
-from metaloss.tasks.base import Task
+from metaloss.tasks.base import Data, Task
+from metaloss.tasks.preparation.splits import with_selection
 
 
 @root
@@ -49,6 +52,11 @@ class Runner:
             where that pays; "always", wherever it can be certified; "never". See `AdaLFL`.
         health_every: base steps between probes of the learned loss, see `AdaLFL`; 0 makes none.
         on_unhealthy: what happens where they find trouble: "warn", "task_loss" or "last_healthy".
+        select_fraction: share of the validation data that neither θ nor φ is trained on, as a
+            split of its own, "select", to choose by (the paper's Figure 8 has one); None: there
+            is none, and the validation data are all φ's.
+        keep_best: the split, "valid" or "select", on which the model of each evaluation is judged:
+            the best one is tested, saved and loaded in place of the last (early stopping).
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -74,6 +82,8 @@ class Runner:
         tabulate: Tabulate = "auto",
         health_every: NonNegativeInt = 20,
         on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
+        select_fraction: Share | None = None,
+        keep_best: Literal["valid", "select"] | None = None,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -95,6 +105,27 @@ class Runner:
         self.health_every = health_every
         self.on_unhealthy = on_unhealthy
         self.tabulate = tabulate
+        if keep_best == "select" and select_fraction is None:
+            raise ArgumentError("keep_best", keep_best, "Runner.select_fraction beside it, as 0.5")
+        self.select_fraction = select_fraction
+        self.keep_best = keep_best
+
+    def load_data(self, data_dir: Path, seed: int, split: torch.Generator) -> Data:
+        """The task's data as the run of a seed splits them.
+
+        Args:
+            data_dir: see `Task.load`.
+            seed: of the run.
+            split: the stream that the task draws its splits from.
+
+        Raises:
+            DataError: see `Task.load`.
+            InputError: see `with_selection`.
+        """
+        data = self.task.load(data_dir, split)
+        if self.select_fraction is None:
+            return data
+        return with_selection(data, self.select_fraction, seeding.stream(seed, "select"))
 
     @property
     def names(self) -> dict[str, str]:

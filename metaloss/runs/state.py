@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -58,7 +59,7 @@ class State:
         set_float32(plan.precision)
         self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
         self._seed_globally("global")  # dropout
-        self.data = plan.task.load(data_dir, self._streams["split"]).to(device)
+        self.data = plan.load_data(data_dir, seed, self._streams["split"]).to(device)
         self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
         objective = self.data.objective
@@ -91,6 +92,8 @@ class State:
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
+        self.selection: float | None = None  # the latest metric on the split "select"
+        self.best: dict[str, Any] | None = None  # the model that was best so far, see `keep_best`
 
     @property
     def initializing(self) -> MetaOptimizer | None:
@@ -140,6 +143,12 @@ class State:
         if self.loss is not None:
             self.samples[self.steps] = flat(self.loss)
 
+    def keep_best(self, value: float) -> None:
+        """Keeps the model as it is now if it is better than all before: a lower number is."""
+        if math.isfinite(value) and (self.best is None or value < self.best["value"]):
+            model = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {"value": value, "step": self.steps, "model": model}
+
     def trajectory(self) -> Trajectory:
         """The samples of φ so far."""
         return Trajectory.of(self.samples)
@@ -161,6 +170,8 @@ class State:
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
+            "selection": self.selection,
+            "best": self.best,
             "data": kept.of(self.data),
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
             "global": own,
@@ -184,6 +195,7 @@ class State:
             self.model.load_state_dict(state["model"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
+        self.selection, self.best = state.get("selection"), state.get("best")
         for name, stream in self._streams.items():
             stream.set_state(state["streams"][name])
         generators = [state["global"], *state.get("global_of_others", [])]

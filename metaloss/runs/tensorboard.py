@@ -37,7 +37,7 @@ def layout(metric: str) -> dict[str, Any]:
         metric: "error_rate" or "mse".
     """
     charts = {
-        metric: [f"{split}/{metric}$" for split in ("train", "valid", "test")],
+        metric: [f"{split}/{metric}$" for split in ("train", "valid", "select", "test")],
         "task loss": ["train/loss$", "valid/loss$"],
         "learned loss": ["train/learned_loss$"],
         "base learning rate (5.5)": ["meta/base_lr$", "meta/effective_base_lr$"],

@@ -65,7 +65,8 @@ class TrainedModel:
         """Means over all examples of a split, see `metaloss.runs.evaluation.evaluate`.
 
         Args:
-            split: "train", "valid" or "test"; as in the run, the first two are drawn by its seed.
+            split: "train", "valid" or "test", or "select" where the run has one; as in the run, all
+                but the test split are drawn by its seed.
             data: another data set, by `other_task`; None: the run's own.
 
         Raises:
@@ -75,8 +76,9 @@ class TrainedModel:
         if data is None and self.absent is not None:
             raise self.absent
         data = self.data if data is None else data
-        if split not in SPLITS:
-            near, known = did_you_mean(split, SPLITS), ", ".join(SPLITS)
+        if split not in data.splits:
+            there = [name for name in (*SPLITS, "select") if name in data.splits]
+            near, known = did_you_mean(split, there), ", ".join(there)
             raise InputError(f"no split {split!r}{near} · there are: {known}")
         return evaluation.evaluate(self.model, data, split)
 
@@ -281,7 +283,9 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
     try:
         state = saved["state"]
         made, step = int(state["init_steps"]), int(state["steps"])
-        model.load_state_dict(state["model"])
+        best = state.get("best")  # where the run keeps it, it is the model that was tested
+        model.load_state_dict(state["model"] if best is None else best["model"])
+        step = step if best is None else int(best["step"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"of another version: {type(error).__name__}: {first_line(error)}"
         raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
@@ -301,7 +305,8 @@ def _build(parsed: config.Config, seed: int) -> Runner:
 
 def _load_data(plan: Runner, seed: int, device: torch.device, data_dir: str | Path | None) -> Data:
     """The data as the run of this seed splits it."""
-    return plan.task.load(find_data_dir(data_dir), seeding.stream(seed, "split")).to(device)
+    split = seeding.stream(seed, "split")
+    return plan.load_data(find_data_dir(data_dir), seed, split).to(device)
 
 
 # --- another data set ---

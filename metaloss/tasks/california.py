@@ -10,12 +10,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from metaloss.errors import DataError, RunFolderError
 from metaloss.machine.files import write_atomically
-from metaloss.tasks.base import TASKS, Data, Task
-from metaloss.tasks.preparation.splits import regression_data
+from metaloss.tasks.base import TASKS
+from metaloss.tasks.preparation.splits import SplitTable
 
 URL = "https://ndownloader.figshare.com/files/5976036"  # as in scikit-learn
 SHA256 = "aaa5c9a6afe2225cc2aed2723682ae403280c4a3695a2ddda4ffb5d8215ea681"
@@ -23,12 +22,11 @@ ROWS, FIELDS = 20640, 9
 
 
 @TASKS.register("california")
-class California(Task):
+class California(SplitTable):
     """House values of 20,640 census block groups, 8 inputs (Pace & Barry, 1997; section 4.2)."""
 
-    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
-        inputs, target = read(data_dir)
-        return regression_data(inputs, target, self.valid_fraction, generator)
+    def table(self, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+        return read(data_dir)
 
 
 def read(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:

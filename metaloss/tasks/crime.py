@@ -6,30 +6,28 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from metaloss.errors import DataError
-from metaloss.tasks.base import TASKS, Data, Task
-from metaloss.tasks.preparation.splits import regression_data
+from metaloss.tasks.base import TASKS
+from metaloss.tasks.preparation.splits import SplitTable
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/communities/communities.data"
 ROWS, FIELDS, NOT_PREDICTIVE = 1994, 128, 5
 
 
 @TASKS.register("crime")
-class Crime(Task):
+class Crime(SplitTable):
     """Violent crimes per head in 1994 US communities (Redmond, 2009; paper, section 4.2).
 
     100 inputs: without the 5 fields that identify a community and the 22 that are missing for 84 %
     of the rows; the one other missing value becomes its column's mean.
     """
 
-    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
+    def table(self, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         table = read(data_dir / "communities_and_crime" / "communities.data")
         inputs, target = table[:, NOT_PREDICTIVE:-1], table[:, -1]
         inputs = inputs[:, np.isnan(inputs).mean(0) < 0.5]
-        inputs = np.where(np.isnan(inputs), np.nanmean(inputs, axis=0), inputs)
-        return regression_data(inputs, target, self.valid_fraction, generator)
+        return np.where(np.isnan(inputs), np.nanmean(inputs, axis=0), inputs), target
 
 
 def read(path: Path) -> np.ndarray:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from metaloss.tasks.base import TASKS, Data, Task
-from metaloss.tasks.preparation.splits import regression_data
+from metaloss.tasks.base import TASKS
+from metaloss.tasks.preparation.splits import SplitTable
 
 
 @TASKS.register("diabetes")
-class Diabetes(Task):
+class Diabetes(SplitTable):
     """442 patients, 10 inputs (Efron et al., 2004; paper, section 4.2); needs no download."""
 
-    def load(self, data_dir: Path, generator: torch.Generator) -> Data:
+    def table(self, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_diabetes
 
         inputs, target = load_diabetes(return_X_y=True)
-        return regression_data(inputs, target, self.valid_fraction, generator)
+        return inputs, target

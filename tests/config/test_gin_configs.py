@@ -23,6 +23,8 @@ LOSSES = sorted(path.name for path in (CONFIG_DIR / "losses").glob("*.gin"))
 OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
 SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
+BASELINES = sorted(path.name for path in (CONFIG_DIR / "baselines").glob("*.gin"))
+SWEEPS = ("paper/", "protocol/")
 TINY = {
     "Runner.steps": 2,
     "Runner.figures": 1,
@@ -122,6 +124,16 @@ def test_every_loss_runs(run, loss):
     assert files[-1] == f"losses/{loss}"
 
 
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_every_baseline_runs_and_learns_no_loss(run, baseline):
+    """As its header says."""
+    files = files_of(f"baselines/{baseline}")
+    result = run(files)
+    assert (result["status"], result["init_steps"]) == ("finished", 0)
+    assert f"{result['method']}.gin" == baseline
+    assert (result["select"] is None) == (baseline != "early_stopped.gin")
+
+
 @pytest.mark.parametrize("file", TRANSFER)
 def test_every_way_to_transfer_runs(start, tmp_path, file):
     files = ["tasks/digits_mlp.gin", f"transfer/{file}"]
@@ -146,14 +158,14 @@ def files_of(file):
     return re.findall(r"--gin_file=gin_configs/(\S+)", command)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(("methods/", "paper/"))])
+@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(("methods/", *SWEEPS))])
 def test_a_file_says_how_to_run_it(file):
     files = files_of(file)
     assert file in files
     assert load(files).unread == ()
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("paper/")])
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith(SWEEPS)])
 def test_a_sweep_says_how_to_run_it_and_what_it_comes_to(file):
     header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
     assert f"#   python tools/sweep.py run {file} --data_dir=DIR\n" in header
@@ -231,7 +243,7 @@ def in_full(value):
 
 
 RUNS = [
-    *(files_of(file) for file in FILES if not file.startswith(("methods/", "paper/"))),
+    *(files_of(file) for file in FILES if not file.startswith(("methods/", *SWEEPS))),
     *(["tasks/digits_mlp.gin", f"methods/{method}"] for method in METHODS),
 ]
 

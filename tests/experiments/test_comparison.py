@@ -12,6 +12,7 @@ from PIL import Image
 
 from metaloss.experiments import records
 from metaloss.experiments.reports import comparison, output, report
+from metaloss.runs.folder import RunFolder
 from tests.helpers import tool
 from tests.small_runs import write_run
 
@@ -60,6 +61,28 @@ def test_what_differs_is_told_and_what_is_equal_is_not(compare, tmp_path):
     assert "A - B of the test error: -.0025; one run each, different seeds." in text
     assert "representations.nn.beta" not in text
     assert "A learned no loss." in text
+
+
+def test_two_models_are_compared_example_by_example(compare, tmp_path):
+    """One against five: McNemar's p is 14/64. Of another test set nothing is said."""
+    one, other, third = (write_run(tmp_path / name) for name in "abc")
+    first, second = np.zeros(8, np.float32), np.zeros(8, np.float32)
+    first[0], second[1:6] = 1, 1
+    RunFolder(one).keep_errors(first, np.arange(8))
+    RunFolder(other).keep_errors(second, np.arange(8))
+    RunFolder(third).keep_errors(second, np.arange(1, 9))
+    text = compare(one, other)[1]
+    assert "Over 8 test examples: -.5000" in text
+    assert "A alone is wrong on 1, B alone on 5: McNemar's p is .22." in text
+    assert "test examples" not in compare(one, third)[1]
+
+
+def test_a_run_keeps_the_error_of_each_test_example(learned):
+    """Their mean is the test error of result.json; both runs have the same examples."""
+    runs = [records.read_run(learned / name)[0] for name in ("adalfl", "ml3_relu")]
+    assert runs[0].errors.examples == runs[1].errors.examples
+    for run in runs:
+        assert run.errors.errors.mean() == pytest.approx(run.test, abs=1e-12)
 
 
 def test_the_same_configuration_is_said_to_be_the_same(compare, tmp_path):

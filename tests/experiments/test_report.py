@@ -8,11 +8,13 @@ import re
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 
 from metaloss.experiments.reports import tables
 from metaloss.experiments.reports.paper import Value
 from metaloss.experiments.statistics import summarize
+from metaloss.runs.folder import RunFolder
 from tests.small_runs import write_methods, write_run
 
 DIGITS = [("tasks/digits_mlp.gin", f"methods/{name}.gin") for name in ("baseline", "ml3_relu")]
@@ -106,14 +108,51 @@ def test_paired_tests_say_what_few_seeds_cannot(report, root):
     _, text, _ = report(root)
     main = [row for row in rows_of(text, "Table 1, paired by seed") if "(a)" not in row[2]][2:]
     assert [row[2] for row in main] == ["AdaLFL - Baseline", "AdaLFL - ML³", "AdaLFL - MetaLR"]
-    assert [row[3] for row in main] == ["7", "7", "6 (+1 unpaired)"]
-    # 2 / 2⁷ = .0156, of three that 3 · .0156 = .047; for six pairs 2 / 2⁶ · 3 = .094.
+    assert [row[3] for row in main] == ["7", "7", "7"]
+    # 2 / 2⁷ = .0156, of three that 3 · .0156 = .047.
     assert [row[7] for row in main] == [".047", ".047", ".047"]
-    assert [row[8] for row in main] == ["", "", "n = 6: Wilcoxon's p is at least 0.094 here"]
+    assert [row[5] == "–" for row in main] == [False, False, True]
+    diverged = "1 diverged: the worst ranks, and no interval"
+    assert [row[8] for row in main] == ["", "", diverged]
     others = rows_of(text, "Runs outside the paper's tables, paired by seed")
     assert others[2][2:] == [
-        "ml3_relu - baseline", "3", "+.0500", "–", "–", "–", "n = 3: no test can be significant",
+        "ml3_relu - baseline", "3", "+.0500", "[+.0500, +.0500]", "–", "–",
+        "n = 3: no test can be significant",
     ]  # fmt: skip
+
+
+def test_our_means_stand_beside_the_papers_with_their_standard_error(report, root):
+    """The shipped configuration alone: MetaLR and AdaLFL of LeNet-5, of 6 and of 7 seeds."""
+    table = rows_of(report(root)[1], "Table 1, beside the paper")
+    assert [row[2:4] for row in table[2:]] == [
+        ["Baseline", "7"], ["ML³", "7"], ["MetaLR", "6"], ["AdaLFL", "7"],
+    ]  # fmt: skip
+    low, high = (float(end) for end in table[5][6].strip("[]").split(", "))
+    assert low < float(table[5][4]) < high
+
+
+def test_a_mean_of_survivors_is_never_bold(report, tmp_path):
+    """ML³ is lower over two of its three runs; the baseline has all of its own."""
+    for seed in range(3):
+        for name, test in (("baseline", 0.02), ("ml3", 0.01)):
+            status = "diverged" if (name, seed) == ("ml3", 2) else "finished"
+            files = ("tasks/mnist_lenet5.gin", f"methods/{name}.gin")
+            write_run(tmp_path / f"{name}{seed}", files, seed=seed, test=test, status=status)
+    table = rows_of(report(tmp_path)[1], "Table 1. Methods")
+    (row,) = (row for row in table if row[2] == "ours")
+    assert row[3:5] == ["**.0200±.0000 (3)**", ".0100±.0000 (2; 1 diverged)"]
+
+
+def test_the_chance_of_the_test_examples_stands_beside_that_of_the_seeds(report, tmp_path):
+    """On 4 examples one is wrong less: -1/4, of standard error √(3/4 · 1/4 / 3) = 1/4."""
+    for seed in range(3):
+        for files, wrong in zip(DIGITS, ([1, 1, 0, 0], [1, 0, 0, 0]), strict=True):
+            run = write_run(
+                tmp_path / f"{files[1][8:-4]}{seed}", files, seed=seed, test=sum(wrong) / 4
+            )
+            RunFolder(run).keep_errors(np.array(wrong, dtype=np.float32), np.arange(4))
+    compared = rows_of(report(tmp_path)[1], "Runs outside the paper's tables, paired by seed")
+    assert compared[2][2:7] == ["ml3_relu - baseline", "3", "-.2500", "[-.2500, -.2500]", ".2500"]
 
 
 def test_run_times_stand_beside_the_papers_as_hours_and_ratios(report, root):

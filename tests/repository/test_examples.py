@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
+import json
 
 import pytest
 import torch
@@ -55,6 +56,32 @@ def small_problem():
     data = TensorDataset(inputs, (inputs @ torch.randn(6, 3)).argmax(-1))
     train, valid = torch.utils.data.random_split(data, [120, 40])
     return model, DataLoader(train, 20), DataLoader(valid, 20)
+
+
+# --- baselines that choose their own step ---
+
+
+def test_the_plain_loop_beside_prodigy_is_that_of_a_run(tmp_path):
+    """Model, splits and batches are a run's, and so are the test error and loss, to the bit."""
+    code = launch.train(
+        gin_file=["tasks/digits_mlp.gin", "methods/baseline.gin", "ablations/select.gin"],
+        gin_param=["Runner.steps = 20", "Runner.figures = 0"],
+        output_dir=str(tmp_path / "run"),
+        device="cpu",
+        seed=3,
+    )
+    assert code == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    found = example("rate_free").main(["--seed=3", "--steps=20", "--only=sgd"])
+    assert found["sgd"] == result["test_metrics"]
+
+
+@pytest.mark.parametrize("name", ["prodigy", "schedule_free"])
+def test_an_optimizer_that_chooses_its_own_step_trains(name):
+    """An extra: where it is not installed there is nothing to hold."""
+    pytest.importorskip({"prodigy": "prodigyopt", "schedule_free": "schedulefree"}[name])
+    found = example("rate_free").main(["--steps=150", f"--only={name}"])
+    assert found[name]["error_rate"] < 0.3
 
 
 # --- Lightning ---

@@ -24,7 +24,7 @@ SMALL = (
 )
 FILES = {
     ".lock", "checkpoint.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
-    "initialization", "loss", "meta.json", "metrics.jsonl", "result.json",
+    "initialization", "loss", "meta.json", "metrics.jsonl", "result.json", "test_errors.npz",
 }  # fmt: skip
 
 

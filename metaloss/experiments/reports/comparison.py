@@ -11,7 +11,7 @@ import numpy as np
 from metaloss.analysis import indices, loss_figures
 from metaloss.analysis.curves import LossCurves
 from metaloss.errors import InputError, RunFolderError
-from metaloss.experiments import records
+from metaloss.experiments import records, statistics
 from metaloss.experiments.records import Record
 from metaloss.experiments.reports import learning, tables
 from metaloss.experiments.reports.document import Block, Document, Lines, Picture, Section, Text
@@ -78,7 +78,25 @@ def _results(pair: Pair) -> Table:
         notes.append(
             f"A - B of the test error: {tables.signed(difference)}; one run each, {seeds}."
         )
+        notes += _over_examples(pair)
     return _table("What came of them", "", ("", *NAMES), rows, notes)
+
+
+def _over_examples(pair: Pair) -> list[str]:
+    """What the test examples say of the difference of these two models."""
+    first, second = (run.errors for run in pair)
+    if first is None or second is None or first.examples != second.examples:
+        return []
+    difference, error = statistics.over_examples(first.errors, second.errors)
+    note = (
+        f"Over {len(first.errors)} test examples: {tables.signed(difference)}, standard error "
+        f"{tables.number(error)}. It is about these two models, and says nothing about other seeds."
+    )
+    if pair[0].metric == "error_rate" and {*np.unique(first.errors)} <= {0.0, 1.0}:
+        ours, theirs, p = statistics.mcnemar(first.errors, second.errors)
+        note += f" A alone is wrong on {ours}, B alone on {theirs}: McNemar's p is "
+        note += f"{tables.p_value(p)}."
+    return [note]
 
 
 def _facts(run: Record) -> dict[str, str]:

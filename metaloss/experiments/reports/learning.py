@@ -18,7 +18,7 @@ Points = tuple[np.ndarray, np.ndarray]  # base steps and values, [T] each
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A00", "#000000")
 COLOURS = {"Baseline": "0.35", "ML³": "#E69F00", "MetaLR": "#009E73", "AdaLFL": "#0072B2"}
 COLOURS |= {"baseline": "0.35", "ml3": "#E69F00", "meta_lr": "#009E73", "adalfl": "#0072B2"}
-SPLITS = {"train": "training", "valid": "validation"}
+SPLITS = {"train": "training", "valid": "validation", "select": "selection"}
 METRICS = {"mse": "MSE", "error_rate": "error rate"}
 COLUMNS = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from metaloss.experiments.groups import Group
+from metaloss.experiments.groups import Group, compared_by_seed
 from metaloss.experiments.records import mean_of
 from metaloss.experiments.reports.paper import STRUCTURE
 from metaloss.experiments.reports.placement import METHOD
@@ -22,7 +22,7 @@ from metaloss.experiments.reports.tables import (
     without_repeats,
 )
 from metaloss.experiments.settings import Difference, describe
-from metaloss.experiments.statistics import Comparison, compare, corrected
+from metaloss.experiments.statistics import Comparison, corrected
 
 OF_THE_METHOD = {METHOD, *STRUCTURE}
 
@@ -96,7 +96,7 @@ def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Compariso
             if group in baselines or not baselines:
                 continue
             nearest = min(baselines, key=lambda b: len(group.settings.difference(b.settings)))
-            comparison = compare(group.tests, nearest.tests)
+            comparison = compared_by_seed(group, nearest)
             if comparison is not None:
                 made[group] = comparison
         yield from zip(made, corrected(list(made.values())), strict=True)

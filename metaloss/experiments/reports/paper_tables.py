@@ -17,11 +17,17 @@ from metaloss.experiments.reports.tables import (
     Footnotes,
     Table,
     comparison_cells,
+    number,
     outcome,
+    p_value,
     plus_minus,
+    signed,
     without_repeats,
 )
 from metaloss.experiments.settings import describe
+from metaloss.experiments.statistics import welch
+
+PAPER_SEEDS = 10
 
 
 def results(filled: Filled) -> Table:
@@ -102,6 +108,38 @@ def tests(filled: Filled) -> Table | None:
     )
 
 
+def beside_paper(filled: Filled) -> Table | None:
+    """Our means less the paper's, by Welch's test; None where no cell has two seeds."""
+    rows = []
+    for line in filled.lines:
+        for result in line.results:
+            summary = result.group.summary if result.group else None
+            if summary is None or result.paper is None:
+                continue
+            found = welch(summary, result.paper.mean, result.paper.deviation, PAPER_SEEDS)
+            if found is not None:
+                texts = (
+                    str(summary.n),
+                    signed(found.difference),
+                    number(found.error),
+                    f"[{signed(found.interval[0])}, {signed(found.interval[1])}]",
+                    p_value(found.p),
+                )
+                rows.append((*_names(line, result.column.title), *map(Cell, texts)))
+    if not rows:
+        return None
+    return Table(
+        f"Table {filled.table.number}, beside the paper",
+        "Our mean over finished runs less the paper's, its standard error, a 95 % interval and "
+        "the two-sided p by Welch's test from the paper's mean and deviation (taken as ddof 1, n = "
+        "10). Not corrected for the number of rows. A large p is no agreement: with few seeds the "
+        "interval is wide, and it says what can be excluded.",
+        ("Task", "Model", "", "n", "difference", "standard error", "95 % interval", "p"),
+        without_repeats(rows, 2),
+        3,
+    )
+
+
 def _is_run(line: Line) -> bool:
     return any(result.group is not None for result in line.results)
 
@@ -118,9 +156,10 @@ def _cell(result: Result, best: bool) -> Cell:
 
 
 def _best(line: Line) -> Result | None:
-    """The lowest mean of a row, if there are two to compare."""
+    """The lowest mean of a row, if there are two to compare; never one of survivors alone."""
     means = {r.group.summary.mean: r for r in line.results if r.group and r.group.summary}
-    return means[min(means)] if len(means) > 1 else None
+    whole = {m: r for m, r in means.items() if r.group and "diverged" not in r.group.failures}
+    return whole[min(whole)] if whole and len(means) > 1 else None
 
 
 def _names(line: Line, source: str) -> tuple[Cell, ...]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from metaloss.experiments.groups import Group
+from metaloss.experiments.groups import Group, compared_by_seed
 from metaloss.experiments.reports.paper import (
     STRUCTURE,
     Column,
@@ -22,7 +22,7 @@ from metaloss.experiments.reports.paper import (
     settings_of,
 )
 from metaloss.experiments.settings import WATCHING, Difference, component_of, describe
-from metaloss.experiments.statistics import Comparison, compare, corrected
+from metaloss.experiments.statistics import Comparison, corrected
 
 METHOD = "Runner.method"
 IGNORED = WATCHING | {METHOD}
@@ -184,7 +184,7 @@ def _compared(lines: Sequence[Line], focus: int) -> list[Line]:
                 continue
             assert result.group is not None
             seen.add((first, result.group))
-            comparison = compare(first.tests, result.group.tests)
+            comparison = compared_by_seed(first, result.group)
             if comparison is not None:
                 compared[i] = comparison
         final = dict(zip(compared, corrected(list(compared.values())), strict=True))

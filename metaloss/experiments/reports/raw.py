@@ -17,8 +17,8 @@ from metaloss.experiments.statistics import Comparison
 COLUMNS = (
     "table", "task", "backbone", "method", "column", "differs", "metric", "n", "mean", "std",
     *STATUSES[1:], "seeds", "seconds", "peak_memory_bytes", "paper_mean", "paper_std",
-    "compared_with", "pairs", "unpaired", "difference", "low", "high", "t_p_holm",
-    "wilcoxon_p_holm", "caution",
+    "compared_with", "pairs", "unpaired", "pairs_diverged", "difference", "low",
+    "high", "examples_se", "wilcoxon_p_holm", "caution",
 )  # fmt: skip
 
 
@@ -93,10 +93,11 @@ def _of_comparison(comparison: Comparison | None, other: str) -> dict[str, Any]:
         "compared_with": other,
         "pairs": comparison.n,
         "unpaired": comparison.unpaired,
+        "pairs_diverged": comparison.diverged,
         "difference": comparison.difference,
         "low": low,
         "high": high,
-        "t_p_holm": comparison.t,
+        "examples_se": comparison.examples,
         "wilcoxon_p_holm": comparison.wilcoxon,
         "caution": comparison.caution,
     }

@@ -25,6 +25,7 @@ COLOURS = {7: {"Training": "#0072B2", "Validation": "#D55E00"}}
 MEASURED = {
     "train": "on as much of the training data as is held out for validation",
     "valid": "on the validation data, which the loss is learned on",
+    "select": "on validation data that neither the model nor the loss is trained on",
 }
 
 
@@ -119,6 +120,8 @@ def _tables(found: Contents) -> Section:
         section.blocks.append(paper_tables.results(filled))
         if (compared := paper_tables.tests(filled)) is not None:
             section.blocks.append(compared)
+        if (beside := paper_tables.beside_paper(filled)) is not None:
+            section.blocks.append(beside)
         if filled.table.number == 1:
             section.blocks.append(paper_tables.run_times(filled, found.paper.hours))
     return section
@@ -143,8 +146,8 @@ def _curves(found: Contents) -> Section:
             figure = f"{FIGURES[number]}. " if number in FIGURES and split == "train" else ""
             title = f"{figure}Learning curves of Table {number}, {learning.SPLITS[split]} error"
             caption = f"Error {measured}"
-            if number == 1 and split == "valid":
-                caption += "; of MNIST + LeNet-5 as in the paper's Figure 8"
+            if number == 1 and split == "select":
+                caption += ", as in the paper's Figure 8 (of MNIST + LeNet-5)"
             section.blocks += _picture(
                 f"table{number}-{split}", panels, title, caption, COLOURS.get(number)
             )

@@ -12,12 +12,14 @@ from metaloss.experiments.statistics import Comparison, Summary
 NOT_RUN = "not run"
 DASH = "–"
 GIB = 2**30
-COMPARISON_HEAD = ("pairs", "difference", "95 % interval", "p (t)", "p (Wilcoxon)", "caution")
+COMPARISON_HEAD = ("pairs", "difference", "95 % interval", "± examples", "p", "caution")
 COMPARISONS = (
     "Differences of the test error of runs with the same seed; negative: the first is better. "
-    "Interval: BCa bootstrap of the mean difference. p: two-sided, corrected by Holm within the "
-    "comparisons of one row. The t-test takes the differences for normal. Below 6 pairs Wilcoxon's "
-    "p cannot reach .05, nothing speaks for normality, and no p is given."
+    "Interval: of the mean difference over other seeds, by Student's t, which takes differences "
+    "for normal. ± examples: standard error of the difference over other test examples. p: "
+    "Wilcoxon's signed-rank test over seeds, two-sided, corrected by Holm within the comparisons "
+    "of one row; a run that diverged has the worst rank. Below 6 pairs it cannot reach .05, and no "
+    "p is given."
 )
 
 
@@ -110,9 +112,9 @@ def comparison_cells(comparison: Comparison) -> tuple[Cell, ...]:
     unpaired = f" (+{comparison.unpaired} unpaired)" if comparison.unpaired else ""
     texts = (
         f"{comparison.n}{unpaired}",
-        signed(comparison.difference),
+        DASH if comparison.difference is None else signed(comparison.difference),
         f"[{signed(low_high[0])}, {signed(low_high[1])}]" if low_high else DASH,
-        p_value(comparison.t),
+        DASH if comparison.examples is None else number(comparison.examples),
         p_value(comparison.wilcoxon),
         comparison.caution,
     )

@@ -16,7 +16,7 @@ from metaloss.experiments.reports.tables import (
     number,
     plus_minus,
 )
-from metaloss.experiments.statistics import compare, summarize
+from metaloss.experiments.statistics import DIVERGED, compare, summarize
 
 #: By method and seed, the content of result.json; the first method is the baseline.
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -36,7 +36,9 @@ def document(results: Results, losses: Mapping[str, str]) -> Document:
         found = tests(runs)
         mean = plus_minus(summarize(list(found.values()))) if found else DASH
         each = [number(found[s]) if s in found else str(runs[s]["status"]) for s in seeds]
-        compared = compare(found, tests(results[baseline])) if method != baseline else None
+        compared = (
+            compare(_ranked(runs), _ranked(results[baseline])) if method != baseline else None
+        )
         beside = (
             [Cell("")] * len(COMPARISON_HEAD) if compared is None else comparison_cells(compared)
         )
@@ -63,7 +65,9 @@ def summary(results: Results, losses: Mapping[str, str]) -> dict[str, Any]:
     for method, runs in results.items():
         found = tests(runs)
         whole = summarize(list(found.values())) if found else None
-        compared = compare(found, tests(results[baseline])) if method != baseline else None
+        compared = (
+            compare(_ranked(runs), _ranked(results[baseline])) if method != baseline else None
+        )
         methods[method] = {
             "loss": losses.get(method),
             "test": {str(seed): run["test"] for seed, run in runs.items()},
@@ -82,6 +86,12 @@ def summary(results: Results, losses: Mapping[str, str]) -> dict[str, Any]:
 def tests(runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     """The metric on the test split by seed, of the runs that have one."""
     return {seed: run["test"] for seed, run in runs.items() if run["test"] is not None}
+
+
+def _ranked(runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """`tests`, and the runs that diverged as worse than all others."""
+    diverged = (seed for seed, run in runs.items() if run["status"] == "diverged")
+    return tests(runs) | dict.fromkeys(diverged, DIVERGED)
 
 
 def _first(results: Results) -> tuple[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What `tools/sweep.py` is asked for: plan, run, status, retry and report."""
+"""What `tools/sweep.py` is asked for: plan, run, status, retry, report, choose and references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from metaloss import config
 from metaloss.config import plugins
 from metaloss.config.paths import asked_for
 from metaloss.errors import InputError, RunFolderError
@@ -25,8 +27,12 @@ from metaloss.experiments.sweeps.standing import (
     seconds_left,
     standing,
 )
+from metaloss.machine.files import check_output
 from metaloss.runs import checkpoint
 from metaloss.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from metaloss.experiments.reports.document import Document
 
 Say = Callable[[str], None]
 
@@ -112,6 +118,10 @@ def carry_out(
         print(status(cells, starter, site))
     elif command == "report":
         report(cells, site, output)
+    elif command == "choose":
+        choose_best(cells, site, output)
+    elif command == "references":
+        compare_trivially(cells, data_dir, output)
     else:
         say = partial(print, flush=True)
         return 0 if run(cells, starter, site, say, retry=command == "retry") else 1
@@ -204,6 +214,55 @@ def report(cells: Sequence[Cell], site: Site, output: Path | None) -> None:
     if not folders:
         raise InputError(f"no run of this sweep is in {site.root}: start it with `run`")
     publish(folders, None, output)
+
+
+def choose_best(cells: Sequence[Cell], site: Site, output: Path | None) -> None:
+    """Of each method the configuration that is best on the split "select".
+
+    Raises:
+        InputError: no run has such a split, or the file cannot be written.
+    """
+    from metaloss.experiments import groups, records
+    from metaloss.experiments.reports import choice
+
+    folders = [folder for cell in cells if (folder := site.root / cell.name).is_dir()]
+    reading = records.read(folders)
+    for line in reading.problems:
+        print(f"warning: {line}", file=sys.stderr)
+    _show(choice.document(groups.group(reading.runs)[0]), output)
+
+
+def compare_trivially(cells: Sequence[Cell], data_dir: str | None, output: Path | None) -> None:
+    """What a constant and a linear model reach on the tasks of a sweep.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    from metaloss.experiments.reports import trivial
+    from metaloss.runs import references
+
+    found: dict[str, list[references.Reference]] = {}
+    for cell in cells:
+        of_task = [binding for binding in cell.bindings if binding.startswith("tasks.")]
+        told = (binding.partition(" = ") for binding in of_task)
+        ours = (f"{name.rpartition('.')[2]} = {value}" for name, _, value in told)
+        name = ", ".join([Path(cell.files[0]).stem, *ours])
+        if name not in found:
+            plan = config.load(cell.files, cell.bindings).build()
+            found[name] = references.of_run(plan, data_dir)
+    _show(trivial.document(found), output)
+
+
+def _show(document: Document, output: Path | None) -> None:
+    """A document in the terminal, or in a file."""
+    from metaloss.experiments.reports import formats
+    from metaloss.experiments.reports.output import save
+
+    if output is None:
+        print(formats.markdown(document, {}), end="")
+    else:
+        check_output(output, (".html", ".md", ".tex"))
+        save(document, output)
 
 
 def _step(folder: RunFolder) -> object:

@@ -1,0 +1,156 @@
+"""Numbers that are told in several places are those of docs/results.md."""
+
+from __future__ import annotations
+
+import re
+from statistics import mean
+
+import pytest
+
+from metaloss.experiments import groups, records
+from metaloss.experiments.reports import choice
+from metaloss.experiments.reports.tables import number, plus_minus
+from metaloss.experiments.statistics import summarize
+from tests.helpers import ROOT
+
+#: The rows of the first table, by the task file that they are of.
+PAIRS = {
+    "MNIST + LeNet-5": "mnist_lenet5",
+    "MNIST + logistic": "mnist_logistic",
+    "Diabetes + MLP": "diabetes_mlp",
+    "Crime + MLP": "crime_mlp",
+}
+METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
+
+
+def cells(line):
+    return [cell.replace("`", "").strip(" *") for cell in line.strip().strip("|").split("|")]
+
+
+def section(page, heading):
+    text = (ROOT / page).read_text()
+    return text.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """By pair and method: the seeds' numbers, None where one diverged, and the mean as told."""
+    found, pair = {}, ""
+    for line in section("docs/results.md", "Four small pairs of Table 1").splitlines():
+        row = cells(line)
+        if len(row) == 8 and row[1] in METHODS:
+            pair = row[0] or pair
+            seeds = [None if text == "diverged" else float(text) for text in row[2:5]]
+            found[pair, row[1]] = seeds, row[5]
+    return found
+
+
+def told(seeds):
+    """A cell as other pages write it."""
+    lost = seeds.count(None)
+    if lost:
+        return f"diverged, {lost} of {len(seeds)}"
+    return f"{sum(seeds) / len(seeds):.4f}".removeprefix("0")
+
+
+def test_the_means_are_those_of_the_runs_that_finished(results):
+    assert {pair for pair, _ in results} == set(PAIRS)
+    assert len(results) == len(PAIRS) * len(METHODS)
+    for seeds, written in results.values():
+        finished = [value for value in seeds if value is not None]
+        assert written == f"{sum(finished) / len(finished):.4f}".removeprefix("0")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_readme_tells_them(results, pair):
+    rows = [cells(line) for line in section("README.md", "Results").splitlines()]
+    (row,) = (row for row in rows if row[0].removesuffix(" regression") == pair)
+    assert row[1:] == [told(results[pair, method][0]) for method in METHODS]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_first_screen_tells_the_baseline_and_adalfl(results, pair):
+    rows = [
+        cells(line)
+        for line in section("README.md", "What you gain, and what it costs").splitlines()
+    ]
+    (row,) = (row for row in rows if row[0].removesuffix(" regression") == pair)
+    baseline, adalfl = (told(results[pair, method][0]) for method in ("baseline", "adalfl"))
+    assert row[1:3] == [baseline, re.sub(r"diverged, (.*)", r"diverged in \1 runs", adalfl)]
+    better = adalfl[0] == "." and float(adalfl) < float(baseline)
+    assert row[3].startswith("yes") == better
+    if better:
+        fewer = 100 * (1 - float(adalfl) / float(baseline))
+        assert f"{fewer:.0f} % fewer errors" in row[3]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_header_of_a_task_file_tells_them(results, pair):
+    header = (ROOT / "gin_configs" / "tasks" / f"{PAIRS[pair]}.gin").read_text()
+    ours = re.search(r"# Ours \(docs/results\.md\): (.*), 3 seeds", header)[1]
+    expected = [told(results[pair, method][0]) for method in METHODS]
+    assert [
+        re.sub(r"\((.*)\)", r", \1", text).replace(" ,", ",") for text in ours.split(" / ")
+    ] == [*expected]
+
+
+# --- the example of docs/protocol.md, from the files of its runs ---
+
+
+def raw(folder):
+    found = groups.group(records.read([ROOT / "docs" / "results" / folder]).runs)[0]
+    return {
+        method: [g for g in found if g.method == method] for method in {g.method for g in found}
+    }
+
+
+def figures(group):
+    """Test error and test cross-entropy of a configuration, as the page writes them."""
+    cross_entropy = mean(run.result["test_metrics"]["loss"] for run in group.runs)
+    return plus_minus(summarize([*group.tests.values()])), f"{cross_entropy:.3f}".removeprefix("0")
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The rows of the page's table, by their first cell."""
+    lines = section("docs/protocol.md", "An example: digits").splitlines()
+    return {row[0]: row[1:] for row in map(cells, lines) if len(row) == 6}
+
+
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [("baseline, tuned", "baseline"), ("label smoothing .1, tuned", "label_smoothing")],
+)
+def test_the_tuned_rows_are_what_was_chosen(example, row, method):
+    tried = raw("protocol_digits")[method]
+    chosen = choice.best(tried)
+    rate = number(chosen.settings.values["base_optimizers.sgd.lr"]).rstrip("0")
+    select = plus_minus(summarize([run.result["select"] for run in chosen.runs]))
+    assert example[row] == [str(len(tried)), rate, select, *figures(chosen)]
+    assert all(len(group.tests) == 3 for group in tried)
+
+
+def test_the_rows_that_are_not_tuned_are_those_of_the_shipped_files(example):
+    (shipped,) = (
+        group for group in raw("protocol_digits")["baseline"]
+        if group.settings.values["base_optimizers.sgd.lr"] == 0.01
+    )  # fmt: skip
+    error, cross_entropy = figures(shipped)
+    row = example["baseline, shipped rate"]
+    assert (row[1], row[3], row[4]) == (".01", error.partition("±")[0], cross_entropy)
+    (adalfl,) = raw("quickstart_digits")["adalfl"]
+    assert example["AdaLFL, shipped (quickstart.gin)"][3:] == [*figures(adalfl)]
+
+
+def test_what_is_said_of_the_example_follows_from_its_rows(example):
+    text = section("docs/protocol.md", "An example: digits") + (ROOT / "README.md").read_text()
+    error = {
+        name: float(row[3].partition("±")[0]) for name, row in example.items() if row[3][0] == "."
+    }
+    cross_entropy = {name: float(row[4]) for name, row in example.items() if row[4][0] == "."}
+    first, tuned = error["baseline, shipped rate"], error["baseline, tuned"]
+    learned = error["AdaLFL, shipped (quickstart.gin)"]
+    assert text.count(f"{100 * (first - tuned) / (first - learned):.0f} % of AdaLFL's gain") == 2
+    times = cross_entropy["AdaLFL, shipped (quickstart.gin)"] / cross_entropy["baseline, tuned"]
+    assert f"is {times:.0f} times" in text
+    assert error["label smoothing .1, tuned"] < learned
