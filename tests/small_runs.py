@@ -9,7 +9,7 @@ import numpy as np
 
 from metaloss import config
 
-ADALFL = ("tasks/mnist_lenet5.gin", "methods/adalfl.gin")
+ADALFL = ("tasks/mnist_lenet5.gin", "methods/adalfl_letter.gin")
 METRICS = {"mnist": "error_rate", "digits": "error_rate"}
 
 

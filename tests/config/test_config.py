@@ -21,7 +21,7 @@ from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, find
 from metaloss.errors import ConfigError
 
-DIGITS = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
+DIGITS = ["tasks/digits_mlp.gin", "methods/adalfl_letter.gin"]
 RUN = (
     "Runner.task = @tasks.digits()\nRunner.backbone = @backbones.mlp\n"
     "Runner.base_optimizer = @base_optimizers.sgd\nRunner.steps = 1\nbase_optimizers.sgd.lr = 0.1\n"
@@ -194,14 +194,15 @@ def test_a_binding_that_two_scopes_hide_is_reported():
 
 
 def test_the_leftovers_of_another_method_are_reported_with_file_and_line():
-    file = CONFIG_DIR / "methods" / "adalfl.gin"
+    file = CONFIG_DIR / "methods" / "ml3_letter.gin"
     expected = tuple(
         f"{line.split(' = ')[0]} in {file}:{number}"
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if line.startswith("meta_optimizers.")
     )
     assert len(expected) > 4
-    assert load([*DIGITS, "methods/baseline.gin"]).unread == expected
+    files = ["tasks/digits_mlp.gin", "methods/ml3_letter.gin", "methods/baseline.gin"]
+    assert load(files).unread == expected
 
 
 @pytest.mark.parametrize(

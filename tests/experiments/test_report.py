@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 
 def large_files():
-    return ("tasks/mnist_mlp.gin", "methods/adalfl.gin")
+    return ("tasks/mnist_mlp.gin", "methods/adalfl_letter.gin")
 
 
 @pytest.fixture
