@@ -14,6 +14,7 @@ from torch import nn
 import metaloss
 from metaloss import links
 from metaloss.errors import HealthWarning, InputError
+from metaloss.learner import fitted_phi, initialization_of
 from metaloss.problem.health import PROBES, Watch, constant_loss
 
 #: Factors of a loss's output layer.
@@ -149,14 +150,36 @@ def test_a_saved_watch_goes_on():
     assert one.health() == other.health()
 
 
-def test_a_failed_trial_fits_the_loss_again():
+def test_a_failed_trial_brings_the_fitted_loss_back():
     learner, train, valid = learner_of("classification")
-    with pytest.warns(HealthWarning, match="fitted to the task loss again"):
-        learner.initialize(
-            lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1.0,
-            horizon=1, fit_steps=900, trial_steps=40,
-        )  # fmt: skip
+    kept = []
+    learner.tell = lambda trouble: kept.append([trouble, *map(torch.clone, learner.problem.phi)])
+    learner.initialize(
+        lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1e6,
+        horizon=1, fit_steps=200, trial_steps=40,
+    )  # fmt: skip
+    ((trouble, *spoilt),) = kept
+    assert trouble.endswith("φ is again as its fit to the task loss left it")
+    assert max(float(p.detach().abs().max()) for p in spoilt) > 1e4
     assert learner.health().status == "healthy" and learner.health().numbers["share"] > 0.5
+    assert learner.health().warnings  # what was found is not forgotten
+
+
+def test_a_run_that_is_resumed_knows_the_way_back():
+    """φ as the fit left it is in the phase's state, also where the phase after it has begun."""
+    learner, train, valid = learner_of("classification")
+    draws = (lambda: next(train)), (lambda: next(valid))
+    phase = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    phase.attach(learner.problem)
+    for _ in range(4):
+        phase.step(*draws)
+    (left,) = phase.left
+    saved = copy.deepcopy(phase.state_dict())
+    other = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    other.attach(learner.problem)
+    other.load_state_dict(saved)
+    assert all(map(torch.equal, fitted_phi(other), left))
+    assert not all(map(torch.equal, learner.problem.phi, left))
 
 
 def test_where_nothing_helps_it_is_said():
