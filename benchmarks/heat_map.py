@@ -1,4 +1,4 @@
-r"""Does AdaLFL work wherever its task loss does? Digits, two models, fourteen optimizers, own loops.
+r"""Does AdaLFL work wherever its task loss does? Digits, two models, 14 optimizers, own loops.
 
     python -m benchmarks.heat_map run --json=FILE              # continues where the file ends
     python -m benchmarks.heat_map run --json=FILE --model=mlp --seeds=1 --cell='sgd 0.1 0.9'
@@ -135,7 +135,7 @@ def _health(learner: metaloss.AdaLFL) -> dict[str, Any]:
 
 
 def verdict(baseline: dict[str, Any], row: dict[str, Any]) -> str:
-    """ "holds"; "said", where it does not and that was said; "silent"; "untrained" (see above)."""
+    """One of holds; said, if it does not and that was said; silent; untrained (see above)."""
     if not baseline["test"] < TRAINS:
         return "untrained"
     if row["test"] <= FACTOR * baseline["test"] + ADDED:
