@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,24 @@ def errors(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]]) -> dict[str
     return {**found, "cross_entropy": float(F.cross_entropy(outputs, labels))}
 
 
-def train(model_name: str, cell: Cell, seed: int, method: str, steps: int) -> dict[str, Any]:
-    """One training, as a row of the results."""
+def train(
+    model_name: str,
+    cell: Cell,
+    seed: int,
+    method: str,
+    steps: int,
+    initialize: Mapping[str, Any] = {},  # noqa: B006 - it is only read
+) -> dict[str, Any]:
+    """One training, as a row of the results.
+
+    Args:
+        model_name: of `MODELS`.
+        cell: of `CELLS`.
+        seed: of the data's splits, θ_0, φ_0 and the batches.
+        method: "baseline" or "adalfl".
+        steps: of the training.
+        initialize: arguments of `AdaLFL.initialize`; the benchmark gives none.
+    """
     data = splits(seed)
     torch.manual_seed(seed)
     model = MODELS[model_name]()
@@ -118,7 +134,7 @@ def train(model_name: str, cell: Cell, seed: int, method: str, steps: int) -> di
     learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"]())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HealthWarning)  # the row has them
-        learner.initialize(lambda: next(train), lambda: next(valid))
+        learner.initialize(lambda: next(train), lambda: next(valid), **initialize)
         row["seconds_initialisation"] = time.perf_counter() - started
         row["health"] = {"0": _health(learner)}
         for step in range(1, steps + 1):

@@ -19,6 +19,7 @@ from metaloss.problem.health import PROBES, Watch, constant_loss
 
 #: Factors of a loss's output layer.
 SPOILT = {"scale": 30.0, "sign": -1.0, "constant": 0.0}
+KINDS = ("classification", "binary", "multi_label", "dense", "regression")
 
 
 def task_of(kind):
@@ -30,6 +31,11 @@ def task_of(kind):
         return x, z.argmax(-1), F.cross_entropy, links.by_labels, 4
     if kind == "regression":
         return x, z[:, :1], F.mse_loss, links.by_labels, 1
+    if kind == "binary":
+        labels = (z[:, :1] > 0).float()
+        return x, labels, F.binary_cross_entropy_with_logits, links.multi_label, 1
+    if kind == "dense":
+        return x, z.unflatten(1, (2, 2)).argmax(1), F.cross_entropy, links.Dense(), 4
     return x, (z > 0).float(), F.binary_cross_entropy_with_logits, links.multi_label, 4
 
 
@@ -37,6 +43,8 @@ def learner_of(kind, **arguments):
     x, y, task_loss, link, outputs = task_of(kind)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, outputs))
+    if kind == "dense":  # two classes at each of two places
+        model.append(nn.Unflatten(1, (2, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
     learner = metaloss.AdaLFL(
         model, optimizer, metaloss.REPRESENTATIONS["nn"](), task_loss, link=link, **arguments
@@ -79,7 +87,7 @@ def train_on(learner, train, valid, steps):
         learner.step(next(train), next(valid))
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_healthy_losses_raise_no_alarm(kind):
     learner, train, valid = initialized(kind)
     assert learner.health().status == "healthy"
@@ -92,7 +100,7 @@ def test_healthy_losses_raise_no_alarm(kind):
 
 
 @pytest.mark.parametrize("how", SPOILT)
-@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_spoilt_losses_are_noticed_within_100_steps(kind, how):
     learner, train, valid = initialized(kind)
     train_on(learner, train, valid, 30)
