@@ -116,7 +116,11 @@ METHODS = {
         "meta_optimizers.online_one_step.every = 2",
         "base_optimizers.sgd.momentum = 0.9",
     ),
-    "meta_lr": ("offline/meta_optimizers.meta_lr.steps = 9",),
+    "meta_lr": (
+        "meta_optimizers.offline_unrolled.steps = 9",
+        "meta_optimizers.offline_unrolled.inner_steps = 2",
+        "meta_optimizers.online_one_step.every = 2",
+    ),
 }
 
 

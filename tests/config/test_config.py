@@ -90,7 +90,7 @@ def test_a_value_is_built_anew_each_time(anything):
 
 
 def test_the_text_of_scoped_components_loads_back_to_itself(tmp_path):
-    first = load(["tasks/digits_mlp.gin", "methods/meta_lr.gin"])
+    first = load(["tasks/digits_mlp.gin", "methods/meta_lr_letter.gin"])
     assert "offline/meta_optimizers.meta_lr.meta_lr = 0.001\n" in first.text
     assert "online/meta_optimizers.meta_lr.meta_lr = 1e-05\n" in first.text
     second = reload(first.text, tmp_path)
@@ -187,7 +187,7 @@ def test_what_nobody_reads_is_reported_with_its_place(binding, unread):
 
 
 def test_a_binding_that_two_scopes_hide_is_reported():
-    files = ["tasks/digits_mlp.gin", "methods/meta_lr.gin"]
+    files = ["tasks/digits_mlp.gin", "methods/meta_lr_letter.gin"]
     hidden = load(files, ["meta_optimizers.meta_lr.meta_lr = 1.0"])
     assert len(hidden.unread) == 1
     assert load(files, ["meta_optimizers.meta_lr.every = 2"]).unread == ()

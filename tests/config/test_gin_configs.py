@@ -73,7 +73,10 @@ def test_every_task_loads_with_every_method(task):
 
 
 #: Of the fit and of what comes after it 1 each; where there is no such phase, another number.
-INIT_STEPS = {"baseline.gin": 0, "ml3_letter.gin": 1, "adalfl_letter.gin": 1, "ml3_relu.gin": 1}
+INIT_STEPS = {
+    "baseline.gin": 0, "ml3_letter.gin": 1, "ml3_relu.gin": 1, "adalfl_letter.gin": 1,
+    "meta_lr.gin": 1,
+}  # fmt: skip
 
 
 def by_default(task, method):

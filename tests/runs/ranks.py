@@ -267,7 +267,7 @@ METHODS = {
         "meta_optimizers.online_one_step.objective_batch_size = 200",
         "base_optimizers.sgd.momentum = 0.9",
     ],
-    "meta_lr": ["offline/meta_optimizers.meta_lr.steps = 7"],
+    "meta_lr": ["meta_optimizers.offline_unrolled.steps = 7"],
 }
 IMAGES = [
     "Runner.task = @tasks.arrays()",

@@ -295,7 +295,7 @@ def test_what_is_asked_of_several_seeds(refused, tmp_path):
     twice = ("--seed=1", "--seed=1")
     assert refused(*twice) == "--seed 1 is given twice"
     several = ("--seed=0", "--seed=1")
-    assert refused(*several, files=("tasks/digits_mlp.gin", "methods/meta_lr.gin")) == (
+    assert refused(*several, files=("tasks/digits_mlp.gin", "methods/meta_lr_letter.gin")) == (
         "a learned learning rate is one number of the optimizer, which a stack has once: train "
         "these seeds one at a time"
     )
