@@ -2,7 +2,7 @@ r"""Does AdaLFL work wherever its task loss does? Digits, two models, 14 optimiz
 
     python -m benchmarks.heat_map run --json=FILE              # continues where the file ends
     python -m benchmarks.heat_map run --json=FILE --model=mlp --seeds=1 --cell='sgd 0.1 0.9'
-    python -m benchmarks.heat_map show --json=FILE [--png=FILE]
+    python -m benchmarks.heat_map show --json=docs/results/heat_map.jsonl --png=docs/images/heat_map.png
 
 Nothing is set: `AdaLFL(model, optimizer, loss)`, then `initialize(train, valid)`, then `step`. A
 cell holds where AdaLFL's test error is at most 1.3 times cross-entropy's plus .01, or where the
@@ -222,8 +222,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(MODELS)), list(MODELS))
     axes.set_title("test error of AdaLFL (of cross-entropy), digits, means over seeds", fontsize=9)
-    bar = figure.colorbar(image, label="error + .01, beside cross-entropy's")
-    bar.set_ticks([-1, 0, 1], labels=["half", "same", "twice"])
+    bar = figure.colorbar(image)
+    bar.set_label("error + .01, in that of\ncross-entropy", fontsize=8)
+    bar.set_ticks([-1, 0, 1], labels=["half", "same", "twice"], fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
