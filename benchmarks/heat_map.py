@@ -2,7 +2,7 @@ r"""Does AdaLFL work wherever its task loss does? Digits, two models, 14 optimiz
 
     python -m benchmarks.heat_map run --json=FILE              # continues where the file ends
     python -m benchmarks.heat_map run --json=FILE --model=mlp --seeds=1 --cell='sgd 0.1 0.9'
-    python -m benchmarks.heat_map show --json=docs/results/heat_map.jsonl --png=docs/images/heat_map.png
+    python -m benchmarks.heat_map show --json=FILE --png=docs/images/heat_map.png
 
 Nothing is set: `AdaLFL(model, optimizer, loss)`, then `initialize(train, valid)`, then `step`. A
 cell holds where AdaLFL's test error is at most 1.3 times cross-entropy's plus .01, or where the
