@@ -15,7 +15,7 @@ import metaloss
 from metaloss import links
 from metaloss.errors import HealthWarning, InputError
 from metaloss.learner import fitted_phi, initialization_of
-from metaloss.problem.health import PROBES, Watch, constant_loss
+from metaloss.problem.health import PROBES, Watch, by_parameters, constant_loss
 
 #: Factors of a loss's output layer.
 SPOILT = {"scale": 30.0, "sign": -1.0, "constant": 0.0}
@@ -260,6 +260,25 @@ def test_a_constant_prediction_is_the_best_one(kind):
 
     optimizer.step(closure)
     assert math.isclose(found, closure().item(), rel_tol=1e-4)
+
+
+def test_gradients_are_compared_in_parts_in_which_a_few_wrong_examples_have_no_say():
+    """The learned loss is three times the task loss, but for far errors, on which it is flat."""
+
+    class Deaf(metaloss.REPRESENTATIONS["squared_error"]):
+        def forward(self, prediction, target):
+            error = (prediction - target).square().mean(-1)
+            return 3 * torch.where(error < 100, error, 100.0)
+
+    x, y, task_loss, link, _ = task_of("regression")
+    model = nn.Linear(6, 1)
+    learner = metaloss.AdaLFL(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), Deaf(), task_loss, link=link,
+        meta_lr=None,
+    )  # fmt: skip
+    y[:5] += 1e4
+    assert by_parameters(learner.problem, (x, y)) == pytest.approx((1, 3), rel=1e-4)
+    assert learner.health((x, y)).numbers["ratio_theta"] < 0.1  # of all at once
 
 
 def test_a_fitted_model_leaves_nothing_to_judge():

@@ -107,11 +107,10 @@ def effective_base_lr(
 ) -> float:
     """The learning rate at which a step on the task loss comes nearest to one on the learned loss.
 
-    Nearest in the outputs z, of the example in the middle: with the slopes g = ∂M_φ/∂z and
-    h = ∂L_T/∂z of an example, the α' that makes α'h least far from αg is α⟨g, h⟩/⟨h, h⟩ (paper,
-    section 5.5: θ - α∇L_T ≈ θ - ∇M_φ), and this is the median over the examples. Over all at once
-    the few wrong ones of a trained model, whose h is large, would have all the say. Negative where
-    the learned loss works against the task loss. Without momentum and the like, which act on both.
+    Nearest in the outputs z: with g = ∂M_φ/∂z and h = ∂L_T/∂z, the α' that makes α'h least far from
+    αg, α' = α⟨g, h⟩/⟨h, h⟩ (paper, section 5.5: θ - α∇L_T ≈ θ - ∇M_φ). Negative where the learned
+    loss works against the task loss. Of a trained model it is a statement on the few wrong
+    examples, whose h is large. Without momentum and the like, which act on both.
 
     Args:
         loss: the learned loss with its link.
@@ -123,9 +122,7 @@ def effective_base_lr(
     z = outputs.detach().requires_grad_()
     (g,) = torch.autograd.grad(loss(z, labels), z, materialize_grads=True)
     (h,) = torch.autograd.grad(task_loss(z, labels), z)
-    g, h = (slope.double().flatten(1) for slope in (g, h))
-    rates = (g * h).sum(1) / h.square().sum(1)
-    return base_lr * float(rates.nanmedian())  # NaN is an example without any slope
+    return base_lr * float((g.double() * h.double()).sum() / h.double().square().sum())
 
 
 def warnings(numbers: Mapping[str, Any]) -> list[str]:
