@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from metaloss import links
 from metaloss.base_optimizers.base import reset
@@ -253,9 +253,9 @@ class AdaLFL:
         `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0`. Afterwards model and
         optimizer are as they were before any training: θ_0 restored, optimizer state empty.
 
-        At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ is
-        fitted to the task loss again, if `fit_steps` allow it, with a `HealthWarning`; `health`
-        tells what was found.
+        At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ
+        goes back to what its fit to the task loss had left, if there was one, with a
+        `HealthWarning`; `health` tells what was found.
 
         Args:
             train, valid: loaders of batches, repeated as often as needed, or functions that give
@@ -330,29 +330,28 @@ class AdaLFL:
         redraw: Callable[[], None],
         steps: int | None,
     ) -> None:
-        """Puts the loss on trial; where it fails, it is fitted to the task loss again, once."""
+        """Puts the loss on trial; where it fails, φ is again what the fit to the task loss left."""
         if steps is None:
             memory = math.ceil(2 * memory_of(self.problem.optimizer))
             steps = max(TRIAL_STEPS, memory)
             steps = steps if self._steps is None else min(steps, self._steps)
         if self.problem.loss is None or not steps:
             return
-        phases = getattr(initialization, "phases", ())
-        fits = [phase for phase in phases if isinstance(phase, TaskFit) and phase.steps]
+        fitted = fitted_phi(initialization)
         while True:
             with outer_autocast(self.problem):
                 tried = trial(self.problem, draw_train, draw_objective, redraw, steps)
             self.watch = Watch(tried, self.watch.warnings)
             if tried.trouble is None:
                 return
-            remedy = ": φ is fitted to the task loss again" if fits else ""
+            remedy = ": φ is again as its fit to the task loss left it" if fitted else ""
             self.tell(f"initialisation: {tried.trouble}{remedy}")
-            if not fits:
+            if not fitted:
                 break
-            fit = fits.pop()
-            fit.attach(self.problem)
-            for _ in range(fit.steps):
-                self._take(fit, draw_train, draw_objective)
+            with torch.no_grad():
+                for parameter, value in zip(self.problem.phi, fitted, strict=True):
+                    parameter.copy_(value)
+            fitted = None
         if self.on_unhealthy == "task_loss":
             self._fall_back()
 
@@ -414,6 +413,15 @@ def initialization_of(
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
     learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr)
     return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
+
+
+def fitted_phi(initialization: MetaOptimizer) -> Sequence[Tensor] | None:
+    """φ as the latest fit to the task loss has left it, if a phase of the kind has ended."""
+    if not isinstance(initialization, InTurn):
+        return None
+    ended = zip(initialization.phases, initialization.left, strict=False)
+    kept = [phi for phase, phi in ended if isinstance(phase, TaskFit) and phase.steps]
+    return kept[-1] if kept else None
 
 
 def warn(trouble: str) -> None:

@@ -189,7 +189,7 @@ def train(command):
 def refused(train, tmp_path):
     """Asserts that arguments give exit code 2 and no run folder; -> what follows "error: "."""
 
-    def run(*arguments, files=("tasks/digits_mlp.gin", "methods/adalfl.gin")):
+    def run(*arguments, files=("tasks/digits_mlp.gin", "methods/adalfl_letter.gin")):
         files = [f"--gin_file={file}" for file in files]
         before = set(tmp_path.rglob("*"))
         code, stderr = train(*files, f"--output_dir={tmp_path / 'run'}", *arguments)

@@ -102,16 +102,25 @@ QUICK = (
     "tasks.digits.batch_size = 16",
     "backbones.mlp.hidden = (8,)",
 )
+#: An initialisation of nine meta-steps.
+SHORT = (
+    "meta_optimizers.task_fit.steps = 3",
+    "meta_optimizers.offline_unrolled.steps = 6",
+    "meta_optimizers.offline_unrolled.inner_steps = 2",
+)
 METHODS = {
     "baseline": (),
-    "ml3": ("meta_optimizers.offline_unrolled.steps = 9",),
+    "ml3": SHORT,
     "adalfl": (
-        "meta_optimizers.offline_unrolled.steps = 9",
-        "meta_optimizers.offline_unrolled.inner_steps = 2",
+        *SHORT,
         "meta_optimizers.online_one_step.every = 2",
         "base_optimizers.sgd.momentum = 0.9",
     ),
-    "meta_lr": ("offline/meta_optimizers.meta_lr.steps = 9",),
+    "meta_lr": (
+        "meta_optimizers.offline_unrolled.steps = 9",
+        "meta_optimizers.offline_unrolled.inner_steps = 2",
+        "meta_optimizers.online_one_step.every = 2",
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from metaloss import config
 
-ADALFL = ("tasks/mnist_lenet5.gin", "methods/adalfl.gin")
+ADALFL = ("tasks/mnist_lenet5.gin", "methods/adalfl_letter.gin")
 METRICS = {"mnist": "error_rate", "digits": "error_rate"}
 
 
@@ -59,7 +59,7 @@ def write_run(
 def write_methods(root: Path, seeds: int, bindings=(), pair="mnist_lenet5") -> Path:
     """The four methods, AdaLFL the best of them under every seed."""
     noise = np.random.default_rng(0)
-    for i, method in enumerate(("adalfl", "ml3", "meta_lr", "baseline")):
+    for i, method in enumerate(("adalfl_letter", "ml3_letter", "meta_lr_letter", "baseline")):
         for seed in range(seeds):
             test = 0.010 + 0.001 * i + 0.0004 * float(noise.random())
             files = (f"tasks/{pair}.gin", f"methods/{method}.gin")

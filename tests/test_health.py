@@ -14,10 +14,12 @@ from torch import nn
 import metaloss
 from metaloss import links
 from metaloss.errors import HealthWarning, InputError
-from metaloss.problem.health import PROBES, Watch, constant_loss
+from metaloss.learner import fitted_phi, initialization_of
+from metaloss.problem.health import PROBES, Watch, by_parameters, constant_loss
 
 #: Factors of a loss's output layer.
 SPOILT = {"scale": 30.0, "sign": -1.0, "constant": 0.0}
+KINDS = ("classification", "binary", "multi_label", "dense", "regression")
 
 
 def task_of(kind):
@@ -29,6 +31,11 @@ def task_of(kind):
         return x, z.argmax(-1), F.cross_entropy, links.by_labels, 4
     if kind == "regression":
         return x, z[:, :1], F.mse_loss, links.by_labels, 1
+    if kind == "binary":
+        labels = (z[:, :1] > 0).float()
+        return x, labels, F.binary_cross_entropy_with_logits, links.multi_label, 1
+    if kind == "dense":
+        return x, z.unflatten(1, (2, 2)).argmax(1), F.cross_entropy, links.Dense(), 4
     return x, (z > 0).float(), F.binary_cross_entropy_with_logits, links.multi_label, 4
 
 
@@ -36,6 +43,8 @@ def learner_of(kind, **arguments):
     x, y, task_loss, link, outputs = task_of(kind)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, outputs))
+    if kind == "dense":  # two classes at each of two places
+        model.append(nn.Unflatten(1, (2, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
     learner = metaloss.AdaLFL(
         model, optimizer, metaloss.REPRESENTATIONS["nn"](), task_loss, link=link, **arguments
@@ -78,7 +87,7 @@ def train_on(learner, train, valid, steps):
         learner.step(next(train), next(valid))
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_healthy_losses_raise_no_alarm(kind):
     learner, train, valid = initialized(kind)
     assert learner.health().status == "healthy"
@@ -91,7 +100,7 @@ def test_healthy_losses_raise_no_alarm(kind):
 
 
 @pytest.mark.parametrize("how", SPOILT)
-@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_spoilt_losses_are_noticed_within_100_steps(kind, how):
     learner, train, valid = initialized(kind)
     train_on(learner, train, valid, 30)
@@ -149,14 +158,36 @@ def test_a_saved_watch_goes_on():
     assert one.health() == other.health()
 
 
-def test_a_failed_trial_fits_the_loss_again():
+def test_a_failed_trial_brings_the_fitted_loss_back():
     learner, train, valid = learner_of("classification")
-    with pytest.warns(HealthWarning, match="fitted to the task loss again"):
-        learner.initialize(
-            lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1.0,
-            horizon=1, fit_steps=900, trial_steps=40,
-        )  # fmt: skip
+    kept = []
+    learner.tell = lambda trouble: kept.append([trouble, *map(torch.clone, learner.problem.phi)])
+    learner.initialize(
+        lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1e6,
+        horizon=1, fit_steps=200, trial_steps=40,
+    )  # fmt: skip
+    ((trouble, *spoilt),) = kept
+    assert trouble.endswith("φ is again as its fit to the task loss left it")
+    assert max(float(p.detach().abs().max()) for p in spoilt) > 1e4
     assert learner.health().status == "healthy" and learner.health().numbers["share"] > 0.5
+    assert learner.health().warnings  # what was found is not forgotten
+
+
+def test_a_run_that_is_resumed_knows_the_way_back():
+    """φ as the fit left it is in the phase's state, also where the phase after it has begun."""
+    learner, train, valid = learner_of("classification")
+    draws = (lambda: next(train)), (lambda: next(valid))
+    phase = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    phase.attach(learner.problem)
+    for _ in range(4):
+        phase.step(*draws)
+    (left,) = phase.left
+    saved = copy.deepcopy(phase.state_dict())
+    other = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    other.attach(learner.problem)
+    other.load_state_dict(saved)
+    assert all(map(torch.equal, fitted_phi(other), left))
+    assert not all(map(torch.equal, learner.problem.phi, left))
 
 
 def test_where_nothing_helps_it_is_said():
@@ -229,6 +260,25 @@ def test_a_constant_prediction_is_the_best_one(kind):
 
     optimizer.step(closure)
     assert math.isclose(found, closure().item(), rel_tol=1e-4)
+
+
+def test_gradients_are_compared_in_parts_in_which_a_few_wrong_examples_have_no_say():
+    """The learned loss is three times the task loss, but for far errors, on which it is flat."""
+
+    class Deaf(metaloss.REPRESENTATIONS["squared_error"]):
+        def forward(self, prediction, target):
+            error = (prediction - target).square().mean(-1)
+            return 3 * torch.where(error < 100, error, 100.0)
+
+    x, y, task_loss, link, _ = task_of("regression")
+    model = nn.Linear(6, 1)
+    learner = metaloss.AdaLFL(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), Deaf(), task_loss, link=link,
+        meta_lr=None,
+    )  # fmt: skip
+    y[:5] += 1e4
+    assert by_parameters(learner.problem, (x, y)) == pytest.approx((1, 3), rel=1e-4)
+    assert learner.health((x, y)).numbers["ratio_theta"] < 0.1  # of all at once
 
 
 def test_a_fitted_model_leaves_nothing_to_judge():

@@ -17,30 +17,32 @@ Row = Mapping[str, Any]
 PANELS = (
     ("scale", None, "implicit learning rate, 5.5"),
     ("effective_base_lr", "base_lr", "implicit learning rate, 5.5"),
-    ("flatness", None, "implicit early stopping, 5.6"),
-    ("argmin", "argmin_target", "implicit label smoothing, 5.7"),
+    ("flatness", "flat_range", "implicit early stopping, 5.6"),
+    ("argmin", None, "implicit label smoothing, 5.7"),
     ("wrong_slope", None, "a warning where it is large"),
     ("phi_distance", None, r"$\|\phi_t - \phi_0\|$"),
+    ("cosine_theta", None, "which way a step goes"),
+    ("ratio_theta", None, "how far a step goes"),
 )
 
 STYLES = ("-", "--", "-.", ":")
 
 
 def index_panels(rows: Sequence[Row], title: str = "") -> Figure:
-    """Six indices over the base steps, with the paper's reading of each.
+    """The indices over the base steps, with the paper's reading of each.
 
     Args:
         rows: of metrics.jsonl; those of the training are drawn.
         title: of the figure.
     """
     rows = [row for row in rows if row["phase"] == "train"]
-    figure = Figure(figsize=(10.4, 5.2), layout="constrained")
-    for axis, (name, beside, reading) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    figure = Figure(figsize=(13.6, 5.2), layout="constrained")
+    for axis, (name, beside, reading) in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
         _line(axis, rows, name, color="C0", label=indices.MEANINGS[name])
         if beside is not None and any(beside in row for row in rows):
             _line(axis, rows, beside, color="C1", ls="--", label=indices.MEANINGS[beside])
             axis.legend(fontsize=7.5, frameon=False)
-        axis.set_title(f"{indices.MEANINGS[name]}\n({reading})", fontsize=9)
+        axis.set_title(f"{indices.MEANINGS[name]}\n({reading})", fontsize=8)
         if name in ("flatness", "wrong_slope"):
             axis.set_ylim(-0.03, 1.03)
         _dress(axis)

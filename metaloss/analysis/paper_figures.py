@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metaloss.analysis.curves import LossCurves
-from metaloss.analysis.indices import near_zero
+from metaloss.analysis.indices import felt, near_zero
 from metaloss.analysis.loss_figures import COLOURS, INK, aligned, dress, limits
 
 
@@ -74,7 +74,7 @@ def flat_losses(losses: Sequence[LossCurves], names: Sequence[str] = ()) -> Figu
     axes = figure.subplots(1, len(losses), squeeze=False)[0]
     for i, (axis, curves) in enumerate(zip(axes, losses, strict=True)):
         shown = range(len(curves.panels) - (curves.classes is not None))
-        flat = near_zero(curves.slopes[-1, list(shown)])
+        flat = near_zero(felt(curves)[list(shown)])
         for k, style in zip(shown, ("-", "--", ":") * len(shown), strict=False):
             values = aligned(curves, k)[-1]
             axis.plot(curves.grid, values, style, color=INK, lw=1.3, label=curves.panels[k])

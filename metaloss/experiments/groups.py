@@ -20,8 +20,16 @@ from metaloss.experiments.statistics import (
     summarize,
 )
 
-#: The paper's methods, as the columns of its Table 1.
-METHODS = ("baseline", "ml3", "meta_lr", "adalfl")
+#: The paper's methods, as the columns of its Table 1; each to the letter before what we make of it.
+METHODS = (
+    "baseline",
+    "ml3_letter",
+    "ml3",
+    "meta_lr_letter",
+    "meta_lr",
+    "adalfl_letter",
+    "adalfl",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class TaskFit(MetaOptimizer):
     Args:
         steps: of Adam on φ.
         meta_lr: η of Adam at the start; it falls linearly to 0.
-        examples: rows in each step; of the model's outputs they are drawn with repetition.
+        examples: rows in each step; of the batch's labels they are drawn with repetition.
     """
 
     objective = "train"
@@ -55,18 +55,22 @@ class TaskFit(MetaOptimizer):
         inputs, labels = batches.parts(draw_train())[0]
         with torch.no_grad(), problem.replaced({}, problem.copy_buffers()):
             like = problem.forward(inputs)
-        rows = torch.randint(len(like), (self.examples,), device=like.device)
+        labels = torch.cat(distributed.gather(labels.cpu())).to(labels.device)
+        rows = torch.randint(len(labels), (self.examples,), device=labels.device)
         labels = labels[rows]
-        outputs = wide_outputs(like[rows], labels, problem.task_loss).requires_grad_()
+        outputs = wide_outputs(
+            like.new_empty(len(rows), *like.shape[1:]), labels, problem.task_loss
+        )
+        distributed.spread([outputs, labels])  # the first process draws for all, as one alone does
+        outputs.requires_grad_()
         (asked,) = torch.autograd.grad(problem.task_loss(outputs, labels), outputs)
         loss = problem.learned_loss(outputs, labels)
         (slope,) = torch.autograd.grad(loss, outputs, create_graph=True)
         error = (slope - asked).square().sum() / asked.square().sum()
         gradients = torch.autograd.grad(error, self._meta.phi, allow_unused=True)
-        mean, (error,) = distributed.mean_beside(
-            gradients, self._meta.phi, [error.detach()], self.examples
+        return self._descent.descend(
+            Hypergradient(loss.detach(), error.detach(), list(gradients), None)
         )
-        return self._descent.descend(Hypergradient(loss.detach(), error, mean, None))
 
     def state_dict(self) -> dict[str, Any]:
         return {"descent": self._descent.state_dict()}

@@ -237,14 +237,9 @@ def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:
     with problem.replaced({}, problem.copy_buffers()):
         outputs = problem.forward(inputs)
         g, h, task_loss = slopes(problem, outputs, labels)
-        through = [
-            torch.autograd.grad(outputs, problem.theta, s, retain_graph=True, allow_unused=True)
-            for s in (g, h)
-        ]
+        cosine_theta, ratio_theta = _by_theta(problem, outputs, g, h)
     seeding.set_global_state(random_state, problem.device)
-    by_theta = [torch.cat([p.flatten() for p in ps if p is not None]) for ps in through]
     cosine, ratio = _of_vectors(g, h)
-    cosine_theta, ratio_theta = _of_vectors(*by_theta)
     constant = constant_loss(problem, outputs.detach(), labels, [Watch()])
     return {
         "cosine": cosine,
@@ -254,6 +249,38 @@ def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:
         "cosine_theta": cosine_theta,
         "ratio_theta": ratio_theta,
     }
+
+
+def by_parameters(problem: Problem, batch: StepBatch, size: int = 16) -> tuple[float, float]:
+    """Cosine and ratio of norms of ∇_θ M_φ and ∇_θ L_T: medians over parts of a batch.
+
+    A model that has learned most of its examples has its gradient from the few wrong ones; in the
+    median over small parts these have no more say than others. The batch is this process's own.
+
+    Args:
+        size: examples in a part.
+    """
+    inputs, labels = batches.parts(batch)[0]
+    found = []
+    random_state = seeding.global_state(problem.device)
+    for start in range(0, len(labels), size):
+        part = slice(start, start + size)
+        with problem.replaced({}, problem.copy_buffers()):
+            outputs = problem.forward(inputs[part])
+            g, h, _ = slopes(problem, outputs, labels[part])
+            found.append(_by_theta(problem, outputs, g, h))
+    seeding.set_global_state(random_state, problem.device)
+    cosines, ratios = zip(*found, strict=True)
+    return statistics.median(cosines), statistics.median(ratios)
+
+
+def _by_theta(problem: Problem, outputs: Tensor, g: Tensor, h: Tensor) -> tuple[float, float]:
+    """Cosine and ratio of two slopes by the outputs, taken back to θ."""
+    through = [
+        torch.autograd.grad(outputs, problem.theta, s, retain_graph=True, allow_unused=True)
+        for s in (g, h)
+    ]
+    return _of_vectors(*(torch.cat([p.flatten() for p in ps if p is not None]) for ps in through))
 
 
 def _of_vectors(g: Tensor, h: Tensor) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from metaloss import links
 from metaloss.analysis import curves, indices
+from metaloss.problem import health
+from metaloss.problem.batches import Batch
 from metaloss.representations.saved.learned_loss import LearnedLoss
 from metaloss.representations.saved.trajectory import Trajectory, flat
 from metaloss.runs.folder import RunFolder
@@ -33,9 +36,19 @@ def numbers(state: State) -> dict[str, float]:
     now = Trajectory(torch.tensor([state.steps]), phi[None])
     outputs, labels = _examples(state)
     objective = state.data.objective
+    prediction, target = objective.link(outputs, labels)[:2]
+    if classes(state) is None:
+        stands = (prediction - target).flatten()
+    else:
+        stands = (prediction * target).sum(-1)
+    sampled = curves.sample(state.loss, now, classes(state))
+    with _evaluating(state):
+        cosine, ratio = health.by_parameters(state.learner.problem, _first(state))
     return {
-        **indices.of_curves(curves.sample(state.loss, now, classes(state))),
+        **indices.of_curves(sampled, stands.double().cpu().numpy()),
         "phi_distance": float((phi - state.samples.get(0, phi)).norm()),
+        "cosine_theta": cosine,
+        "ratio_theta": ratio,
         "effective_base_lr": indices.effective_base_lr(
             LearnedLoss(state.loss, objective.link), objective.loss, outputs, labels, base_lr
         ),
@@ -83,9 +96,22 @@ def classes(state: State) -> int | None:
 @torch.no_grad()
 def _examples(state: State) -> tuple[Tensor, Tensor]:
     """The model's outputs on the first training examples, in eval mode, and their labels."""
-    inputs, labels = next(state.data.in_order("train", EXAMPLES))
+    inputs, labels = _first(state)
+    with _evaluating(state):
+        return state.model(inputs), labels
+
+
+def _first(state: State) -> Batch:
+    """The first training examples."""
+    return next(state.data.in_order("train", EXAMPLES))
+
+
+@contextmanager
+def _evaluating(state: State) -> Iterator[None]:
+    """Within it the model is in eval mode."""
     training = state.model.training
     state.model.eval()
-    outputs = state.model(inputs)
-    state.model.train(training)
-    return outputs, labels
+    try:
+        yield
+    finally:
+        state.model.train(training)

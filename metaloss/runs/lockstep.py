@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -96,11 +96,14 @@ class Lockstep:
 
     def _steps(self) -> Iterator[dict[int, MetaStep]]:
         """The steps of both phases, each as what it did by seed."""
-        phases = [_initialization(state) for state in self._states]
+        several = self._stack is not None
+        phases = [_initialization(state, several) for state in self._states]
         # Each seed's alone: their models are drawn anew at steps of their own.
         for made in zip(*phases, strict=True):
             yield {run.seed: own for run, own in zip(self._runs, made, strict=True)}
         if self._stack is not None:
+            for state in self._states:
+                state.end_turns(self._states[0])
             # Not before: a stack that has a state hands it out to its members' optimizers, also
             # while each is in its own initialisation.
             self._stack.join()
@@ -153,15 +156,21 @@ class Lockstep:
         return max(common)
 
 
-def _initialization(state: State) -> Iterator[MetaStep]:
-    """What is left of a seed's initialisation, a meta-step at a time."""
+def _initialization(state: State, several: bool) -> Iterator[MetaStep]:
+    """What is left of a seed's initialisation, a meta-step at a time; of several, each in turn."""
     if state.initializing is None:
         return
     train, objective = state.draws("init_")
     assert objective is not None
-    yield from state.learner.initializing(
+    phase = state.learner.initializing(
         state.initializing, train, objective, state.redraw_model, state.init_steps
     )
+    while True:
+        with state.turn() if several else nullcontext():
+            made = next(phase, None)
+        if made is None:
+            return
+        yield made
 
 
 class StackedData:

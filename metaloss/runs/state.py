@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -94,6 +96,25 @@ class State:
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
         self.selection: float | None = None  # the latest metric on the split "select"
         self.best: dict[str, Any] | None = None  # the model that was best so far, see `keep_best`
+        self._generators = seeding.global_state(device)  # torch's global ones, between turns
+        self._taking_turns = False
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within it torch's global generators are this run's own, of several in the process."""
+        outside = seeding.global_state(self._device)
+        seeding.set_global_state(self._generators, self._device)
+        self._taking_turns = True
+        try:
+            yield
+        finally:
+            self._generators = seeding.global_state(self._device)
+            seeding.set_global_state(outside, self._device)
+
+    def end_turns(self, first: State) -> None:
+        """From here on several runs draw together, from where the first one's generators stand."""
+        self._taking_turns = False
+        seeding.set_global_state(first._generators, self._device)
 
     @property
     def initializing(self) -> MetaOptimizer | None:
@@ -158,7 +179,8 @@ class State:
 
         Of several processes all take part; any number of them can go on from it.
         """
-        own, *others = distributed.gather(seeding.global_state(self._device))
+        standing = self._generators if self._taking_turns else seeding.global_state(self._device)
+        own, *others = distributed.gather(standing)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
@@ -203,6 +225,7 @@ class State:
             seeding.set_global_state(generators[distributed.rank()], self._device)
         else:
             self._seed_globally(f"global/from {self.init_steps + self.steps}")
+        self._generators = seeding.global_state(self._device)
 
     def _seed_globally(self, stream: str) -> None:
         """Torch's global generators, from which dropout masks come: each process has its own."""

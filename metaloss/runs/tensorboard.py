@@ -21,10 +21,19 @@ if TYPE_CHECKING:
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
 GROUPS = {
     **dict.fromkeys(
-        ("task_loss", "gradient_norm", "skipped", "base_lr", "effective_base_lr"), "meta"
+        (
+            "task_loss",
+            "gradient_norm",
+            "skipped",
+            "base_lr",
+            "effective_base_lr",
+            "cosine_theta",
+            "ratio_theta",
+        ),
+        "meta",
     ),
     **dict.fromkeys(
-        ("scale", "flatness", "argmin", "argmin_target", "wrong_slope", "turns", "phi_distance"),
+        ("scale", "flatness", "flat_range", "argmin", "wrong_slope", "turns", "phi_distance"),
         "loss",
     ),
 }
@@ -42,8 +51,14 @@ def layout(metric: str) -> dict[str, Any]:
         "learned loss": ["train/learned_loss$"],
         "base learning rate (5.5)": ["meta/base_lr$", "meta/effective_base_lr$"],
         "scale (5.5)": ["loss/scale$"],
-        "flatness (5.6) and slope away from the target": ["loss/flatness$", "loss/wrong_slope$"],
-        "prediction of least loss (5.7)": ["loss/argmin$", "loss/argmin_target$"],
+        "flatness (5.6) and slope away from the target": [
+            "loss/flatness$",
+            "loss/flat_range$",
+            "loss/wrong_slope$",
+        ],
+        "prediction of least loss (5.7)": ["loss/argmin$"],
+        "cosine with the task loss's gradient by theta": ["meta/cosine_theta$"],
+        "norm of the gradient by theta, in the task loss's": ["meta/ratio_theta$"],
         "distance of phi from its start": ["loss/phi_distance$"],
         "health: cosine with the task loss's slope": ["health/cosine$"],
         "health: size of the slope, in the task loss's": ["health/ratio$"],

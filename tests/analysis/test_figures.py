@@ -88,7 +88,7 @@ def test_indices_of_the_squared_error_are_known():
     _, found = sampled(name="squared_error", points=2001)
     numbers = indices.of_curves(found)
     assert numbers["scale"] == pytest.approx(1, rel=1e-3)  # the mean of |2e| over [-1, 1]
-    assert numbers["flatness"] == pytest.approx(0.05 / 2, abs=2e-3)  # |2e| < 0.05
+    assert numbers["flat_range"] == pytest.approx(0.05 / 2, abs=2e-3)  # |2e| < 0.05
     assert numbers["argmin"] == pytest.approx(0, abs=1e-6)
     assert (numbers["wrong_slope"], numbers["turns"]) == (0, 0)
     assert indices.warnings(numbers) == []
@@ -140,6 +140,30 @@ def test_the_effective_learning_rate_of_a_scaled_task_loss_is_its_scale():
     found = indices.effective_base_lr(loss, torch.nn.functional.mse_loss, outputs, labels, 0.1)
     assert found == pytest.approx(-0.3, rel=1e-5)
     assert indices.warnings({"effective_base_lr": found})[0].startswith("works against")
+
+
+def cross_entropy_curves(points):
+    trajectory = Trajectory(torch.tensor([0]), torch.zeros(1, 0))
+    return curves.sample(metaloss.REPRESENTATIONS["cross_entropy"](), trajectory, 10, points)
+
+
+@pytest.mark.parametrize("points", [101, 201, 2001])
+def test_cross_entropy_is_flat_nowhere_but_at_the_target(points):
+    """Its slope by the logit is p - 1, whatever the grid: .5 in the mean, small for p > .975."""
+    numbers = indices.of_curves(cross_entropy_curves(points))
+    assert numbers["scale"] == pytest.approx(0.5, rel=0.02)
+    assert numbers["flat_range"] == pytest.approx(0.025, abs=0.011)
+    assert indices.warnings(numbers) == []
+
+
+def test_scale_and_flatness_are_those_of_where_the_model_stands():
+    found = cross_entropy_curves(2001)
+    unsure = indices.of_curves(found, np.array([0.1, 0.3]))
+    assert unsure["scale"] == pytest.approx(0.8, rel=1e-3)
+    assert unsure["flatness"] == 0
+    sure = indices.of_curves(found, np.array([0.999, 0.998, 0.999, 0.4]))
+    assert sure["flatness"] == 0.75
+    assert sure["flat_range"] == unsure["flat_range"]
 
 
 # --- known losses ---
@@ -267,7 +291,8 @@ ROWS = [
             {"phase": "train", "step": step, "base_lr": 0.1},
             {
                 "phase": "train", "step": step, "scale": 1.0 + step, "flatness": 0.1,
-                "argmin": 0.9, "argmin_target": 0.8, "wrong_slope": 0.2, "turns": 1.0,
+                "flat_range": 0.2, "argmin": 0.9, "wrong_slope": 0.2, "turns": 1.0,
+                "cosine_theta": 0.7, "ratio_theta": 3.0,
                 "phi_distance": None if step == 5 else step, "effective_base_lr": 0.3,
             },
         )

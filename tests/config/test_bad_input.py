@@ -21,7 +21,7 @@ from tests.helpers import ROOT
 
 plugins.load_all([])  # as every run does: theirs are among the known names
 
-TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl.gin"
+TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl_letter.gin"
 KINDS = (
     "kinds: backbones, base_optimizers, descents, engines, launchers, meta_optimizers, rates, "
     "representations, tasks"

@@ -21,7 +21,7 @@ from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, find
 from metaloss.errors import ConfigError
 
-DIGITS = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
+DIGITS = ["tasks/digits_mlp.gin", "methods/adalfl_letter.gin"]
 RUN = (
     "Runner.task = @tasks.digits()\nRunner.backbone = @backbones.mlp\n"
     "Runner.base_optimizer = @base_optimizers.sgd\nRunner.steps = 1\nbase_optimizers.sgd.lr = 0.1\n"
@@ -90,7 +90,7 @@ def test_a_value_is_built_anew_each_time(anything):
 
 
 def test_the_text_of_scoped_components_loads_back_to_itself(tmp_path):
-    first = load(["tasks/digits_mlp.gin", "methods/meta_lr.gin"])
+    first = load(["tasks/digits_mlp.gin", "methods/meta_lr_letter.gin"])
     assert "offline/meta_optimizers.meta_lr.meta_lr = 0.001\n" in first.text
     assert "online/meta_optimizers.meta_lr.meta_lr = 1e-05\n" in first.text
     second = reload(first.text, tmp_path)
@@ -187,21 +187,22 @@ def test_what_nobody_reads_is_reported_with_its_place(binding, unread):
 
 
 def test_a_binding_that_two_scopes_hide_is_reported():
-    files = ["tasks/digits_mlp.gin", "methods/meta_lr.gin"]
+    files = ["tasks/digits_mlp.gin", "methods/meta_lr_letter.gin"]
     hidden = load(files, ["meta_optimizers.meta_lr.meta_lr = 1.0"])
     assert len(hidden.unread) == 1
     assert load(files, ["meta_optimizers.meta_lr.every = 2"]).unread == ()
 
 
 def test_the_leftovers_of_another_method_are_reported_with_file_and_line():
-    file = CONFIG_DIR / "methods" / "adalfl.gin"
+    file = CONFIG_DIR / "methods" / "ml3_letter.gin"
     expected = tuple(
         f"{line.split(' = ')[0]} in {file}:{number}"
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if line.startswith("meta_optimizers.")
     )
     assert len(expected) > 4
-    assert load([*DIGITS, "methods/baseline.gin"]).unread == expected
+    files = ["tasks/digits_mlp.gin", "methods/ml3_letter.gin", "methods/baseline.gin"]
+    assert load(files).unread == expected
 
 
 @pytest.mark.parametrize(

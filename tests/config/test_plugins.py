@@ -199,7 +199,7 @@ def test_the_example_of_a_base_optimizer_keeps_its_contract():
 def test_the_examples_train_together_through_gin(train, tmp_path):
     code, stderr = train(
         "--gin_file=tasks/digits_mlp.gin",
-        "--gin_file=methods/adalfl.gin",
+        "--gin_file=methods/adalfl_letter.gin",
         "--gin_param=Runner.task = @tasks.two_moons()",
         "--gin_param=Runner.base_optimizer = @base_optimizers.adabelief",
         "--gin_param=Runner.representation = @representations.temperature()",

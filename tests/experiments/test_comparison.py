@@ -51,7 +51,7 @@ def test_what_differs_is_told_and_what_is_equal_is_not(compare, tmp_path):
     code, text, _ = compare(one, other)
     assert code == 0
     assert text.startswith(
-        "# A: mnist + lenet5, adalfl, seed 0 and B: mnist + lenet5, adalfl, seed"
+        "# A: mnist + lenet5, adalfl_letter, seed 0 and B: mnist + lenet5, adalfl_letter, seed"
     )
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["Runner.steps", "10000", "500"] in cells
@@ -101,7 +101,10 @@ def test_the_curves_of_both_are_drawn_by_split(tmp_path):
         "validation error rate",
     ]
     lines = figure.axes[0].lines
-    assert [line.get_label() for line in lines] == ["A: adalfl, seed 0", "B: baseline, seed 2"]
+    assert [line.get_label() for line in lines] == [
+        "A: adalfl_letter, seed 0",
+        "B: baseline, seed 2",
+    ]
     assert lines[1].get_xydata() == pytest.approx(np.array([[500, 0.12], [1000, 0.07]]))
 
 
@@ -120,7 +123,7 @@ def test_learned_losses_stand_one_above_the_other(learned, compare):
     rows = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
     assert rows[:2] == ["A: adalfl, seed 0", "B: ml3_relu, seed 0"]
     _, text, _ = compare(learned / "adalfl", learned / "ml3_relu")
-    assert "flatness: share of near-zero slope" in text
+    assert "share of the range without slope" in text
     assert "| representations.nn.output" in text
 
 

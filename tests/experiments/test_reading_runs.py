@@ -27,7 +27,11 @@ def the_problem(folder):
 def test_a_whole_run_is_read_without_a_word(run):
     found, problems = records.read_run(run)
     assert problems == []
-    assert (found.task, found.backbone, found.settings.method) == ("mnist", "lenet5", "adalfl")
+    assert (found.task, found.backbone, found.settings.method) == (
+        "mnist",
+        "lenet5",
+        "adalfl_letter",
+    )
     assert (found.seed, found.status, found.test) == (3, "finished", 0.0125)
     assert found.machine == "CPU of here, 1 thread"
     assert found.curve("train") == {500: 0.13, 1000: 0.08}

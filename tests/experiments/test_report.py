@@ -25,8 +25,8 @@ def root(tmp_path_factory):
     """Runs for Tables 1, 2 and 6, some of them lost, and runs of another task."""
     folder = tmp_path_factory.mktemp("runs")
     write_methods(folder, 7)
-    shutil.rmtree(folder / "mnist_lenet5" / "meta_lr" / "seed6")
-    lost = ("tasks/mnist_lenet5.gin", "methods/meta_lr.gin")
+    shutil.rmtree(folder / "mnist_lenet5" / "meta_lr_letter" / "seed6")
+    lost = ("tasks/mnist_lenet5.gin", "methods/meta_lr_letter.gin")
     write_run(folder / "lost", lost, seed=6, status="diverged")
     write_run(folder / "short", bindings=["Runner.steps = 500"], test=0.02)
     large = ["meta_optimizers.online_one_step.meta_lr = 1e-1", "Runner.method = 'large'"]
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 
 def large_files():
-    return ("tasks/mnist_mlp.gin", "methods/adalfl.gin")
+    return ("tasks/mnist_mlp.gin", "methods/adalfl_letter.gin")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.helpers import ROOT, tool
 
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
-Sweep.methods = ['methods/baseline.gin', ['methods/adalfl.gin', 'ablations/cheap.gin']]
+Sweep.methods = ['methods/baseline.gin', ['methods/adalfl_letter.gin', 'ablations/cheap.gin']]
 Sweep.seeds = 2
 Sweep.bindings = [
     'Runner.steps = 4', 'Runner.figures = 0', 'meta_optimizers.offline_unrolled.steps = 2',
@@ -136,7 +136,7 @@ def test_equal_runs_of_several_specs_are_one(spec, tmp_path):
 def test_a_method_that_does_not_have_a_parameter_is_run_once():
     found = grid(
         1,
-        methods=["methods/baseline.gin", "methods/adalfl.gin"],
+        methods=["methods/baseline.gin", "methods/adalfl_letter.gin"],
         parameters={"meta_optimizers.online_one_step.meta_lr": [1e-4, 1e-5]},
     )
     assert [cell.group.split("-")[0] for cell in found] == [

@@ -406,7 +406,7 @@ def test_which_losses_are_of_classification_alone():
 def test_a_run_refuses_regression_before_it_starts(name, refused):
     assert refused(
         f"--gin_param=Runner.representation = @representations.{name}()",
-        files=("tasks/diabetes_mlp.gin", "methods/ml3.gin"),
+        files=("tasks/diabetes_mlp.gin", "methods/ml3_letter.gin"),
     ) == (
         f"representations.{name} is a loss of class probabilities, and these targets are no "
         "distributions over classes: it serves neither regression nor several labels at once · "

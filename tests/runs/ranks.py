@@ -258,16 +258,24 @@ QUICK = [
     "tasks.digits.valid_fraction = 0.07",  # 101 examples, fewer than a batch of the objective
     "backbones.mlp.hidden = (8,)",
 ]
+#: An initialisation of seven meta-steps.
+SHORT = [
+    "meta_optimizers.task_fit.steps = 2",
+    "meta_optimizers.offline_unrolled.steps = 5",
+    "meta_optimizers.offline_unrolled.inner_steps = 2",
+]
 METHODS = {
     "baseline": [],
-    "ml3": ["meta_optimizers.offline_unrolled.steps = 7"],
+    "ml3": SHORT,
     "adalfl": [
-        "meta_optimizers.offline_unrolled.steps = 7",
-        "meta_optimizers.offline_unrolled.inner_steps = 2",
+        *SHORT,
         "meta_optimizers.online_one_step.objective_batch_size = 200",
         "base_optimizers.sgd.momentum = 0.9",
     ],
-    "meta_lr": ["offline/meta_optimizers.meta_lr.steps = 7"],
+    "meta_lr": [
+        "meta_optimizers.offline_unrolled.steps = 7",
+        "meta_optimizers.offline_unrolled.inner_steps = 2",
+    ],
 }
 IMAGES = [
     "Runner.task = @tasks.arrays()",

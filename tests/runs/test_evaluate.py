@@ -20,7 +20,7 @@ from metaloss.runs.run import Run
 from tests.helpers import tool
 from tests.small_data import write_own
 
-DIGITS = ("tasks/digits_mlp.gin", "methods/adalfl.gin")
+DIGITS = ("tasks/digits_mlp.gin", "methods/adalfl_letter.gin")
 RANDOM = np.random.default_rng(0)
 
 

@@ -287,7 +287,7 @@ def test_what_is_asked_of_several_seeds(refused, tmp_path):
     twice = ("--seed=1", "--seed=1")
     assert refused(*twice) == "--seed 1 is given twice"
     several = ("--seed=0", "--seed=1")
-    assert refused(*several, files=("tasks/digits_mlp.gin", "methods/meta_lr.gin")) == (
+    assert refused(*several, files=("tasks/digits_mlp.gin", "methods/meta_lr_letter.gin")) == (
         "a learned learning rate is one number of the optimizer, which a stack has once: train "
         "these seeds one at a time"
     )
@@ -304,7 +304,7 @@ def test_what_is_asked_of_several_seeds(refused, tmp_path):
 
 
 def test_a_rehearsal_of_several_seeds(train, tmp_path, capsys):
-    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin"]
+    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl_letter.gin"]
     code, _ = train(*files, "--seed=0", "--seed=1", "--dry_run", f"--output_dir={tmp_path / 'x'}")
     assert code == 0
     assert not (tmp_path / "x").exists()

@@ -96,7 +96,7 @@ def test_a_run_in_bf16_says_what_it_does_to_the_meta_gradient(train, tmp_path):
 def test_channels_last_is_the_same_run_but_for_rounding(train, tmp_path, few_examples):
     for layout in ("contiguous", "channels_last"):
         code, stderr = train(
-            "--gin_file=tasks/mnist_lenet5.gin", "--gin_file=methods/adalfl.gin", "--strict",
+            "--gin_file=tasks/mnist_lenet5.gin", "--gin_file=methods/adalfl_letter.gin", "--strict",
             "--gin_param=Runner.steps = 3", f"--gin_param=Runner.memory_format = '{layout}'",
             "--gin_param=meta_optimizers.offline_unrolled.steps = 2",
             "--gin_param=tasks.mnist.batch_size = 8", "--gin_param=Runner.log_every = 1",

@@ -62,7 +62,7 @@ def test_a_wrong_gradient_is_found():
 
 def test_the_tool_exits_with_1_on_a_miss(monkeypatch, capsys):
     monkeypatch.setitem(ENGINES._components, "exact", Halved)
-    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin"]
+    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl_letter.gin"]
     small = ["--gin_param=backbones.mlp.hidden = (8,)", "--engine=exact"]
     assert check_gradients.main([*files, *small]) == 1
     out = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_the_tool_exits_with_1_on_a_miss(monkeypatch, capsys):
 
 
 def test_the_tool_certifies_a_run_and_writes_a_page(tmp_path, capsys):
-    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl.gin"]
+    files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl_letter.gin"]
     small = ["--gin_param=backbones.mlp.hidden = (8,)", f"--markdown={tmp_path / 'page.md'}"]
     assert check_gradients.main([*files, *small]) == 0
     assert "4 of 4 certificates hold" in capsys.readouterr().out
