@@ -192,3 +192,46 @@ def test_a_table_is_split_anew_by_its_number_and_scaled_by_the_rows_that_are_ask
     assert float(whole.unit) == target.max() - target.min()
     assert (float(train.min()), float(train.max())) == (0.0, 1.0)
     assert np.isin(np.concatenate([v.numpy().round(3) for v in values]), target.round(3)).all()
+
+
+# --- the commands ---
+
+
+@pytest.fixture
+def sweep(command, tmp_path):
+    """Runs tools/sweep.py on a small sweep: command, flags -> exit code, stdout, stderr."""
+    spec = tmp_path / "spec.gin"
+    spec.write_text(
+        "Sweep.tasks = ['tasks/digits_mlp.gin']\n"
+        "Sweep.methods = ['methods/baseline.gin']\n"
+        "Sweep.seeds = 1\n"
+        "Sweep.parameters = {'base_optimizers.sgd.lr': [0.1, 0.2]}\n"
+        "Sweep.bindings = ['Runner.steps = 4', 'Runner.figures = 0']\n"
+    )
+    return lambda name, *flags: command(
+        "sweep", name, str(spec), f"--output_dir={tmp_path / 'runs'}", *flags
+    )
+
+
+def test_references_of_a_sweep_are_told_once_for_each_of_its_data(sweep):
+    code, text, _ = sweep("references")
+    assert code == 0
+    assert text.count("logistic regression") == 1
+    assert "| digits_mlp |" in text
+
+
+def test_a_sweep_without_data_to_choose_by_says_what_is_missing(sweep, tmp_path):
+    code, text, errors = sweep("run", "--device=cpu")
+    assert code == 0, text + errors
+    code, _, errors = sweep("choose")
+    assert code == 2
+    assert "give Runner.select_fraction, as ablations/select.gin does" in errors
+
+
+def test_a_sweep_chooses(sweep):
+    select = f"--gin_param=Sweep.bindings = ['Runner.steps = 4', 'Runner.figures = 0', {SELECT!r}]"
+    assert sweep("run", "--device=cpu", select)[0] == 0
+    code, text, _ = sweep("choose", select)
+    assert code == 0
+    assert len([line for line in text.splitlines() if line.startswith("| digits ")]) == 1
+    assert "base_optimizers.sgd.lr = 0." in text

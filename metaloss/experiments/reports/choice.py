@@ -44,7 +44,7 @@ def document(groups: Sequence[Group]) -> Document:
     if not by_method:
         raise InputError(
             "no finished run has a split to choose by: give Runner.select_fraction, as "
-            "protocol/select.gin does"
+            "ablations/select.gin does"
         )
     rows = [_row(method, tried) for method, tried in by_method.items()]
     table = Table(
