@@ -195,7 +195,7 @@ def probe(problem: Problem, batch: StepBatch, watches: Sequence[Watch]) -> list[
     """
     inputs, labels = batches.parts(batch)[0]
     random_state = seeding.global_state(problem.device)
-    with torch.no_grad(), problem.replaced({}, problem.copy_buffers()):
+    with torch.no_grad(), problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
     seeding.set_global_state(random_state, problem.device)
     g, h, task_loss = slopes(problem, outputs, labels)
@@ -234,7 +234,7 @@ def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:
     """What `Health.numbers` has of one batch, by the outputs and by the parameters."""
     inputs, labels = batches.parts(batch)[0]
     random_state = seeding.global_state(problem.device)
-    with problem.replaced({}, problem.copy_buffers()):
+    with problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
         g, h, task_loss = slopes(problem, outputs, labels)
         through = [
@@ -336,7 +336,7 @@ def trial(
     """
     judged = [draw_objective() for _ in range(TRIAL_BATCHES)]
     ends, ratios = [], []
-    with snapshot.on_trial(problem):
+    with snapshot.on_trial(problem, judged[0]):
         redraw()
         reset(problem.optimizer)
         fresh = snapshot.take(problem)

@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 #: TensorBoard's group of a number that does not belong to a split or to a training step.
 GROUPS = {
     **dict.fromkeys(
-        ("task_loss", "gradient_norm", "skipped", "base_lr", "effective_base_lr"), "meta"
-    ),
+        (
+            "task_loss",
+            "gradient_norm",
+            "skipped",
+            "adjoint_residual",
+            "base_lr",
+            "effective_base_lr",
+        ),
+        "meta",
+    ),  # fmt: skip
     **dict.fromkeys(
         ("scale", "flatness", "argmin", "argmin_target", "wrong_slope", "turns", "phi_distance"),
         "loss",
@@ -41,6 +49,7 @@ def layout(metric: str) -> dict[str, Any]:
         "task loss": ["train/loss$", "valid/loss$"],
         "learned loss": ["train/learned_loss$"],
         "base learning rate (5.5)": ["meta/base_lr$", "meta/effective_base_lr$"],
+        "residual of the meta-gradient's certificate": ["meta/adjoint_residual$"],
         "scale (5.5)": ["loss/scale$"],
         "flatness (5.6) and slope away from the target": ["loss/flatness$", "loss/wrong_slope$"],
         "prediction of least loss (5.7)": ["loss/argmin$", "loss/argmin_target$"],
