@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -49,13 +50,22 @@ class Container:
 
     def put(self, entries: dict[Any, Any]) -> None:
         """Makes it hold what `entries` once gave, and nothing else."""
-        now = self.entries()
-        if now.keys() == entries.keys() and all(map(is_, now.values(), entries.values())):
+        if self._holds(entries):
             return
+        now = self.entries()
         for key in [*now.keys() - entries.keys(), *entries]:
             value = entries.get(key, MISSING)
             if now.get(key, MISSING) is not value:
                 self.set(key, value)
+
+    def _holds(self, entries: dict[Any, Any]) -> bool:
+        """Whether it holds these very things, in their order; asked at every pass."""
+        now = self.holder if type(self) is Container else self.entries()
+        return (
+            len(now) == len(entries)
+            and all(map(is_, now.values(), entries.values()))
+            and now.keys() == entries.keys()
+        )
 
 
 class Sequence(Container):
@@ -146,8 +156,9 @@ class Places:
         modules: where the walk begins.
 
     Attributes:
-        own: the attributes and parameters of all modules that were found, a container each.
-        buffers: their buffers, likewise.
+        own: the attributes and parameters of the modules that were found, a container each, but of
+            torch's own layers, which change nothing but buffers.
+        buffers: the buffers of all of them, likewise.
         others: all else that was found and can be written to.
         arrays: NumPy's.
         generators: of random numbers, but for torch's global ones.
@@ -201,15 +212,18 @@ class Places:
         elif _is_own(type(thing)):
             yield type(thing)
             yield getattr(thing, "__dict__", None)
-            slots = [s for cls in type(thing).__mro__ for s in _names(vars(cls).get("__slots__"))]
-            yield from self._container(Attributes(thing, slots), self.others).values()
+            yield from self._container(Attributes(thing, _slots(type(thing))), self.others).values()
+        elif isinstance(thing, types.SimpleNamespace):
+            yield vars(thing)
 
     def _module(self, module: nn.Module) -> Iterator[Any]:
         parameters, buffers = Container(module._parameters), Container(module._buffers)
-        for container, listed in ((parameters, self.own), (buffers, self.buffers)):
+        own = self.others if _is_steady(module) else self.own
+        of_buffers = own if own is self.others and not module._buffers else self.buffers
+        for container, listed in ((parameters, own), (buffers, of_buffers)):
             self._seen[id(container.holder)] = container.holder
             self._container(container, listed)
-        yield from self._container(Container(vars(module)), self.own).values()
+        yield from self._container(Container(vars(module)), own).values()
 
     def _collection(self, thing: Any) -> Iterable[Any]:
         if isinstance(thing, (tuple, frozenset)):
@@ -228,16 +242,24 @@ class Places:
         return entries
 
     def _function(self, function: types.FunctionType) -> Iterator[Any]:
-        """A function's closure, its defaults, and the globals it names, if they are data."""
+        """A function's closure, its defaults, its attributes, and the globals it names."""
         if not _is_own(function):
             return
         for cell in function.__closure__ or ():
             yield from self._container(Attributes(cell, ["cell_contents"]), self.others).values()
         yield from (function.__defaults__, function.__kwdefaults__)
-        known = function.__globals__
-        names = [n for n in function.__code__.co_names if isinstance(known.get(n), _DATA)]
+        yield vars(function)
+        yield from self._named_in(function.__globals__, function.__code__.co_names)
+
+    def _named_in(self, known: dict[str, Any], words: tuple[str, ...]) -> Iterator[Any]:
+        """What a function's words name among a file's globals, and in files it names."""
+        names = [word for word in words if _is_looked_into(known.get(word))]
         if names:
             yield from self._container(Globals(known, names), self.others).values()
+        for word in words:
+            file = known.get(word)
+            if isinstance(file, types.ModuleType) and _is_own(file):
+                yield from self._named_in(vars(file), tuple(w for w in words if w != word))
 
     def _class(self, cls: type) -> Iterator[Any]:
         """The data of a class of one's own, and its code."""
@@ -249,10 +271,30 @@ class Places:
         yield from cls.__bases__
 
 
-def _names(slots: Any) -> Iterable[str]:
-    return (slots,) if isinstance(slots, str) else slots or ()
+def _slots(cls: type) -> list[str]:
+    """The names of what a class keeps in slots, and not behind a property of that name."""
+    found = {name for base in cls.__mro__ for name in vars(base)}
+    return [n for n in found if isinstance(getattr(cls, n, None), types.MemberDescriptorType)]
 
 
 def _is_own(thing: Any) -> bool:
-    """Whether a class or a function is of no library."""
+    """Whether a class, a function or a file is of no library."""
+    if isinstance(thing, types.ModuleType):
+        name = thing.__name__.partition(".")[0]
+        return name not in _LIBRARIES and name not in sys.stdlib_module_names
     return (thing.__module__ or "builtins").partition(".")[0] not in _LIBRARIES
+
+
+def _is_steady(module: nn.Module) -> bool:
+    """Whether it is a layer of torch's, without anybody's hooks."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
+
+
+def _is_looked_into(thing: Any) -> bool:
+    """Whether a global that a model's code names is data, or of one's own."""
+    if isinstance(thing, _DATA):
+        return True
+    if isinstance(thing, (types.FunctionType, type)):
+        return _is_own(thing)
+    return not isinstance(thing, types.ModuleType) and _is_own(type(thing))

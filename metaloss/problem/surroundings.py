@@ -138,8 +138,8 @@ class Surroundings:
     def keep(self) -> Kept:
         """A copy of what a pass may change.
 
-        The attributes and buffers of all modules, whatever a pass did so far; of what lies deeper,
-        what was seen to change.
+        The attributes and buffers of modules, whatever a pass did so far; of torch's own layers,
+        and of what lies deeper, what was seen to change.
         """
         places, moving = self._places, self._moving
         own = (*places.own, *places.buffers, *(container for container, _ in moving.contents))
@@ -203,13 +203,16 @@ class Surroundings:
         copies = set()
         for places, tensor, values in kept.tensors:
             made = values.clone()
+            if tensor.requires_grad and tensor.is_leaf:
+                made.requires_grad_()  # the model may take gradients in it
             copies.add(id(made))
             _exchange(places, tensor, made, undo)
         return copies
 
     def _by_name(self, model: nn.Module) -> Iterator[tuple[str, list[Place]]]:
         """The places of each parameter and buffer, that in its module first."""
-        holders = {id(c.holder): c for c in (*self._places.own, *self._places.buffers)}
+        places = self._places
+        holders = {id(c.holder): c for c in (*places.own, *places.buffers, *places.others)}
         for path, module in model.named_modules(remove_duplicate=False):
             for held in (module._parameters, module._buffers):
                 for key, tensor in held.items():

@@ -7,7 +7,6 @@ step's θ' is smooth in φ whatever the model is made of, so the differences are
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from metaloss import links
 from metaloss.engines.base import ENGINES, Hypergradient, engine_by
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
+from metaloss.machine import seeding
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.batches import Batch, call
 from metaloss.representations.nn import NN
@@ -156,25 +156,28 @@ def _plain_step(make: Make, shift: Tensor | None) -> tuple[nn.Module, Batch]:
 
 def _made(make: Make) -> tuple[nn.Module, Batch, NN]:
     """The model, a batch and a loss, from the same seeds."""
+    model, inputs, *labels = _from_seeds(make)
+    if not labels:  # by a model of their own: a copy of this one may share its state
+        labels = [_made_up(model, inputs)]
+        model, inputs, *_ = _from_seeds(make)
+    with seeding.drawing_from(torch.Generator().manual_seed(6)):
+        loss = NN(hidden=(8, 8)).double()
+    return model.double(), (_double(inputs), _double(labels[0])), loss
+
+
+def _from_seeds(make: Make) -> tuple[Any, ...]:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(3)
     made = make()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
         raise InputError("the function gives (model, inputs) or (model, inputs, labels)")
-    model, inputs, *labels = made
-    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    loss = NN(hidden=(8, 8)).double()
-    batch = (_double(inputs), _double(labels[0]) if labels else _made_up(model, inputs))
-    torch.set_rng_state(state[0])
-    np.random.set_state(state[1])
-    random.setstate(state[2])
-    return model.double(), batch, loss
+    return made
 
 
 def _made_up(model: nn.Module, inputs: Any) -> Tensor:
-    """Labels for what the model gives: classes of outputs [batch, C], else values."""
+    """Labels for what a model gives: classes of outputs [batch, C], else values."""
     with torch.no_grad():
-        outputs = call(copy.deepcopy(model).double(), _double(inputs))
+        outputs = call(model.double(), _double(inputs))
     generator = torch.Generator().manual_seed(4)
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         return torch.randint(outputs.shape[1], (len(outputs),), generator=generator)
