@@ -79,6 +79,10 @@ class UnsupportedModelError(InputError):
     """A model that the chosen engine cannot differentiate."""
 
 
+class UncertifiedError(UnsupportedModelError):
+    """A meta-gradient that was found to be another than that of the step that was made."""
+
+
 class MissingGradientError(InputError):
     """No meta-parameter received a usable gradient, so the loss could never learn."""
 

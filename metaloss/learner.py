@@ -26,12 +26,13 @@ from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.meta_optimizers.parts.recorded import RecordedSteps
 from metaloss.meta_optimizers.task_fit import TaskFit
 from metaloss.problem import snapshot
-from metaloss.problem.batches import Adapter, Outputs, StepBatch, adapted, repeat
+from metaloss.problem.batches import Adapter, Outputs, StepBatch, adapted, gives_batches, repeat
 from metaloss.problem.gradient_transform import GradientTransform
 from metaloss.problem.health import PROBES, TRIAL_STEPS, Health, Watch, of_batch, probe, trial
 from metaloss.problem.problem import Problem
 from metaloss.problem.redraw import redraw_by_modules
 from metaloss.problem.refusals import refuse_float16
+from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.representations.saved.learned_loss import LearnedLoss
@@ -67,9 +68,10 @@ class AdaLFL:
         loss: the learned loss M_φ, a representation on the model's device; None descends the task
             loss itself (the baseline, or a learned learning rate).
         task_loss: L_T, `(outputs, labels) -> scalar`.
-        link: how outputs and labels become the prediction and target that M_φ sees; by default
-            softmax and one-hot for integer labels, as they are for floating-point ones. See
-            `metaloss.links`.
+        link: how outputs and labels become the prediction and target that M_φ sees. By default
+            the first batch decides it: by the task loss if it is one of torch's (for cross-entropy
+            softmax, and one-hot or the probabilities given), else integers are classes and other
+            numbers values; what may be either is refused. See `metaloss.links`.
         meta_lr: η of Adam on φ; None leaves φ as it is.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
@@ -265,13 +267,14 @@ class AdaLFL:
             meta_lr: η of Adam on φ at the start; it falls linearly to 0.
             horizon: base steps from one drawing of θ to the next, in the mean.
             fit_steps: steps that fit φ to the task loss before; they train no model.
-            redraw: draws the parameters that are trained anew, in place; by default by the
-                `reset_parameters` of their modules.
+            redraw: draws the parameters that are trained anew, in place; by default each module
+                draws its own, by its method `redraw`, or `reset_parameters`.
             trial_steps: base steps of the trial, which it makes twice; 0: no trial. None: 100, or
                 2/(1 - μ) of the optimizer's momentum if that is more.
 
         Raises:
-            InputError: no `redraw` was given and a parameter belongs to a module without one.
+            InputError: no `redraw` was given and a parameter belongs to a module without either; or
+                a loader cannot be started over.
         """
         model = self.problem.model
         redraw = redraw or redraw_by_modules(self.problem)
@@ -309,12 +312,14 @@ class AdaLFL:
         """
         model, optimizer = self.problem.model, self.problem.optimizer
         before = snapshot.model_values(model)
+        attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
             initialization.set_out(self.problem, redraw)
             result = self._take(initialization, draw_train, draw_objective)
             if done == initialization.steps:
                 snapshot.set_model_values(model, before)
+                attributes.put_back()
                 reset(optimizer)
                 self._forget_recordings()
                 self._try_out(initialization, draw_train, draw_objective, redraw, trial_steps)
@@ -357,7 +362,7 @@ class AdaLFL:
 
     def _drawing(self, batch: Any) -> Draw:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
-        draw = batch if callable(batch) else lambda: batch
+        draw = batch if gives_batches(batch, self.adapter) else lambda: batch
         return lambda: adapted(draw(), self.adapter)
 
     def learned_loss(self) -> LearnedLoss:

@@ -7,16 +7,20 @@ outputs, and is a function or a frozen object, with a name in `LINKS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from metaloss.errors import InputError, did_you_mean
 
 Link = Callable[[Tensor, Any], tuple[Tensor, ...]]
+TaskLoss = Callable[[Tensor, Any], Tensor]
 
 
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -28,15 +32,23 @@ def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     return losses.mean(-1) if weights is None else (weights * losses).sum(-1) / weights.sum(-1)
 
 
-def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+#: The label of a row that does not count, as of torch's losses.
+IGNORED = -100
+
+
+def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """Classification: softmax probabilities and one-hot targets (paper, section 5.7).
+
+    A row whose label is -100 does not count, as in torch.nn.functional.cross_entropy: it has the
+    weight 0, and the others 1.
 
     Args:
         outputs: logits, [batch, C].
         labels: class indices, [batch], integer; or probabilities, [batch, C] (mixup, smoothing).
 
     Raises:
-        InputError: their shapes are others.
+        InputError: their shapes are others, or a label is no class (on the CPU, where looking at it
+            waits for nothing).
     """
     if outputs.ndim == 2 and labels.shape == outputs.shape and labels.is_floating_point():
         return outputs.softmax(-1), labels.to(outputs)
@@ -46,8 +58,44 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             "links.probabilities takes [batch, classes] and [batch]; pixels and tokens have "
             "link=metaloss.links.Dense()"
         )
-    one_hot = torch.zeros_like(outputs).scatter(-1, labels.unsqueeze(-1), 1.0)
-    return outputs.softmax(-1), one_hot
+    labels = labels.long()
+    counted = _counted(labels, outputs.shape[1])
+    if counted is None:
+        return outputs.softmax(-1), _one_hot(outputs, labels)
+    target = _one_hot(outputs, labels.where(counted, 0))
+    return outputs.softmax(-1), target, counted.to(outputs)
+
+
+def _counted(labels: Tensor, classes: int) -> Tensor | None:
+    """Whether each row counts; None where all were seen to.
+
+    Raises:
+        InputError: a label was seen that is no class.
+    """
+    if _can_look_at(labels):
+        least, most = (int(end) for end in labels.aminmax()) if len(labels) else (0, 0)
+        wrong = most if most >= classes else least if least < 0 else 0
+        if wrong and wrong != IGNORED:
+            raise InputError(
+                f"there is a label {wrong}, and the model has {classes} outputs: classes are 0 to "
+                f"{classes - 1}, and {IGNORED} for a row that does not count"
+            )
+        if least >= 0:
+            return None
+    return labels != IGNORED
+
+
+def _one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.zeros_like(outputs).scatter(-1, labels.unsqueeze(-1), 1.0)
+
+
+def _can_look_at(labels: Tensor) -> bool:
+    """Whether Python may decide by their values: without waiting, and while nothing is recorded."""
+    return (
+        labels.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+        and get_proxy_mode() is None
+    )
 
 
 def values(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,8 +135,11 @@ def multi_label(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _rows(outputs).sigmoid(), _rows(labels.to(outputs))
 
 
-def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """`values` for floating-point labels, `probabilities` for integer labels.
+
+    A learner that is given this link, which is its default, and a learned loss by itself, decide by
+    `decided` once, on the first batch, and keep to that.
 
     Args:
         outputs: [batch, C].
@@ -103,6 +154,66 @@ def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             "`link`, as metaloss.links.Weighted() for (labels, weights)"
         )
     return (values if torch.is_floating_point(labels) else probabilities)(outputs, labels)
+
+
+#: Torch's losses, as functions and as modules, and what the labels of each are.
+_OF_LOSSES: dict[Any, Any] = {
+    F.cross_entropy: probabilities, nn.CrossEntropyLoss: probabilities,
+    F.nll_loss: probabilities, nn.NLLLoss: probabilities,
+    F.binary_cross_entropy_with_logits: multi_label, nn.BCEWithLogitsLoss: multi_label,
+    F.multilabel_soft_margin_loss: multi_label, nn.MultiLabelSoftMarginLoss: multi_label,
+    F.mse_loss: values, nn.MSELoss: values, F.l1_loss: values, nn.L1Loss: values,
+    F.smooth_l1_loss: values, nn.SmoothL1Loss: values, F.huber_loss: values, nn.HuberLoss: values,
+}  # fmt: skip
+
+
+def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, labels: Any) -> Link:
+    """The link of a batch whose link was not said.
+
+    One of torch's losses says what its labels are. Beside another one, integers are classes, and
+    numbers are values, unless they may as well be something else.
+
+    Args:
+        task_loss: what the labels are given to as well; None where there is none.
+        of_classes: whether the learned loss is made for class probabilities alone.
+        outputs: of the batch, as a link takes them, [batch, C] mostly.
+        labels: of the batch.
+
+    Raises:
+        InputError: the labels are no tensor; or what they are cannot be told.
+    """
+    if not torch.is_tensor(labels):
+        by_labels(outputs, labels)  # says which link takes what is no tensor
+    function = task_loss
+    while isinstance(function, partial):
+        function = function.func
+    of_module = isinstance(function, nn.Module)
+    key = type(function) if of_module else function
+    known = _OF_LOSSES.get(key) if isinstance(key, Hashable) else None
+    if known is probabilities:
+        given = vars(function) if of_module else getattr(task_loss, "keywords", {})
+        ignored = int(given.get("ignore_index", IGNORED))
+        return probabilities if ignored == IGNORED else Dense(ignore_index=ignored)
+    if known is not None:
+        return cast(Link, known)
+    if not labels.is_floating_point():
+        return probabilities
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.shape != outputs.shape:
+        return values
+    if of_classes:
+        return probabilities
+    if bool(((labels.sum(-1) - 1).abs() < 1e-3).all() & (labels >= 0).all()):
+        raise InputError(
+            f"labels {list(labels.shape)} are numbers, and each row sums to 1, so they may be "
+            "probabilities of classes or values: give link=metaloss.links.probabilities or "
+            "link=metaloss.links.values"
+        )
+    if bool(((labels == 0) | (labels == 1)).all()):
+        raise InputError(
+            f"labels {list(labels.shape)} are all 0 or 1, so they may be several labels at once or "
+            "values: give link=metaloss.links.multi_label or link=metaloss.links.values"
+        )
+    return values
 
 
 @dataclass(frozen=True)
@@ -132,7 +243,7 @@ class Dense:
             )
         counted = self.counted(labels)
         label = labels.flatten()[counted]
-        found = probabilities(rows.flatten(0, -2)[counted], label)
+        found = probabilities(rows.flatten(0, -2)[counted], label)[:2]
         if self.weight is None:
             return found
         return *found, outputs.new_tensor(self.weight)[label]
@@ -219,13 +330,19 @@ def classes(link: Link, outputs: Tensor, labels: Any) -> Classes | None:
         if outputs.movedim(link.class_dim, -1).shape[:-1] != labels.shape:
             return None
         counted = link.counted(labels)
-        label = labels.flatten().where(counted, 0)
+        label = labels.flatten().long().where(counted, 0)
         weights = counted.to(outputs)
         if link.weight is not None:
             weights = weights * outputs.new_tensor(link.weight)[label]
         return Classes(label, weights, link.class_dim)
-    if link in (probabilities, by_labels) and outputs.ndim == 2:
-        return Classes(labels, None) if labels.shape == outputs.shape[:1] else None
+    if link in (probabilities, by_labels) and labels.shape == outputs.shape[:1]:
+        if outputs.ndim != 2:
+            return None
+        labels = labels.long()
+        counts = _counted(labels, outputs.shape[1])
+        if counts is None:
+            return Classes(labels, None)
+        return Classes(labels.where(counts, 0), counts.to(outputs))
     return None
 
 
@@ -288,6 +405,3 @@ def _rows(values: Tensor) -> Tensor:
     if values.ndim < 2:
         return values.reshape(-1, 1)
     return values if values.ndim == 2 else values.movedim(1, -1).flatten(0, -2)
-
-
-TaskLoss = Callable[[Tensor, Any], Tensor]

@@ -55,7 +55,7 @@ class HillClimbing(MetaOptimizer):
     def _trial(self, noise: Noise, size: float, train: Batch, objective: Batch) -> float:
         """L_T after a base step on φ + size · ε, of which nothing else remains."""
         with (
-            snapshot.on_trial(self._problem),
+            snapshot.on_trial(self._problem, train),
             perturbed(self._problem, self._meta, noise, size),
         ):
             self._problem.plain_step(train)

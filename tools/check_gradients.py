@@ -6,19 +6,23 @@ r"""Certifies meta-gradients against double backward and the real optimizer's st
     python tools/check_gradients.py --gin_file=gin_configs/tasks/digits_mlp.gin \
         --gin_file=gin_configs/methods/adalfl.gin --plugin=my_loss.py \
         --gin_param='Runner.representation = @representations.my_loss()'
+    python tools/check_gradients.py --model=my_models:make   # a function that gives a model of
+                                                             # one's own, and inputs for it
 
-Prints a line a certificate. Exit codes: 0 all hold, 1 one does not, 2 bad input.
+Prints a line a certificate; of a model, whether its meta-gradient is right, refused, or wrong.
+Exit codes: 0 all hold, 1 one does not, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from metaloss.testing.certification.certify import Certificate
 
@@ -29,6 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--model", action="append", default=[], metavar="MODULE:FUNCTION", help="may repeat")
     add("--gin_file", action="append", default=[], metavar="FILE", help="a run to certify")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'", help="may repeat")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
@@ -57,6 +62,8 @@ def carry_out(arguments: argparse.Namespace) -> int:
     from metaloss.testing.certification import report
 
     done: list[Certificate] = []
+    if arguments.model:
+        return check_models(arguments.model, arguments.engine or ["auto"])
     for certificate in find(arguments):
         if not done:
             print(report.HEADER)
@@ -67,6 +74,38 @@ def carry_out(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
         arguments.markdown.write_text(report.document(done))
     return 1 if missed else 0
+
+
+def check_models(names: Sequence[str], engines: Sequence[str]) -> int:
+    """Prints a verdict on each model with each engine -> the exit code.
+
+    Raises:
+        InputError: there is no such function, or it gives no model with inputs.
+    """
+    from metaloss.engines import ENGINES
+    from metaloss.errors import InputError, did_you_mean
+    from metaloss.testing.certification.model import check_model
+
+    holds = True
+    for name in names:
+        module_name, _, function = name.partition(":")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
+        except ImportError as error:
+            raise InputError(f"--model={name}: {error}") from error
+        finally:
+            sys.path.pop(0)
+        make = getattr(module, function, None)
+        if not callable(make):
+            near = did_you_mean(function, vars(module))
+            raise InputError(f"--model={name}: {module_name} has no function '{function}'{near}")
+        for engine in engines:
+            ENGINES[engine]
+            verdict = check_model(make, engine)
+            holds &= verdict.holds
+            print(f"{name}: {verdict}", flush=True)
+    return 0 if holds else 1
 
 
 def find(arguments: argparse.Namespace) -> Iterator[Certificate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,20 @@ class Hypergradient:
     task_loss: Tensor  #: L_T at the new θ
     phi: list[Tensor | None]  #: ∇_φ L_T, aligned with the meta-parameters; None without a path
     alpha: Tensor | None  #: ∂L_T/∂α, shape []; None where α is not learned or has no path
+    certificate: Certificate | None = None  #: of this step, where one was asked for
+
+
+@dataclass
+class Certificate:
+    """What a step's certificate says; see `metaloss.engines.parts.certificate`."""
+
+    residual: Tensor  #: by how much its identity does not hold, a scalar without graph
+    tolerance: float  #: up to which it is rounding
+
+    @property
+    def holds(self) -> Tensor:
+        """Bool []. Of numbers that are not finite it says nothing."""
+        return ~(self.residual > self.tolerance)
 
 
 class Engine(ABC):
@@ -64,12 +79,6 @@ class Engine(ABC):
             UnsupportedModelError: the engine cannot differentiate this model.
         """
 
-    def chosen_for(
-        self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]
-    ) -> Engine:
-        """The engine that differentiates this problem: itself, unless it is one that chooses."""
-        return self
-
     def base_step(self, problem: Problem, batch: StepBatch) -> Tensor:
         """A base step that no meta-step follows -> M_φ before it, a scalar without graph."""
         return problem.plain_step(batch)
@@ -81,6 +90,28 @@ class Engine(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         assert not state, f"{type(self).__name__} carries nothing from one call to the next"
+
+
+class CertifiedEngine(Engine):
+    """An engine that can certify the gradient of a step; it costs some products of vectors."""
+
+    @abstractmethod
+    def hypergradient(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        draw_objective: Draw,
+        certify: bool = False,
+    ) -> Hypergradient:
+        """See `Engine.hypergradient`; with `certify` it gives a certificate too."""
+
+
+def certified(engine: Engine, certify: bool = True) -> Callable[..., Hypergradient]:
+    """`engine.hypergradient`, with a certificate if it is wanted and the engine gives any."""
+    if certify and isinstance(engine, CertifiedEngine):
+        return partial(engine.hypergradient, certify=True)
+    return engine.hypergradient
 
 
 ENGINES = Registry("engines", Engine)

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import update_of
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.engines.parts import traced_step
+from metaloss.engines.parts.certificate import tolerance
 from metaloss.engines.parts.traced_step import Given, trace
 from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed, seeding
 from metaloss.problem import snapshot
 from metaloss.problem.batches import MicroBatches, StepBatch
+from metaloss.problem.followed import Followed
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refuse_hooks
@@ -36,7 +38,7 @@ class CompiledStep:
 
 
 @ENGINES.register("compiled")
-class Compiled(Engine):
+class Compiled(CertifiedEngine):
     """The steps of `exact`, compiled as wholes: the passes, SGD's step and the meta-gradient.
 
     For models so small that finding and calling kernels takes longer than their work. The first
@@ -60,7 +62,7 @@ class Compiled(Engine):
     def __init__(self, compiler: Literal["inductor", "none"] = "inductor") -> None:
         self.compiler = compiler
         self._eager = Exact()
-        self._problem: Problem | None = None  # whose steps these are
+        self._followed: Followed | None = None  # the parameters whose steps these are
         self._steps: dict[Any, CompiledStep | None] = {}  # by kind; None: left to `exact`
         self._warned = False
 
@@ -74,13 +76,17 @@ class Compiled(Engine):
         meta: MetaParameters,
         train: Sequence[StepBatch],
         draw_objective: Draw,
+        certify: bool = False,
     ) -> Hypergradient:
         objective = draw_objective()
         found = self._take(problem, meta, train, [objective])
         if found is None:
-            return self._eager.hypergradient(problem, meta, train, lambda: objective)
-        learned_loss, task_loss, *phi = found
-        return Hypergradient(learned_loss, task_loss, phi, None)
+            return self._eager.hypergradient(problem, meta, train, lambda: objective, certify)
+        learned_loss, task_loss, residual, *phi = found
+        # The graph has it at every step: another graph without it would take as long to compile as
+        # it would ever save.
+        certificate = Certificate(residual, tolerance(problem)) if certify else None
+        return Hypergradient(learned_loss, task_loss, phi, None, certificate)
 
     def _take(
         self,
@@ -89,9 +95,14 @@ class Compiled(Engine):
         train: Sequence[StepBatch],
         objective: Sequence[StepBatch],
     ) -> Sequence[Any] | None:
-        """Makes the step, if it can be compiled -> M_φ, and of a meta-step L_T and ∇_φ L_T."""
-        if self._problem is not problem:
-            self._problem, self._steps = problem, {}
+        """Makes the step, if it can be compiled.
+
+        Returns:
+            M_φ; and of a meta-step L_T, its certificate's residual and ∇_φ L_T.
+        """
+        problem.follow()
+        if self._followed is not problem.followed:
+            self._followed, self._steps = problem.followed, {}
         kind = (meta, len(train), _kind(problem, [train[0], *objective]))
         if kind not in self._steps:
             self._steps[kind] = self._made(problem, meta, train, objective)
@@ -122,7 +133,7 @@ class Compiled(Engine):
             if sum(step is not None for step in self._steps.values()) == MOST_KINDS:
                 raise UnsupportedModelError(f"there are more than {MOST_KINDS} kinds of steps")
             _require_supported(problem, meta, train, objective)
-            with snapshot.on_trial(problem):
+            with snapshot.on_trial(problem, train[0]):
                 used = _try(problem, train[0], objective)
                 given = Given(problem, {} if meta is None else meta.named_phi, used)
                 traced = trace(problem, given, train[0], *objective)
@@ -206,6 +217,8 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     before = _buffers(problem), seeding.global_state(problem.device)
     if problem.probe(batch):
         raise UnsupportedModelError("the loss looks at θ itself")
+    if problem.surroundings.beyond_tensors:
+        raise UnsupportedModelError("the model or the loss changes Python objects, or draws")
     problem.base_step(batch)
     used = [parameter.grad is not None for parameter in problem.theta]
     for judging in objective:

@@ -50,7 +50,7 @@ class Evolution(Engine):
             losses = []
             for sign in (1, -1):
                 with (
-                    snapshot.on_trial(problem),
+                    snapshot.on_trial(problem, train[0]),
                     perturbed(problem, meta, noise, sign * self.sigma),
                 ):
                     for batch in train:

@@ -15,15 +15,17 @@ where it is a sum over micro-batches, so is what stands behind ∇_φ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
+from metaloss.engines.parts.certificate import adjoint_residual, product, tolerance
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError, first_line
-from metaloss.machine import distributed, seeding
+from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
@@ -37,7 +39,7 @@ Directional = Callable[[Problem, BaseStep, Pass, Vector], tuple[Tensor | None, T
 
 
 @ENGINES.register("exact")
-class Exact(Engine):
+class Exact(CertifiedEngine):
     """The identity with a forward-mode pass for one base step; `sweep` where there are several.
 
     Needs a forward derivative of every operator of the model, and no double backward.
@@ -53,11 +55,15 @@ class Exact(Engine):
         meta: MetaParameters,
         train: Sequence[StepBatch],
         draw_objective: Draw,
+        certify: bool = False,
     ) -> Hypergradient:
         if len(train) > 1:
-            return Sweep().hypergradient(problem, meta, train, draw_objective)
+            return Sweep().hypergradient(problem, meta, train, draw_objective, certify)
         keep = Keep(slope=bool(meta.phi), primals=True)
-        return through_one_step(problem, meta, train[0], draw_objective, forward_mode_pass, keep)
+        bound = tolerance(problem) if certify else None
+        return through_one_step(
+            problem, meta, train[0], draw_objective, forward_mode_pass, keep, bound
+        )
 
 
 def through_one_step(
@@ -67,14 +73,17 @@ def through_one_step(
     draw_objective: Draw,
     directional: Directional,
     keep: Keep,
+    bound: float | None = None,
 ) -> Hypergradient:
     """One base step, and the gradient of the task loss after it, by the identity above.
 
     Args:
         directional: how t = J_f(θ) u is computed.
         keep: of the base pass; a slope where φ is learned.
+        bound: of the certificate's residual; None: there is no certificate.
     """
-    step = problem.base_step(batch, keep)
+    certify = bound is not None and bool(meta.phi)
+    step = problem.base_step(batch, replace(keep, gradient=certify))
     taken = step.taken
     scale = taken.scale()  # c, where u = c·v
     if scale is not None and meta.ratios is None:
@@ -85,6 +94,8 @@ def through_one_step(
 
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
+    certificate = None
+    right = product(problem, [], []) if certify else None  # ⟨∂M/∂f, t⟩, of all passes
     if meta.phi:
         # c waits until the end: all in between is linear in u, and φ is smaller than θ.
         u = taken.cotangent(v) if scale is None else v
@@ -97,11 +108,18 @@ def through_one_step(
                 assert outputs is not None
                 slope = problem.slope(outputs, part.batch[1], part.share, graph=True)
             if slope is not None:
+                if right is not None:
+                    ends = [t, *(u if slope.direct else [])]
+                    right += product(problem, [slope.hand_out(), *slope.direct], ends)
                 phi_bar = add(phi_bar, slope.pullback(meta.phi, t, u))
         if scale is not None:
             phi_bar = [None if bar is None else scale * bar for bar in phi_bar]
         phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
-    return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar)
+        if right is not None and bound is not None:
+            left = product(problem, step.gradient.g, u)
+            residual = adjoint_residual(problem, left, right, step.gradient.examples)
+            certificate = Certificate(residual, bound)
+    return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
 
 def forward_mode_pass(
@@ -117,12 +135,13 @@ def forward_mode_pass(
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
         ):
+            if part.primals.differentiates:  # the model may do so in θ
+                before = before.detach().requires_grad_()
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (
             torch.enable_grad(),  # where the model itself turns it off, tangents end
             ForwardMode(part.primals),
-            seeding.replaying(part.random_state, problem.device),
-            problem.replaced(theta, part.buffers),
+            problem.again(theta, part),
         ):
             try:
                 outputs = problem.forward(part.batch[0])

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.config.arguments import Share
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
+from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.exact import through_one_step
+from metaloss.engines.parts.certificate import tolerance
 from metaloss.errors import ConfigError
-from metaloss.machine import seeding
 from metaloss.problem.base_step import BaseStep, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -23,7 +23,7 @@ from metaloss.problem.vectors import Vector
 
 
 @ENGINES.register("logit_difference")
-class LogitDifference(Engine):
+class LogitDifference(CertifiedEngine):
     """t = (f(θ + εu) - f(θ - εu)) / 2ε: two plain forward passes, and no demands on the model.
 
     An approximation: its error is of order ε² where f is smooth, and of rounding over ε. For one
@@ -44,6 +44,7 @@ class LogitDifference(Engine):
         meta: MetaParameters,
         train: Sequence[StepBatch],
         draw_objective: Draw,
+        certify: bool = False,
     ) -> Hypergradient:
         if len(train) > 1:
             raise ConfigError(
@@ -53,7 +54,8 @@ class LogitDifference(Engine):
         refuse_tied_padding(problem.model, problem.theta)
         directional = partial(central_difference, relative_step=self.relative_step)
         keep = Keep(slope=bool(meta.phi))
-        return through_one_step(problem, meta, train[0], draw_objective, directional, keep)
+        bound = tolerance(problem, quotient=True) if certify else None
+        return through_one_step(problem, meta, train[0], draw_objective, directional, keep, bound)
 
 
 @torch.no_grad()
@@ -75,11 +77,9 @@ def central_difference(
     def outputs_at(theta: Sequence[Tensor]) -> Tensor:
         named = {name: p.detach() for name, p in problem.followed.others.items()}
         named |= dict(zip(problem.theta_names, theta, strict=True))
-        buffers = {name: value.clone() for name, value in part.buffers.items()}
         with (
             sdpa_kernel(SDPBackend.MATH),  # the same dropout masks whatever kernel is chosen
-            seeding.replaying(part.random_state, problem.device),
-            problem.replaced(named, buffers),
+            problem.again(named, part),
         ):
             return problem.forward(part.batch[0])
 

@@ -66,7 +66,7 @@ class PersistentEvolution(Engine):
             accumulate(total, noise, 1.0)
             losses = []
             for k, sign in enumerate((1, -1)):
-                with snapshot.on_trial(problem):
+                with snapshot.on_trial(problem, train[0]):
                     snapshot.put_back(problem, pair[k])
                     with perturbed(problem, meta, noise, sign * self.sigma):
                         for batch in train:

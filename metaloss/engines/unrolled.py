@@ -77,7 +77,7 @@ def _gradient(
     grads: list[Tensor | None] = [None] * len(theta)
     losses: list[Tensor] = []
     named = dict(zip(problem.theta_names, theta, strict=True))
-    with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, {}):
+    with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, None):
         for loss in problem.shares(batch):
             ones = torch.ones_like(loss)
             with refusing_single_backward():

@@ -25,7 +25,10 @@ class MetaStep:
     learned_loss: Tensor  #: M_φ on the training batch, before the (last) base step
     task_loss: Tensor | None = None  #: L_T at the new θ; None if no meta-step was due
     gradient_norm: Tensor | None = None  #: of the meta-gradient; None if no meta-step was due
-    skipped: Tensor | None = None  #: bool [], whether the meta-gradient was not finite and unused
+    #: bool [], whether the meta-gradient was left unused: it or a loss is not finite, or its
+    #: certificate does not hold
+    skipped: Tensor | None = None
+    adjoint_residual: Tensor | None = None  #: of its certificate; None if it has none
 
     def members(self) -> list[MetaStep]:
         """Of a stack's step, what it did for each of its problems; views."""

@@ -57,6 +57,10 @@ class OfflineUnrolled(ByGradient):
         descent: how the meta-parameters move; None: Adam, whose η falls linearly to 0 at the end of
             the phase, but for `horizon = 1`.
         engine: how the meta-gradient is computed, by name or built.
+        certify_every: meta-steps per certificate of the meta-gradient, after the first three; 0:
+            none at all.
+        uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
+            engine was asked for by name: "raise", or "warn" and use it.
 
     Attributes:
         diverged: models that were drawn anew since their task loss had gone too far.
@@ -76,10 +80,13 @@ class OfflineUnrolled(ByGradient):
         rate_meta_lr: PositiveFloat | None = None,
         descent: Callable[..., Descent] | None = None,
         engine: Engine | str = "auto",
+        certify_every: NonNegativeInt = 50,
+        uncertified: Literal["raise", "warn"] = "raise",
     ) -> None:
         super().__init__(
             meta_lr, objective, objective_batch_size, learn, rate, rate_meta_lr, descent or Adam,
             engine, steps if steps is not None else BASE_STEPS // FEWEST_INNER_STEPS,
+            certify_every, uncertified,
         )  # fmt: skip
         self.inner_steps = inner_steps or FEWEST_INNER_STEPS
         self.horizon = horizon

@@ -34,6 +34,10 @@ class OnlineOneStep(ByGradient):
         rate_meta_lr: η of its parameter; None takes `meta_lr`.
         descent: how the meta-parameters move.
         engine: how the meta-gradient is computed, by name or built.
+        certify_every: meta-steps per certificate of the meta-gradient, after the first three; 0:
+            none at all.
+        uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
+            engine was asked for by name: "raise", or "warn" and use it.
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
 
@@ -50,13 +54,15 @@ class OnlineOneStep(ByGradient):
         rate_meta_lr: PositiveFloat | None = None,
         descent: Callable[..., Descent] = Adam,
         engine: Engine | str = "auto",
+        certify_every: NonNegativeInt = 50,
+        uncertified: Literal["raise", "warn"] = "raise",
         steps: NonNegativeInt = 2500,
     ) -> None:
         if stop is not None:
             check("stop", stop, Annotated[int, Ge(start)])
         super().__init__(
             meta_lr, objective, objective_batch_size, learn, rate, rate_meta_lr, descent, engine,
-            steps,
+            steps, certify_every, uncertified,
         )  # fmt: skip
         self.every = every
         self.start = start

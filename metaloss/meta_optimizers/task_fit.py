@@ -52,8 +52,10 @@ class TaskFit(MetaOptimizer):
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         problem = self.problem
-        inputs, labels = batches.parts(draw_train())[0]
-        with torch.no_grad(), problem.replaced({}, problem.copy_buffers()):
+        batch = draw_train()
+        problem.probe(batch)
+        inputs, labels = batches.parts(batch)[0]
+        with torch.no_grad(), problem.replaced({}, problem.surroundings.keep()):
             like = problem.forward(inputs)
         labels = torch.cat(distributed.gather(labels.cpu())).to(labels.device)
         rows = torch.randint(len(labels), (self.examples,), device=labels.device)

@@ -11,6 +11,7 @@ from metaloss.problem.batches import Batch
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
 from metaloss.problem.slopes import Slope
+from metaloss.problem.surroundings import Kept
 from metaloss.problem.vectors import Vector
 
 
@@ -19,12 +20,13 @@ class Keep:
     """What a base step keeps for the way back through it; by default nothing."""
 
     slope: bool = False  #: ∂M_φ/∂f with its graph to φ
+    gradient: bool = False  #: g itself, before a gradient transform: the optimizer may change it
     primals: bool = False  #: the intermediate values that a forward-mode pass over it can reuse
     state: KeepState = "nothing"  #: of the optimizer's, before the step
 
     @property
     def replay(self) -> bool:
-        """Whether the passes may be run again: from the same buffers, along the same g."""
+        """Whether the passes may be run again: in the same surroundings, along the same g."""
         return self.slope or self.state != "nothing"
 
 
@@ -41,8 +43,8 @@ class Pass:
     #: micro-batches, where the pass that gives the outputs again takes it again.
     slope: Slope | None
     primals: KeepPrimals  #: of the forward pass; empty unless asked for
-    buffers: dict[str, Tensor]  #: before the forward pass; empty unless it may be replayed
-    #: Global generators before the forward pass (dropout masks); empty unless it may be replayed.
+    surroundings: Kept  #: before the forward pass; empty unless it may be replayed
+    #: Torch's global generators before the forward pass (dropout masks); empty likewise.
     random_state: list[Tensor]
 
 
@@ -54,6 +56,7 @@ class BaseGradient:
     examples: int  #: in this process's batch
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
+    g: Vector  #: itself; empty unless asked for
 
 
 @dataclass

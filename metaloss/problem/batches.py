@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType
 from typing import Any
 
 import torch
@@ -66,15 +68,33 @@ def repeat(batches: Iterable[Any] | Callable[[], Any]) -> Callable[[], Any]:
         return batches
 
     def endless() -> Iterator[Any]:
+        given = 0
         while True:
-            empty = True
+            before = given
             for batch in batches:
-                empty = False
+                given += 1
                 yield batch
-            if empty:
+            if given == before and given:
+                raise InputError(
+                    f"the loader is at its end (batches so far: {given}), and does not start "
+                    "over, as a generator does not: give a list, a DataLoader, or a function that "
+                    "gives the next batch"
+                )
+            if given == before:
                 raise InputError("the loader gives no batch")
 
+    if not isinstance(batches, Iterable):
+        raise InputError(
+            f"a loader gives batches one after the other, and this is {_kind(batches)}: give a "
+            "DataLoader, a list of batches, or a function that gives the next one"
+        )
     return endless().__next__
+
+
+def gives_batches(batch: Any, adapter: Adapter | None) -> bool:
+    """Whether it is a function that gives a batch. An object that an adapter takes is a batch."""
+    functions = (FunctionType, MethodType, BuiltinFunctionType, MethodWrapperType, partial)
+    return callable(batch) and (adapter is None or isinstance(batch, functions))
 
 
 def adapted(batch: Any, adapter: Adapter | None) -> StepBatch:
@@ -99,6 +119,14 @@ def _pair(batch: Any, adapter: Adapter | None) -> Batch:
                 else "`adapter` has to return the two"
             )
         )
+    for what, part in zip(("inputs", "labels"), pair, strict=True):
+        if type(part).__module__.partition(".")[0] in ("numpy", "pandas"):
+            raise InputError(
+                f"the {what} of this batch are a {type(part).__module__.partition('.')[0]} "
+                f"{type(part).__name__}: give a tensor, as torch.as_tensor makes one"
+            )
+    if pair[1] is None:
+        raise InputError("the labels of this batch are None: there is nothing to learn from")
     return pair[0], pair[1]
 
 

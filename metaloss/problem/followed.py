@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import nn
 
 from metaloss.errors import InputError
-from metaloss.problem.refusals import refuse_hooks, refuse_untrue_gradients
+from metaloss.problem.refusals import refuse_hooks, refuse_unbuilt, refuse_untrue_gradients
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,12 @@ class Followed:
     theta: list[nn.Parameter]  #: those that are trained, in the optimizer's order
     names: list[str]  #: theirs in the model
     others: dict[str, nn.Parameter]  #: that require a gradient and are not trained here
-    tied: bool  #: whether a parameter has several names
+
+
+def trained_by(optimizer: torch.optim.Optimizer, theta: Sequence[nn.Parameter]) -> bool:
+    """Whether these are the parameters that an optimizer trains now, in its order."""
+    held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return len(held) == len(theta) and all(map(is_, held, theta)) and bool(theta)
 
 
 def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> Followed:
@@ -29,6 +36,7 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> Followed:
             parameter has hooks.
         UnsupportedModelError: an embedding's gradient is not its derivative.
     """
+    refuse_unbuilt(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     strangers = [tuple(p.shape) for p in held if p not in names]
@@ -47,5 +55,4 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> Followed:
         theta,
         [names[p] for p in theta],
         {name: p for p, name in names.items() if p.requires_grad and p not in trained},
-        len(list(model.named_parameters(remove_duplicate=False))) > len(names),
     )

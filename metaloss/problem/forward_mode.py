@@ -48,7 +48,36 @@ MAX_POOLING = {
 }
 
 
-class KeepPrimals(TorchFunctionMode):
+#: Gradients that a model takes itself, within its forward pass.
+DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+
+
+class Watch(TorchFunctionMode):
+    """Within it, what a model does to the graph of its own forward pass is seen.
+
+    Attributes:
+        differentiates: whether it took a gradient.
+        hooked: whether it registered a hook on a tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.differentiates = False
+        self.hooked = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.see(func)
+        return func(*args, **(kwargs or {}))
+
+    def see(self, func: Any) -> None:
+        """Notes a call."""
+        self.differentiates |= func in DIFFERENTIATING
+        self.hooked |= func is Tensor.register_hook
+
+
+class KeepPrimals(Watch):
     """Within it, what is expensive to compute again is kept, in the order of the calls.
 
     Nothing is kept inside torch.func's transforms, whose tensors do not outlive them.
@@ -61,6 +90,7 @@ class KeepPrimals(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.see(func)
         if torch._C._are_functorch_transforms_active():
             return func(*args, **(kwargs or {}))
         if func in MAX_POOLING:
@@ -108,6 +138,9 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._primals.differentiates:
+            # The rules' primals have no graph, and the model asks for gradients through them.
+            return self._plain(func, args, kwargs or {})
         inside = torch._C._are_functorch_transforms_active()  # where no dual can be looked into
         drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
         kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
@@ -130,6 +163,13 @@ class ForwardMode(TorchFunctionMode):
         if func in MAX_POOLING and primals is not None:
             return max_pooling(MAX_POOLING[func], primals, *args)
         return RULES.get(func, func)(*args, **(kwargs or {}))
+
+    def _plain(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Torch's own rules, and those without which it has none."""
+        if not torch.is_grad_enabled():
+            with forward_ad._set_fwd_grad_enabled(False):
+                return func(*args, **kwargs)
+        return RULES.get(func, func)(*args, **kwargs)
 
 
 def bilinear(

@@ -195,7 +195,7 @@ def probe(problem: Problem, batch: StepBatch, watches: Sequence[Watch]) -> list[
     """
     inputs, labels = batches.parts(batch)[0]
     random_state = seeding.global_state(problem.device)
-    with torch.no_grad(), problem.replaced({}, problem.copy_buffers()):
+    with torch.no_grad(), problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
     seeding.set_global_state(random_state, problem.device)
     g, h, task_loss = slopes(problem, outputs, labels)
@@ -234,7 +234,7 @@ def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:
     """What `Health.numbers` has of one batch, by the outputs and by the parameters."""
     inputs, labels = batches.parts(batch)[0]
     random_state = seeding.global_state(problem.device)
-    with problem.replaced({}, problem.copy_buffers()):
+    with problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
         g, h, task_loss = slopes(problem, outputs, labels)
         cosine_theta, ratio_theta = _by_theta(problem, outputs, g, h)
@@ -265,7 +265,7 @@ def by_parameters(problem: Problem, batch: StepBatch, size: int = 16) -> tuple[f
     random_state = seeding.global_state(problem.device)
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
-        with problem.replaced({}, problem.copy_buffers()):
+        with problem.replaced({}, problem.surroundings.keep()):
             outputs = problem.forward(inputs[part])
             g, h, _ = slopes(problem, outputs, labels[part])
             found.append(_by_theta(problem, outputs, g, h))
@@ -363,7 +363,7 @@ def trial(
     """
     judged = [draw_objective() for _ in range(TRIAL_BATCHES)]
     ends, ratios = [], []
-    with snapshot.on_trial(problem):
+    with snapshot.on_trial(problem, judged[0]):
         redraw()
         reset(problem.optimizer)
         fresh = snapshot.take(problem)

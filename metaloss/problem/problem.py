@@ -6,13 +6,12 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
@@ -22,13 +21,16 @@ from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, replicas, vectors
 from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
-from metaloss.problem.followed import follow
+from metaloss.problem.followed import follow, trained_by
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
 from metaloss.problem.refusals import (
+    refuse_aliases,
     refuse_float16,
     refuse_hooks,
+    refuse_other_kinds,
     refuse_unshareable,
+    refuse_without_grad,
     refusing_reentrant_checkpoints,
 )
 from metaloss.problem.slopes import (
@@ -38,8 +40,13 @@ from metaloss.problem.slopes import (
     TabulatedSlope,
     WholeSlope,
 )
+from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.problem.tables import Tables, Tabulate
 from metaloss.representations.base import Representation
+
+#: Base steps before each of which a pass is made to see what it changes: what the first one makes,
+#: as a cache, only the second one can change.
+WATCHED = 2
 
 
 class Problem:
@@ -79,11 +86,10 @@ class Problem:
         gradient_transform: GradientTransform | None = None,
         tabulate: Tabulate = "auto",
     ) -> None:
+        refuse_other_kinds(model, optimizer, loss, task_loss)
         update_of(optimizer)
         refuse_float16(autocast)
         refuse_unshareable(model)
-        self.followed = follow(model, optimizer)
-        self.theta, self.theta_names = self.followed.theta, self.followed.names
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -98,10 +104,11 @@ class Problem:
             else {name: p for name, p in loss.named_parameters() if p.requires_grad}
         )
         self.phi = list(self.named_phi.values())
+        self.theta: list[nn.Parameter] = []
+        self.follow()
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
-        self._looks_at_theta: bool | None = None  # None until `probe` has seen a batch
         replicas.start_alike([model] if loss is None else [model, loss])
 
     def forward(self, inputs: Any) -> Tensor:
@@ -134,49 +141,88 @@ class Problem:
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
+    def follow(self) -> None:
+        """Asks the optimizer which parameters it trains now, and sees to it if they are others.
+
+        Raises:
+            InputError, UnsupportedModelError: see `Problem`.
+        """
+        if trained_by(self.optimizer, self.theta):
+            return
+        for parameter in self.theta:
+            parameter.grad = None  # else the optimizer would step along it for ever
+        self.followed = follow(self.model, self.optimizer)
+        self.theta, self.theta_names = self.followed.theta, self.followed.names
+        self.surroundings = Surroundings(
+            self.model, self.loss, dict(zip(self.theta_names, self.theta, strict=True))
+        )
+        self._looks_at_theta = False
+
     def probe(self, batch: StepBatch) -> bool:
         """Whether M_φ looks at θ itself, beside f, as a learned regulariser that holds the model.
 
-        The first call asks all that only a batch can tell, by passes of which nothing remains.
+        Comes before each base step. As long as the model is new, it asks all that only a batch can
+        tell, by passes of which nothing remains.
 
         Raises:
-            UnsupportedModelError: the model has reentrant activation checkpoints.
+            UnsupportedModelError: the model has reentrant activation checkpoints, changes its
+                trained parameters in its forward pass, or reads them past its modules.
             InputError: the learned loss is not made for such pairs.
         """
-        if self._looks_at_theta is None:
+        refuse_without_grad()
+        self.follow()
+        if self.surroundings.watched < WATCHED:
             inputs, labels = batches.parts(batch)[0]
-            random_state = seeding.global_state(self.device)
-            with refusing_reentrant_checkpoints(), self.replaced({}, self.copy_buffers()):
-                outputs = self.forward(inputs)
-                slope, direct = self._look_at_pairs(outputs.detach(), labels)
-                # A reentrant checkpoint shows in its backward pass.
-                torch.autograd.grad(outputs, self.theta, slope, allow_unused=True)
-            seeding.set_global_state(random_state, self.device)
+            before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
+            leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
+            named = dict(zip(self.theta_names, leaves, strict=True))
+            both = [*leaves, *self.theta]
+            try:
+                with refusing_reentrant_checkpoints(), self.replaced(named, None):
+                    outputs = self.forward(inputs)
+                    slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
+                    # A reentrant checkpoint shows in its backward pass.
+                    past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+            finally:
+                seeding.set_global_state(random_state, self.device)
+                self.surroundings.learn(before)
+            refuse_aliases(self.theta_names, past[len(leaves) :])
             self._looks_at_theta = any(part is not None for part in direct)
         return self._looks_at_theta
 
-    def _look_at_pairs(self, outputs: Tensor, labels: Any) -> tuple[Tensor, vectors.Vector]:
-        """A slope in the outputs, and what M_φ has in θ beside; asks if it is made for them."""
+    def _look_at_pairs(
+        self, outputs: Tensor, labels: Any, theta: Sequence[Tensor]
+    ) -> tuple[Tensor, vectors.Vector]:
+        """A slope in the outputs, and what M_φ has in θ beside; asks if it is made for them.
+
+        Where no link was said, it decides here what labels are.
+        """
+        if self.link is links.by_labels and self.loss is not None:
+            of_classes = isinstance(self.loss, Representation) and self.loss.of_classes
+            self.link = links.decided(self.task_loss, of_classes, outputs, labels)
         if isinstance(self.loss, Representation) and outputs.numel() > MOST_AT_ONCE:
             # What is too much at once is not looked at twice. A representation sees pairs alone.
             classes = links.classes(self.link, outputs, labels)
             if classes is None:
-                self.loss.require_pairs(*self.link(outputs, labels)[:2])
+                self._require_pairs(*self.link(outputs, labels))
             else:
                 first = classes.rows(outputs)[:1]
-                self.loss.require_pairs(*links.probabilities(first, classes.labels[:1]))
+                self._require_pairs(*links.probabilities(first, classes.labels[:1]))
             return torch.zeros_like(outputs), []
         free = outputs.requires_grad_()
         if isinstance(self.loss, Representation):
-            self.loss.require_pairs(*self.link(free, labels)[:2])
+            self._require_pairs(*self.link(free, labels))
         loss = self.learned_loss(free, labels)
         slope, *direct = torch.autograd.grad(
-            loss,
-            [free, *self.theta],
-            torch.ones_like(loss),
-            allow_unused=True,
+            loss, [free, *theta], torch.ones_like(loss), allow_unused=True
         )
         return torch.zeros_like(free) if slope is None else slope, direct
+
+    def _require_pairs(self, prediction: Tensor, target: Tensor, *weights: Tensor) -> None:
+        """Asks the representation whether it is made for the rows that count."""
+        assert isinstance(self.loss, Representation)
+        counted = weights[0] != 0 if weights else slice(None)
+        self.loss.require_pairs(prediction[counted], target[counted])
 
     def plain_step(self, batch: StepBatch) -> Tensor:
         """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
@@ -224,11 +270,12 @@ class Problem:
         grads, learned_loss = replicas.mean_step(
             self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
         )
+        kept = vectors.copy(grads) if keep.gradient else []
         transformed = None
         if self.gradient_transform is not None:
             transformed = Transformed(self.gradient_transform, grads)
             grads = transformed.values()
-        return BaseGradient(passes, examples, learned_loss, transformed), grads
+        return BaseGradient(passes, examples, learned_loss, transformed, kept), grads
 
     def _pass(
         self, batch: Batch, share: int, keep: Keep
@@ -242,7 +289,7 @@ class Problem:
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device) if keep.replay else []
-        buffers = self.copy_buffers() if keep.replay else {}
+        surroundings = self.surroundings.keep() if keep.replay else Kept()
         # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
         # of θ itself is kept, for no pass gives it again.
         graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
@@ -250,12 +297,14 @@ class Problem:
         with primals if keep.primals and share == 1 else nullcontext():
             outputs = self.forward(inputs)
         slope = self.slope(outputs, labels, share, graph)
+        along = slope.hand_out(keep.gradient)
         grads: list[Tensor | None] = list(
-            torch.autograd.grad(outputs, self.theta, slope.hand_out(), allow_unused=True)
+            torch.autograd.grad(outputs, self.theta, along, allow_unused=True)
         )
+        del along  # it may be a gigabyte
         if slope.direct:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
-        made = Pass(batch, share, slope if graph else None, primals, buffers, random_state)
+        made = Pass(batch, share, slope if graph else None, primals, surroundings, random_state)
         return made, slope.loss, grads
 
     def slope(self, outputs: Tensor, labels: Any, share: int, graph: bool) -> Slope:
@@ -286,7 +335,7 @@ class Problem:
             parameter.grad = vectors.laid_out(grad, parameter)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
-        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves running statistics alone.
+        """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves the surroundings as they are.
 
         Returns:
             A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
@@ -295,7 +344,7 @@ class Problem:
         parts = batches.parts(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
-        with self.replaced({}, self.copy_buffers()):
+        with self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
                 loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
                 ones = torch.ones_like(loss)
@@ -315,25 +364,32 @@ class Problem:
         finally:
             self.by_task_loss = before
 
-    def copy_buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, in their shapes, for passes that must leave them alone."""
-        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-
     def replaced(
-        self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+        self, named: Mapping[str, Tensor], surroundings: Kept | None
     ) -> AbstractContextManager[None]:
-        """Within it, the model has other parameters and buffers, by name, of the same shapes.
+        """Within it, the model has other parameters and buffers by name, of the same shapes.
 
         A backward pass belongs inside too: activation checkpoints run the model again in it.
+
+        Args:
+            surroundings: those in which the model is run, of which nothing remains. None: it is the
+                base pass, and what it changes stays.
         """
-        if not theta and not buffers:
-            return nullcontext()
-        return _reparametrize_module(
-            self.model,
-            {**buffers, **theta},
-            tie_weights=self.followed.tied or bool(buffers),  # else no search for other names
-            stack_weights=True,  # else a module that the model holds twice would not be put back
-        )
+        return self.surroundings.exchanged(named, surroundings)
+
+    @contextmanager
+    def again(self, named: Mapping[str, Tensor], part: Pass) -> Iterator[None]:
+        """Within it, the model runs as it did in a base pass, on the same random numbers.
+
+        Args:
+            named: other parameters by name, of the same shapes.
+            part: the pass.
+        """
+        with (
+            seeding.replaying(part.random_state, self.device),
+            self.replaced(named, part.surroundings),
+        ):
+            yield
 
 
 def _share(loss: Tensor, share: int) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import distributed
@@ -116,6 +116,78 @@ def refuse_unshareable(model: nn.Module) -> None:
         raise InputError(
             "the model has SyncBatchNorm layers, which no forward-mode pass follows: give it with "
             "plain BatchNorm, whose batch statistics are then each process's own"
+        )
+
+
+def refuse_other_kinds(model: object, optimizer: object, loss: object, task_loss: object) -> None:
+    """Raises InputError if one of what a problem is made of is something else."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is an nn.Module, and this is {_kind(model)}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"the optimizer is a torch.optim object over the model's parameters, and this is "
+            f"{_kind(optimizer)}"
+        )
+    if loss is not None and not isinstance(loss, nn.Module):
+        build = "metaloss.REPRESENTATIONS['nn']()"
+        if isinstance(loss, str):
+            build = f"metaloss.REPRESENTATIONS[{loss!r}]()"
+        elif isinstance(loss, type):
+            build = f"{loss.__name__}(), built"
+        raise InputError(
+            f"the learned loss is an nn.Module with parameters, and this is {_kind(loss)}: give "
+            f"{build}; a loss without any is `task_loss`, beside loss=None"
+        )
+    if not callable(task_loss) or isinstance(task_loss, type):
+        raise InputError(
+            f"task_loss is a function (outputs, labels) -> scalar, and this is {_kind(task_loss)}"
+        )
+
+
+def _kind(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    if isinstance(thing, str):
+        return f"the text {thing!r}"
+    name = getattr(thing, "__name__", "")
+    return f"the function {name}" if name and callable(thing) else f"a {type(thing).__name__}"
+
+
+def refuse_without_grad() -> None:
+    """Raises InputError where torch takes no gradients."""
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise InputError(
+            f"a step is made under torch.{mode}(), where there are no gradients: make it outside"
+        )
+
+
+def refuse_unbuilt(model: nn.Module) -> None:
+    """Raises InputError if a layer takes its shape from a first batch, and had none yet."""
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise InputError(
+                f"the model's parameter '{name}' has no shape yet, as a lazily built layer's "
+                "before its first batch: call the model once, and build the optimizer after that"
+            )
+
+
+def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
+    """Refuses parameters that the model reads otherwise than through what can be exchanged.
+
+    Args:
+        names: of the trained parameters.
+        past: of each, whether a pass with others in their place still depends on it: a gradient.
+
+    Raises:
+        UnsupportedModelError: there is one.
+    """
+    read = [name for name, gradient in zip(names, past, strict=True) if gradient is not None]
+    if read:
+        raise UnsupportedModelError(
+            f"the model reads its parameter '{read[0]}' past its modules, as through a tuple or an "
+            "object that is found nowhere in it, so no other can be put in its place: read it as "
+            "an attribute of its module"
         )
 
 

@@ -34,10 +34,16 @@ class Slope(ABC):
     _value: Tensor | None
     direct: Vector = ()  #: ∂M_φ/∂θ at fixed f, of a loss that looks at θ itself; else empty
 
-    def hand_out(self) -> Tensor:
-        """∂M_φ/∂f, of the outputs' shape, without graph; once, as it may be a gigabyte."""
-        value, self._value = self._value, None
+    def hand_out(self, keep: bool = False) -> Tensor:
+        """∂M_φ/∂f, of the outputs' shape, without graph; once, as it may be a gigabyte.
+
+        Args:
+            keep: once more after this time.
+        """
+        value = self._value
         assert value is not None
+        if not keep:
+            self._value = None
         return value
 
     @abstractmethod

@@ -56,16 +56,22 @@ def put_back(problem: Problem, snapshot: dict[str, Any]) -> None:
 
 
 @contextmanager
-def on_trial(problem: Problem) -> Iterator[None]:
+def on_trial(problem: Problem, batch: StepBatch) -> Iterator[None]:
     """Within it, base steps may be made; afterwards model, optimizer and generators are as before.
 
     Gradients in `.grad` are gone.
+
+    Args:
+        batch: of training, by which to see what of the model a pass changes, if that is not known.
     """
+    problem.probe(batch)
+    surroundings = problem.surroundings.keep()
     before, random_state = take(problem), seeding.global_state(problem.device)
     try:
         yield
     finally:
         put_back(problem, before)
+        surroundings.put_back()
         seeding.set_global_state(random_state, problem.device)
         for parameter in problem.theta:
             parameter.grad = None
@@ -73,8 +79,10 @@ def on_trial(problem: Problem) -> Iterator[None]:
 
 @torch.no_grad()
 def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
-    """L_T on a batch at the current θ, without gradient; running statistics stay."""
-    with problem.replaced({}, problem.copy_buffers()):
+    """L_T on a batch at the current θ, without gradient; the surroundings stay as they are."""
+    with torch.enable_grad():
+        problem.probe(batch)
+    with problem.replaced({}, problem.surroundings.keep()):
         losses = [
             problem.task_loss(problem.forward(inputs), labels)
             for inputs, labels in batches.parts(batch)

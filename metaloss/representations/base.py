@@ -83,6 +83,11 @@ class Representation(nn.Module, ABC):
             if isinstance(part, Representation):
                 part.observe(step, steps)
 
+    @property
+    def of_classes(self) -> bool:
+        """Whether the loss, or a loss in it, is `classification_only`."""
+        return any(isinstance(m, Representation) and m.classification_only for m in self.modules())
+
     def require_pairs(self, prediction: Tensor, target: Tensor) -> None:
         """Refuses what the loss, or a loss in it, is not made for; asked once, before training.
 

@@ -21,6 +21,7 @@ from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
 from metaloss.runs.folder import RunFolder, found_there
 from metaloss.runs.lockstep import Lockstep
+from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner
 from metaloss.tasks.base import find_data_dir
@@ -71,6 +72,7 @@ class Planned:
     folder: RunFolder
 
 
+@process_left_as_it_was()
 def train(**flags: Any) -> int:
     """One run, or those of several seeds at once, as `tools/train.py` is asked for them.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
@@ -19,11 +21,38 @@ from metaloss.problem.problem import Problem
 Precision = Literal["float32", "tf32", "bf16"]
 
 
+@contextmanager
+def process_left_as_it_was() -> Iterator[None]:
+    """Within it torch's settings may be changed, which are the whole process's; also a decorator.
+
+    They are read and written in torch's new style alone: torch refuses a process that mixes it with
+    the old one, in `torch.export` and elsewhere.
+    """
+    before, threads = _float32(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        _set_float32(*before)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
 def set_float32(precision: str) -> None:
-    """Lets a GPU use TF32 in float32 arithmetic, or not; for the whole process."""
+    """Lets a GPU use TF32 in float32 arithmetic, or not; within `process_left_as_it_was`."""
     name = "ieee" if precision == "float32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = name
-    torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
+    _set_float32(name, name)
+
+
+def _float32() -> tuple[str, str]:
+    """How float32 is computed on a GPU, in matrix products and in convolutions."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+
+
+def _set_float32(products: str, convolutions: str) -> None:
+    backends: Any = torch.backends
+    backends.cuda.matmul.fp32_precision = products
+    backends.cudnn.conv.fp32_precision = convolutions
 
 
 def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:
@@ -35,7 +64,7 @@ def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:
     own, gradients = problem.autocast, []
     for autocast in (own, None):
         problem.autocast = autocast
-        with snapshot.on_trial(problem):
+        with snapshot.on_trial(problem, train):
             found = Exact().hypergradient(
                 problem, MetaParameters(problem), [train], lambda: objective
             )

@@ -210,6 +210,8 @@ class Run:
         state, plan = self.state, self.plan
         if result.skipped is not None:
             state.skipped = state.skipped + result.skipped
+        if result.adjoint_residual is not None:
+            state.note_residual(result.adjoint_residual)
         if last or step % plan.log_every == 0:
             learned_loss = self._log_step(phase, step, result)
             if phase == "train" and not math.isfinite(learned_loss):
@@ -235,6 +237,9 @@ class Run:
             state.latest["task_loss"] = result.task_loss.item()
         if result.gradient_norm is not None:
             state.latest["gradient_norm"] = result.gradient_norm.item()
+        if state.residual is not None:  # of a certified step, which seldom is one that is logged
+            state.latest["adjoint_residual"] = state.residual.item()
+            state.residual = None
         self._log(
             {
                 "phase": phase,
@@ -300,6 +305,7 @@ class Run:
             "skipped_meta_steps": int(state.skipped),
             "health": None if state.loss is None else state.learner.health().status,
             "health_warnings": list(state.learner.health().warnings),
+            "adjoint_residual": finite_or_none(float(state.worst_residual)),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": memory.of_run(self.device),
         }

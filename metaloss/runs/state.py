@@ -83,14 +83,16 @@ class State:
         if self.loss is not None:
             labels = self.data.splits["train"][1][:2]
             outputs = torch.zeros(len(labels), self.data.outputs, device=device)
-            self.loss.require_pairs(*objective.link(outputs, labels))
+            self.loss.require_pairs(*objective.link(outputs, labels)[:2])
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
         for size in self._batch_sizes():
             distributed.share(size)  # refuses what is too small now, not after the first steps
         self.init_steps = 0  # meta-steps of the initialisation made so far
         self.steps = 0  # base steps of the training made so far
-        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not finite; on the device
+        self.skipped: int | Tensor = 0  # meta-steps whose gradient was not used; on the device
+        self.residual: Tensor | None = None  # of the latest certificate, until it is logged
+        self.worst_residual: float | Tensor = math.nan  # of all certificates; NaN: there is none
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
@@ -174,6 +176,12 @@ class State:
         """The samples of φ so far."""
         return Trajectory.of(self.samples)
 
+    def note_residual(self, residual: Tensor) -> None:
+        """Takes that of a step's certificate; waits for no device."""
+        self.residual = residual
+        before = torch.as_tensor(self.worst_residual, device=residual.device, dtype=residual.dtype)
+        self.worst_residual = torch.fmax(before, residual)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
 
@@ -189,6 +197,8 @@ class State:
             "init_steps": self.init_steps,
             "steps": self.steps,
             "skipped": int(self.skipped),
+            "residual": None if self.residual is None else float(self.residual),
+            "worst_residual": float(self.worst_residual),
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
@@ -216,6 +226,9 @@ class State:
         else:
             self.model.load_state_dict(state["model"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
+        residual = state.get("residual")
+        self.residual = None if residual is None else torch.tensor(residual, dtype=torch.float64)
+        self.worst_residual = state.get("worst_residual", math.nan)
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         self.selection, self.best = state.get("selection"), state.get("best")
         for name, stream in self._streams.items():

@@ -25,6 +25,7 @@ GROUPS = {
             "task_loss",
             "gradient_norm",
             "skipped",
+            "adjoint_residual",
             "base_lr",
             "effective_base_lr",
             "cosine_theta",
@@ -50,6 +51,7 @@ def layout(metric: str) -> dict[str, Any]:
         "task loss": ["train/loss$", "valid/loss$"],
         "learned loss": ["train/learned_loss$"],
         "base learning rate (5.5)": ["meta/base_lr$", "meta/effective_base_lr$"],
+        "residual of the meta-gradient's certificate": ["meta/adjoint_residual$"],
         "scale (5.5)": ["loss/scale$"],
         "flatness (5.6) and slope away from the target": [
             "loss/flatness$",

@@ -27,7 +27,7 @@ from metaloss.machine.files import check_output, write_json
 from metaloss.runs import evaluation, predictions
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import finite_or_none
-from metaloss.runs.precision import set_float32
+from metaloss.runs.precision import process_left_as_it_was, set_float32
 from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
 from metaloss.tasks import TASKS
@@ -80,7 +80,9 @@ class TrainedModel:
             there = [name for name in (*SPLITS, "select") if name in data.splits]
             near, known = did_you_mean(split, there), ", ".join(there)
             raise InputError(f"no split {split!r}{near} · there are: {known}")
-        return evaluation.evaluate(self.model, data, split)
+        with process_left_as_it_was():
+            set_float32(self.plan.precision)
+            return evaluation.evaluate(self.model, data, split)
 
     @torch.no_grad()
     def predict(self, raw: Tensor) -> Prediction:
@@ -102,7 +104,9 @@ class TrainedModel:
         if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
         parts = torch.split(raw, evaluation.CHUNK)
-        found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
+        with process_left_as_it_was():
+            set_float32(self.plan.precision)
+            found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
         if self.data.objective is MULTI_LABEL:
             return Prediction(found.sigmoid().cpu(), None)
         if self.data.objective.metric == "error_rate":
@@ -179,7 +183,6 @@ def load_model(
         if not kept.is_enough(preparation):
             raise
         data, absent = kept.without_examples(preparation).to(device), error
-    set_float32(plan.precision)
     with seeding.drawing_from(seeding.stream(seed, "theta")):
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":

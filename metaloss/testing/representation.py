@@ -92,7 +92,8 @@ def _is_plain(value: Any) -> bool:
 
 def _loss_inputs(batch: int, outputs: int) -> tuple[Tensor, Tensor]:
     labels = torch.randint(outputs, (batch,))
-    return links.probabilities(torch.randn(batch, outputs), labels)
+    prediction, target, *_ = links.probabilities(torch.randn(batch, outputs), labels)
+    return prediction, target
 
 
 def _require_twice_differentiable(loss: Callable[[Tensor], Tensor], prediction: Tensor) -> None:

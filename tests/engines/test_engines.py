@@ -389,7 +389,7 @@ def test_on_trial_leaves_nothing_behind():
     problem.base_step(batch)
     before = copy.deepcopy((problem.model.state_dict(), problem.optimizer.state_dict()))
     state = torch.get_rng_state()
-    with snapshot.on_trial(problem):
+    with snapshot.on_trial(problem, batch):
         problem.base_step(batch)
     assert torch.get_rng_state().equal(state)
     after = (problem.model.state_dict(), problem.optimizer.state_dict())

@@ -337,7 +337,7 @@ def test_on_a_gpu_the_engines_agree_with_double_backward(engine):
     found = {}
     for name in ("unrolled", engine):
         torch.manual_seed(5)
-        with snapshot.on_trial(problem):
+        with snapshot.on_trial(problem, train[0]):
             found[name] = ENGINES[name]().hypergradient(problem, meta, train[:1], valid[:1].pop)
     for ours, reference in zip(found[engine].phi, found["unrolled"].phi, strict=True):
         tolerance = 1e-4 if engine == "logit_difference" else 1e-9

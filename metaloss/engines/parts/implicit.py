@@ -51,7 +51,7 @@ class Implicit(Engine, ABC):
             learned_loss = problem.plain_step(batch)
         task_loss, v = problem.task_gradient(draw_objective())
         theta, decays, count = problem.theta, self._decays(problem), examples(batch)
-        with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.copy_buffers()):
+        with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.surroundings.keep()):
             loss = torch.stack(list(problem.shares(batch))).sum()
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True

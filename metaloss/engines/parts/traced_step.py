@@ -18,6 +18,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaloss import links
+from metaloss.engines.parts.certificate import adjoint_residual, product
 from metaloss.errors import UnsupportedModelError
 from metaloss.problem.forward_mode import ForwardMode, KeepPrimals
 from metaloss.problem.problem import Problem
@@ -72,7 +73,8 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
 
     Returns:
         A function of all tensors in `given(*batches)`, one after the other, which moves θ and the
-        momenta. It gives M_φ; and of a meta-step L_T and ∇_φ L_T, None for what is zero.
+        momenta. It gives M_φ; and of a meta-step L_T, the residual of its
+        certificate, and ∇_φ L_T, None for what is zero.
 
     Raises:
         NotImplementedError: an operator of the model has no forward derivative.
@@ -83,7 +85,7 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
 
     def outputs(theta: Sequence[Tensor], constants: Sequence[Tensor], inputs: Tensor) -> Tensor:
         named = dict(zip(problem.theta_names, theta, strict=True))
-        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), {}):
+        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), None):
             return problem.forward(inputs)
 
     def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:
@@ -110,7 +112,10 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
                 t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
             u = None if t is None else given.sgd.scale(sgd) * t
             phi_bar = gradient([slope], phi, [u])
-        return [loss.detach(), task.detach(), *phi_bar], moved
+        residual = adjoint_residual(
+            problem, product(problem, g, v), product(problem, [slope], [t]), len(y)
+        )
+        return [loss.detach(), task.detach(), residual, *phi_bar], moved
 
     parts = given(*batches)
     sizes = [len(part) for part in parts]

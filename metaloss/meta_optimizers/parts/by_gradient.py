@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
@@ -9,14 +10,26 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.rates.base import Rate
-from metaloss.engines.base import Draw, Engine, Hypergradient, engine_by
-from metaloss.errors import MissingGradientError
+from metaloss.engines.auto import Auto
+from metaloss.engines.base import (
+    ENGINES,
+    Certificate,
+    Draw,
+    Engine,
+    Hypergradient,
+    certified,
+    engine_by,
+)
+from metaloss.engines.parts.certificate import refusal, tolerance
+from metaloss.errors import MissingGradientError, UncertifiedError
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import Descent, Group
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector
+
+FIRST = 3  #: meta-steps that all have a certificate: what is wrong mostly is so from the start
 
 
 class ByGradient(MetaOptimizer):
@@ -38,6 +51,8 @@ class ByGradient(MetaOptimizer):
         descent: how the meta-parameters move.
         engine: how the meta-gradient is computed, by name or built.
         steps: meta-steps of the phase, where it is used as an initialisation.
+        certify_every: see `Guard`.
+        uncertified: see `Guard`.
     """
 
     def __init__(
@@ -51,6 +66,8 @@ class ByGradient(MetaOptimizer):
         descent: Callable[..., Descent],
         engine: Engine | str,
         steps: int,
+        certify_every: int,
+        uncertified: Literal["raise", "warn"],
     ) -> None:
         self.meta_lr = meta_lr
         self.objective = objective
@@ -61,18 +78,27 @@ class ByGradient(MetaOptimizer):
         self.descent = descent
         self.engine = engine_by(engine)
         self.steps = steps
+        self.certify_every = certify_every
+        self.uncertified = uncertified
 
     def attach(self, problem: Problem) -> None:
         self.problem = problem
         self.meta = MetaParameters(problem, self.learn, self.rate)
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
+        self.guard = Guard(self.certify_every, self.uncertified)
 
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
         """A base step on each training batch, and a step of the meta-parameters through them."""
-        # An engine that chooses puts its choice in its own place.
-        self.engine = self.engine.chosen_for(self.problem, self.meta, train)
-        found = self.engine.hypergradient(self.problem, self.meta, train, draw_objective)
-        return self.meta_descent.descend(found)
+        self.guard.settle(self.engine, self.problem, self.meta, train)
+        certify = self.guard.due()
+        found = certified(self.engine, certify)(self.problem, self.meta, train, draw_objective)
+        self.guard.count()
+        result = self.meta_descent.descend(found, trusted=self.uncertified == "warn")
+        if found.certificate is not None:
+            self.guard.note(found.certificate)
+            if self.guard.early():  # nothing is lost by waiting for the device
+                self.guard.settle(self.engine, self.problem, self.meta, train, wait=True)
+        return result
 
     def branch(self) -> Hashable | None:
         """What Python will decide by in the next `step`; None if no CUDA graph can hold it.
@@ -81,13 +107,28 @@ class ByGradient(MetaOptimizer):
         """
         if self.rate is not None or not self.engine.recordable:
             return None  # a learned rate is written by Python
-        return self.meta_descent.branch() if self.due() else "base"
+        if not self.due():
+            return "base"
+        branch = self.meta_descent.branch()
+        if branch is None or self.guard.early() or self.guard.failed():
+            return None
+        return branch, self.guard.due()
 
     def replayed(self) -> None:
-        """A CUDA graph has made a step: counts it."""
+        """A CUDA graph makes a step: counts it."""
         if self.due():
             self.meta_descent.replayed()
+        self.passed()
+
+    def passed(self) -> None:
+        """Counts a step that a CUDA graph or a stack makes for it."""
+        if self.due():
+            self.guard.count()
         self.count()
+
+    def certified(self, residual: Tensor) -> None:
+        """Takes the residual of a step that a CUDA graph has made."""
+        self.guard.note(Certificate(residual, tolerance(self.problem)))
 
     def due(self) -> bool:
         """Whether the next step moves the meta-parameters."""
@@ -97,11 +138,108 @@ class ByGradient(MetaOptimizer):
         """Counts a step: one of its own, or one that a CUDA graph or a stack has made for it."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"descent": self.meta_descent.state_dict(), "engine": self.engine.state_dict()}
+        return {
+            "descent": self.meta_descent.state_dict(),
+            "engine": self.engine.state_dict(),
+            "meta_steps": self.guard.meta_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.guard.meta_steps = state.get("meta_steps", 0)
         self.meta_descent.load_state_dict(state["descent"])
         self.engine.load_state_dict(state["engine"])
+
+
+class Guard:
+    """Sees to it that meta-gradients are those of the steps that were made, by their certificates.
+
+    A meta-gradient whose certificate does not hold moves nothing. What is then to be done is asked
+    for when the certificate has left the device anyway: nothing waits for it but in the first
+    meta-steps. An engine that chooses takes another one, with the reason; one that was asked for by
+    name raises, or warns.
+
+    Args:
+        every: meta-steps per certificate, after the first ones, which all have one; 0: none.
+        uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
+            engine was asked for by name: "raise" ends the training; "warn" warns, once, and uses it
+            all the same.
+    """
+
+    def __init__(self, every: int, uncertified: Literal["raise", "warn"]) -> None:
+        self._every = every
+        self._uncertified = uncertified
+        self.meta_steps = 0  #: made so far
+        self._pending: list[tuple[Certificate, torch.cuda.Event | None]] = []
+        self._warned = False
+
+    def early(self) -> bool:
+        """Whether these are the first meta-steps, whose certificates are waited for."""
+        return self._every > 0 and self.meta_steps <= FIRST
+
+    def due(self) -> bool:
+        """Whether the next meta-step has a certificate."""
+        return self._every > 0 and (self.meta_steps < FIRST or self.meta_steps % self._every == 0)
+
+    def count(self) -> None:
+        """A meta-step is made."""
+        self.meta_steps += 1
+
+    def note(self, certificate: Certificate) -> None:
+        """Sends a certificate on its way from the device."""
+        residual = certificate.residual.detach()
+        if residual.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return  # of a recording; what it gives comes with each replay
+            residual = residual.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._pending.append((Certificate(residual, certificate.tolerance), arrived))
+        else:
+            self._pending.append((certificate, None))
+
+    def failed(self, wait: bool = False) -> Certificate | None:
+        """The first certificate that has arrived and does not hold, if there is one."""
+        while self._pending:
+            certificate, arrived = self._pending[0]
+            if arrived is not None and not wait and not arrived.query():
+                return None
+            if arrived is not None:
+                arrived.synchronize()
+            if not bool(certificate.holds.all()):
+                return certificate
+            self._pending.pop(0)
+        return None
+
+    def settle(
+        self,
+        engine: Engine,
+        problem: Problem,
+        meta: MetaParameters,
+        train: Sequence[StepBatch],
+        wait: bool = False,
+    ) -> None:
+        """Does what is to be done about a certificate that does not hold.
+
+        Raises:
+            UncertifiedError: the engine was asked for by name, and `uncertified` is "raise".
+        """
+        certificate = self.failed(wait)
+        if certificate is None:
+            return
+        self._pending.clear()
+        reason = refusal(problem, train[0], certificate)
+        if isinstance(engine, Auto):
+            engine.leave(problem, meta, train, reason)
+            return
+        name = ENGINES.name_of(engine)
+        if self._uncertified == "raise":
+            raise UncertifiedError(
+                f"engine '{name}' does not give the gradient of the step: {reason} · "
+                "engine='auto' finds another"
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"engine '{name}': {reason}", stacklevel=6)
 
 
 class MetaDescent:
@@ -138,8 +276,10 @@ class MetaDescent:
         self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
 
-    def descend(self, found: Hypergradient) -> MetaStep:
-        """One step; skipped, and said so, where the gradient or the task loss is not finite.
+    def descend(self, found: Hypergradient, trusted: bool = False) -> MetaStep:
+        """One step; skipped, and said so, where the gradient or a loss is not finite.
+
+        So it is where the step's certificate does not hold, but for a gradient that is `trusted`.
 
         Raises:
             MissingGradientError: no meta-parameter has a gradient; or the very first gradient is
@@ -151,10 +291,15 @@ class MetaDescent:
         given = self.given(gradients)
         device = found.task_loss.device
         norm = torch.linalg.vector_norm(torch.cat([part.to(device).flatten() for part in given]))
-        both = norm + found.task_loss
-        finite = both - both == 0  # neither infinite nor NaN, in fewer calls than isfinite makes
-        self.move(found, gradients, finite)
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+        all_ = norm + found.task_loss + found.learned_loss
+        usable = all_ - all_ == 0  # neither infinite nor NaN, in fewer calls than isfinite makes
+        residual = None
+        if found.certificate is not None:
+            residual = found.certificate.residual
+            if not trusted:
+                usable &= found.certificate.holds.to(usable.device)
+        self.move(found, gradients, usable)
+        return MetaStep(found.learned_loss, found.task_loss, norm, ~usable, residual)
 
     def given(self, gradients: Vector) -> list[Tensor]:
         """The gradients that there are, of the shapes of the meta-parameters.
@@ -171,27 +316,29 @@ class MetaDescent:
             )
         return given
 
-    def move(self, found: Hypergradient, gradients: Vector, finite: Tensor) -> None:
-        """One step along gradients, if they and the task loss are finite.
+    def move(self, found: Hypergradient, gradients: Vector, usable: Tensor) -> None:
+        """One step along gradients, if they can be used.
 
         Args:
             found: what is to be told of, should there never be a usable gradient.
             gradients: of the shapes of the meta-parameters.
-            finite: bool [].
+            usable: bool [].
 
         Raises:
             MissingGradientError: see `descend`.
         """
         if not self._usable:  # later, nothing here waits for the device
-            self._usable = bool(finite)
+            self._usable = bool(usable)
             both = torch.isfinite(found.learned_loss) & torch.isfinite(found.task_loss)
+            if found.certificate is not None:
+                both &= found.certificate.holds.to(both.device).all()
             if not self._usable and bool(both):
                 raise MissingGradientError(
                     f"no meta-parameter received a finite gradient ({self._names}) although both "
                     "losses are finite: look for a derivative of the loss or the model that is "
                     "infinite or NaN"
                 )
-        self._descent.descend(gradients, finite)
+        self._descent.descend(gradients, usable)
         self._meta.write_rate()
 
     def branch(self) -> Hashable | None:

@@ -55,6 +55,9 @@ class Recordable(Protocol):
     def branch(self) -> Hashable | None:
         """What Python will decide by in the next `step`; None if no CUDA graph can hold it."""
 
+    def certified(self, residual: Tensor) -> None:
+        """Takes the residual of the certificate of a step that a CUDA graph has made."""
+
     def replayed(self) -> None:
         """A CUDA graph has made a step: counts it."""
 
@@ -122,7 +125,10 @@ class RecordedSteps:
         recording.replay()
         for parameter, state in recording.state.items():
             self._problem.optimizer.state[parameter] = dict(state)
-        return _copy(recording.result)
+        result = _copy(recording.result)
+        if foreseen is not None and result.adjoint_residual is not None:
+            foreseen.certified(result.adjoint_residual)
+        return result
 
     def _base_step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         return MetaStep(self._problem.plain_step(draw_train()))
@@ -157,6 +163,11 @@ class RecordedSteps:
                 "cuda_graphs: the forward-mode pass draws the base pass's random numbers again (as "
                 "of dropout in attention, or of a dropout changed in place), which no graph can: "
                 "leave it out"
+            )
+        if self._problem.surroundings.beyond_tensors:
+            raise InputError(
+                "cuda_graphs: the model changes Python objects in its forward pass, or draws from "
+                "a generator of its own, which no graph would do again: leave it out"
             )
         if not torch.equal(before, torch.get_rng_state()):
             raise InputError(

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from metaloss.engines.base import ENGINES, Draw, Hypergradient
+from metaloss.engines.base import ENGINES, Certificate, Draw, Hypergradient
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.parts.by_gradient import ByGradient, MetaDescent
@@ -28,17 +29,24 @@ class StackedDescent(MetaDescent):
     def __init__(self, members: Sequence[MetaDescent]) -> None:
         self._members = members
 
-    def descend(self, found: Hypergradient) -> MetaStep:
+    def descend(self, found: Hypergradient, trusted: bool = False) -> MetaStep:
         """One step of each, see `MetaDescent.descend`."""
         given = self._members[0].given(found.phi)
         norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in given])
         norm = torch.linalg.vector_norm(norms, dim=0)  # [S]
-        finite = torch.isfinite(norm) & torch.isfinite(found.task_loss)
+        usable = torch.isfinite(norm + found.task_loss + found.learned_loss)
+        residual = None
+        if found.certificate is not None:
+            residual = found.certificate.residual.expand_as(norm)
+            if not trusted:
+                usable &= found.certificate.holds.to(usable.device)
         for i, member in enumerate(self._members):
             gradients = [None if gradient is None else gradient[i] for gradient in found.phi]
             own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
-            member.move(own, gradients, finite[i])
-        return MetaStep(found.learned_loss, found.task_loss, norm, skipped=~finite)
+            if residual is not None and found.certificate is not None:
+                own.certificate = Certificate(residual[i], found.certificate.tolerance)
+            member.move(own, gradients, usable[i])
+        return MetaStep(found.learned_loss, found.task_loss, norm, ~usable, residual)
 
     def branch(self) -> Hashable | None:
         branches = tuple(member.branch() for member in self._members)
@@ -110,12 +118,13 @@ class StackedMetaOptimizer(MetaOptimizer):
         lead = self._lead = copy.copy(self._members[0])  # with its count of steps
         lead.problem = self._stacked
         lead.meta = MetaParameters(self._stacked, lead.learn)
+        lead.guard = copy.copy(lead.guard)
         lead.meta_descent = StackedDescent([member.meta_descent for member in self._members])
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         result = self._lead.step(draw_train, draw_objective)
         for member in self._members:
-            member.count()
+            member.passed()
         return result
 
     def branch(self) -> Hashable | None:
@@ -126,7 +135,11 @@ class StackedMetaOptimizer(MetaOptimizer):
         """See `ByGradient.replayed`."""
         self._lead.replayed()
         for member in self._members:
-            member.count()
+            member.passed()
+
+    def certified(self, residual: Tensor) -> None:
+        """See `ByGradient.certified`."""
+        self._lead.certified(residual)
 
     def state_dict(self) -> dict[str, Any]:
         return {"members": [member.state_dict() for member in self._members]}

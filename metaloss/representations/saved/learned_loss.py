@@ -73,6 +73,8 @@ class LearnedLoss(nn.Module):
         """
         with network.without_autocast(outputs.device):
             outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            if self.link is links.by_labels:
+                self.link = links.decided(None, self.representation.of_classes, outputs, labels)
             prediction, target, *weights = self.link(outputs, labels)
             losses: Tensor = self.representation(prediction, target)
         if self.reduction == "mean":

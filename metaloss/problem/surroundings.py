@@ -1,0 +1,281 @@
+"""Surroundings: what a forward pass reads and may change beside the trained parameters θ.
+
+Buffers, frozen parameters, Python attributes, caches, generators of random numbers. The base pass
+changes them as plain training does. Every other pass is made in a copy of them, as they were before
+the base pass or as they are now, and leaves them as it found them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaloss.errors import UnsupportedModelError
+from metaloss.problem.places import Container, Place, Places
+
+#: Numbers beyond which an array, or a tensor of no module, is data, and is not watched.
+MOST_NUMBERS = 10_000_000
+
+
+@dataclass
+class Kept:
+    """A copy of surroundings, or of a part of them."""
+
+    contents: list[tuple[Container, dict[Any, Any]]] = field(default_factory=list)
+    tensors: list[tuple[list[Place], Tensor, Tensor]] = field(default_factory=list)
+    arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(default_factory=list)
+    generators: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def put_back(self) -> None:
+        """Makes everything as it was, in place."""
+        for container, entries in self.contents:
+            container.put(entries)
+        for _, tensor, values in self.tensors:
+            if tensor.shape != values.shape:
+                tensor.data = values.clone()
+            elif not _same(tensor, values):
+                tensor.data.copy_(values)
+        for array, numbers in self.arrays:
+            array[...] = numbers
+        for generator, state in self.generators:
+            _set_state(generator, state)
+
+    def changed(self) -> Kept:
+        """The part that is otherwise now."""
+        return Kept(
+            [(c, entries) for c, entries in self.contents if _differ(c.entries(), entries)],
+            [kept for kept in self.tensors if not _same(kept[1], kept[2])],
+            [(a, numbers) for a, numbers in self.arrays if a.tobytes() != numbers.tobytes()],
+            [(g, state) for g, state in self.generators if not _equal(_state(g), state)],
+        )
+
+
+class Surroundings:
+    """Those of a model and its loss.
+
+    Args:
+        model, loss: they; a loss may hold the model.
+        theta: the trained parameters by their names in the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: nn.Module | None, theta: Mapping[str, Tensor]
+    ) -> None:
+        self._model, self._loss, self._theta = model, loss, theta
+        self.watched = 0  #: passes whose changes were looked at
+        self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
+        self._look()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Surroundings:
+        """Those of the copied model, of which nothing is known yet."""
+        return Surroundings(
+            copy.deepcopy(self._model, memo),
+            copy.deepcopy(self._loss, memo),
+            copy.deepcopy(self._theta, memo),
+        )
+
+    def _look(self) -> None:
+        """Finds what there is by now: a pass may have made a cache that the next one changes."""
+        model, loss = self._model, self._loss
+        modules = [*model.modules(), *(() if loss is None else loss.modules())]
+        self._places = Places(modules)
+        self._named = dict(self._by_name(model))
+        self._tree = {id(t) for m in modules for t in (*m.parameters(False), *m.buffers(False))}
+
+    def watch(self) -> Kept:
+        """A copy of all that is found now, to see what a pass changes."""
+        if self.watched:
+            self._look()
+        self.watched += 1
+        places = self._places
+        return Kept(
+            [(c, c.entries()) for c in (*places.own, *places.buffers, *places.others)],
+            [
+                (places.of(tensor), tensor, tensor.detach().clone())
+                for tensor in places.tensors()
+                if id(tensor) in self._tree or tensor.numel() <= MOST_NUMBERS
+                if tensor.layout is torch.strided and not tensor.is_meta
+            ],
+            [(a, a.copy()) for a in places.arrays if a.size <= MOST_NUMBERS],
+            [(generator, _state(generator)) for generator in places.generators],
+        )
+
+    def learn(self, before: Kept) -> None:
+        """Notes what a pass has changed, and undoes it.
+
+        Args:
+            before: what `watch` gave before the pass.
+
+        Raises:
+            UnsupportedModelError: it changed a trained parameter.
+        """
+        changed = before.changed()
+        before.put_back()
+        moved = {id(tensor) for _, tensor, _ in changed.tensors}
+        for name, parameter in self._theta.items():
+            if id(parameter) in moved:
+                raise UnsupportedModelError(
+                    f"the model changes its trained parameter '{name}' in its forward pass, which "
+                    "no gradient knows of: change it after the step, or as a parametrization"
+                )
+        always = {id(container) for container in (*self._places.own, *self._places.buffers)}
+        changed.contents = [(c, entries) for c, entries in changed.contents if id(c) not in always]
+        self._moving = changed
+
+    @property
+    def beyond_tensors(self) -> bool:
+        """Whether a pass was seen to change what no recording of kernels would."""
+        return bool(self._moving.contents or self._moving.arrays or self._moving.generators)
+
+    def keep(self) -> Kept:
+        """A copy of what a pass may change.
+
+        The attributes and buffers of modules, whatever a pass did so far; of torch's own layers,
+        and of what lies deeper, what was seen to change.
+        """
+        places, moving = self._places, self._moving
+        own = (*places.own, *places.buffers, *(container for container, _ in moving.contents))
+        return Kept(
+            [(container, container.entries()) for container in own],
+            [(held, tensor, tensor.detach().clone()) for held, tensor in self._changeable()],
+            [(array, array.copy()) for array, _ in moving.arrays],
+            [(generator, _state(generator)) for generator, _ in moving.generators],
+        )
+
+    def _changeable(self) -> Iterator[tuple[list[Place], Tensor]]:
+        """All buffers there are now, and the tensors that were seen to change; each once."""
+        found: dict[int, tuple[list[Place], Tensor]] = {}
+        for container in self._places.buffers:
+            for key, buffer in container.holder.items():
+                if buffer is not None:
+                    places = found.setdefault(id(buffer), ([*self._places.of(buffer)], buffer))[0]
+                    places.append((container, key))
+        for places, tensor, _ in self._moving.tensors:
+            found.setdefault(id(tensor), (places, tensor))
+        yield from found.values()
+
+    @contextmanager
+    def exchanged(self, named: Mapping[str, Tensor], kept: Kept | None) -> Iterator[None]:
+        """Within it the model has other parameters and buffers by name, in the surroundings `kept`.
+
+        Afterwards it is as it was found. With None, what the passes change stays, but for what was
+        exchanged. `kept` can be used again.
+        """
+        found = None if kept is None else self._found(kept)
+        undo: list[tuple[Container, Any, Any]] = []
+        try:
+            copies = set() if kept is None else self._enter(kept, undo)
+            for name, tensor in named.items():
+                places = self._named[name]
+                container, key = places[0]
+                old = container.get(key)
+                # Where the model has put another one in its place, it is not what is trained; and
+                # a frozen parameter that is a copy already is a constant.
+                if old is self._theta.get(name, old) and id(old) not in copies:
+                    _exchange(places, old, tensor, undo)
+            yield
+        finally:
+            for container, key, value in reversed(undo):
+                container.set(key, value)
+            if found is not None:
+                found.put_back()
+
+    def _found(self, kept: Kept) -> Kept:
+        """What is there now, of what `kept` will be put in place of; tensors are exchanged."""
+        return Kept(
+            [(container, container.entries()) for container, _ in kept.contents],
+            [],
+            [(array, array.copy()) for array, _ in kept.arrays],
+            [(generator, _state(generator)) for generator, _ in kept.generators],
+        )
+
+    def _enter(self, kept: Kept, undo: list[tuple[Container, Any, Any]]) -> set[int]:
+        """Puts `kept` in place, its tensors as copies -> their ids."""
+        Kept(kept.contents, [], kept.arrays, kept.generators).put_back()
+        copies = set()
+        for places, tensor, values in kept.tensors:
+            made = values.clone()
+            if tensor.requires_grad and tensor.is_leaf:
+                made.requires_grad_()  # the model may take gradients in it
+            copies.add(id(made))
+            _exchange(places, tensor, made, undo)
+        return copies
+
+    def _by_name(self, model: nn.Module) -> Iterator[tuple[str, list[Place]]]:
+        """The places of each parameter and buffer, that in its module first."""
+        places = self._places
+        holders = {id(c.holder): c for c in (*places.own, *places.buffers, *places.others)}
+        for path, module in model.named_modules(remove_duplicate=False):
+            for held in (module._parameters, module._buffers):
+                for key, tensor in held.items():
+                    name = f"{path}.{key}" if path else key
+                    if tensor is not None and id(held) in holders:
+                        own = (holders[id(held)], key)
+                        yield name, [own, *self._places.of(tensor)]
+
+
+def _exchange(
+    places: Sequence[Place], old: Any, new: Tensor, undo: list[tuple[Container, Any, Any]]
+) -> None:
+    """Puts a tensor wherever another one is."""
+    for container, key in places:
+        if container.get(key) is old:
+            undo.append((container, key, old))
+            container.set(key, new)
+
+
+def _differ(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    return one.keys() != other.keys() or not all(map(is_, one.values(), other.values()))
+
+
+def _same(tensor: Tensor, values: Tensor) -> bool:
+    """Whether a tensor has these very bits, but for signs of zero and kinds of NaN."""
+    if tensor.shape != values.shape or tensor.dtype != values.dtype:
+        return False
+    tensor = tensor.detach()
+    if torch.equal(tensor, values):
+        return True
+    return bool(((tensor == values) | (tensor.isnan() & values.isnan())).all())
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two states of a generator are the same."""
+    if isinstance(one, dict):
+        return all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return torch.equal(one, other) if torch.is_tensor(one) else bool(one == other)
+
+
+def _state(generator: Any) -> Any:
+    """Of torch's, NumPy's or Python's generator; a copy."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    if _is_numpys(generator):
+        return generator.get_state(legacy=False)
+    return generator.getstate()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = copy.deepcopy(state)
+        return
+    numpys_or_torchs = isinstance(generator, torch.Generator) or _is_numpys(generator)
+    set_state: Callable[[Any], None] = (
+        generator.set_state if numpys_or_torchs else generator.setstate
+    )
+    set_state(state)
+
+
+def _is_numpys(generator: Any) -> bool:
+    return generator is np.random or isinstance(generator, np.random.RandomState)

@@ -1,0 +1,171 @@
+"""Certificates: a planted error is found in every engine that has them, and sound steps pass."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metaloss
+from metaloss.engines import exact, logit_difference
+from metaloss.engines.parts import traced_step
+from metaloss.errors import UncertifiedError
+from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.problem.meta_parameters import MetaParameters
+from tests.helpers import make_batches, make_problem
+from tests.zoo import Stream, rows
+
+#: A relative error of the derivative of the outputs that is to be found, by precision.
+PLANTED = {torch.float64: 1e-3, torch.float32: 1e-2}
+
+
+def small(dtype=torch.float64):
+    problem = make_problem(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lambda: metaloss.REPRESENTATIONS["nn"](hidden=(8,)).to(dtype),
+    )
+    batches = [(x.to(dtype), y) for x, y in make_batches(2, 16, 6)]
+    return problem, batches
+
+
+def certificate(engine, dtype=torch.float64, steps=1, **arguments):
+    problem, (train, valid) = small(dtype)
+    built = metaloss.ENGINES[engine](**arguments)
+    meta = MetaParameters(problem)
+    return built.hypergradient(problem, meta, [train] * steps, lambda: valid, True).certificate
+
+
+def scaled(function, by):
+    def planted(*arguments):
+        outputs, tangent = function(*arguments)
+        return outputs, by * tangent
+
+    return planted
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+@pytest.mark.parametrize("engine", ["exact", "sweep", "logit_difference"])
+def test_a_sound_step_is_certified(engine, dtype):
+    assert certificate(engine, dtype, 2 if engine == "sweep" else 1).holds
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+def test_a_planted_error_is_found_in_the_exact_engine(monkeypatch, dtype):
+    by = 1 + PLANTED[dtype]
+    monkeypatch.setattr(exact, "forward_mode_pass", scaled(exact.forward_mode_pass, by))
+    assert not certificate("exact", dtype).holds
+
+
+def test_a_planted_error_is_found_in_the_difference_of_outputs(monkeypatch):
+    def planted(problem, step, part, u, relative_step):
+        outputs, tangent = difference(problem, step, part, u, relative_step)
+        return outputs, 1.01 * tangent
+
+    difference = logit_difference.central_difference
+    monkeypatch.setattr(logit_difference, "central_difference", planted)
+    assert not certificate("logit_difference").holds
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+def test_a_planted_error_is_found_in_the_compiled_engine(monkeypatch, dtype):
+    assert certificate("compiled", dtype, compiler="none").holds
+    duals = traced_step._duals
+
+    def planted(theta, directions):
+        size = 1 + PLANTED[dtype]
+        return duals(theta, [None if d is None else d * size for d in directions])
+
+    monkeypatch.setattr(traced_step, "_duals", planted)
+    assert not certificate("compiled", dtype, compiler="none").holds
+
+
+def learner_of(model, engine, **arguments):
+    adaptation = OnlineOneStep(engine=engine, **arguments)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = metaloss.REPRESENTATIONS["nn"](hidden=(8,)).double()
+    return metaloss.AdaLFL(model, optimizer, loss, F.cross_entropy, adaptation=adaptation), loss
+
+
+def test_sweep_finds_that_the_step_it_runs_again_is_another(float64):
+    batch = rows(), torch.arange(8) % 3
+    model = Stream()
+    problem = make_problem(
+        lambda: model, lambda p: torch.optim.SGD(p, lr=0.1), metaloss.REPRESENTATIONS["nn"]
+    )
+    found = metaloss.ENGINES["sweep"]().hypergradient(
+        problem, MetaParameters(problem), [batch, batch], lambda: batch, True
+    )
+    assert not found.certificate.holds
+
+
+def test_what_cannot_be_replayed_is_said_and_moves_nothing(float64):
+    batch = rows(), torch.arange(8) % 3
+    learner, loss = learner_of(Stream(), "exact")
+    before = [p.clone() for p in loss.parameters()]
+    with pytest.raises(UncertifiedError, match="give other outputs: it draws random numbers"):
+        learner.step(batch, batch)
+    assert all(map(torch.equal, before, loss.parameters()))
+
+
+def test_auto_takes_another_engine_and_says_why(float64):
+    batch = rows(), torch.arange(8) % 3
+    learner, _ = learner_of(Stream(), "auto")
+    with pytest.warns(UserWarning, match="by engine 'unrolled': 'exact' does not work .its cert"):
+        result = learner.step(batch, batch)
+    assert not result.skipped
+
+
+def test_one_can_ask_for_a_warning_alone(float64):
+    batch = rows(), torch.arange(8) % 3
+    learner, loss = learner_of(Stream(), "exact", uncertified="warn", meta_lr=1e-2)
+    before = [p.clone() for p in loss.parameters()]
+    with pytest.warns(UserWarning, match="engine 'exact': its certificate does not hold"):
+        assert not learner.step(batch, batch).skipped
+    assert not all(map(torch.equal, before, loss.parameters()))
+
+
+class Turned(nn.Module):
+    """Sound at first; from a step on it draws what nothing can turn back."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.layer, self.after, self.passes = nn.Linear(6, 3), after, 0
+        draws = random.Random(1)
+        self.masks = (draws.random() + 0.5 for _ in range(1000))
+
+    def forward(self, x):
+        self.passes += 1
+        return self.layer(x) * (next(self.masks) if self.passes > self.after else 1.0)
+
+
+def test_the_guard_goes_on_looking_and_auto_changes_its_engine_on_the_way(float64):
+    batch = rows(), torch.arange(8) % 3
+    learner, _ = learner_of(Turned(after=6), "auto", certify_every=2)
+    with pytest.warns(UserWarning, match="is taken by engine 'unrolled'"):
+        results = [learner.step(batch, batch) for _ in range(12)]
+    assert any(result.skipped for result in results)
+    assert not results[-1].skipped
+    assert metaloss.ENGINES.name_of(learner.adaptation.engine.chosen) == "unrolled"
+
+
+def test_certificates_come_at_first_and_then_every_so_many_and_can_be_left_out(float64):
+    problem, (batch, valid) = small()
+    for every, expected in ((4, [0, 1, 2, 4, 8]), (0, [])):
+        adaptation = OnlineOneStep(certify_every=every)
+        learner = metaloss.AdaLFL(
+            problem.model, problem.optimizer, problem.loss, adaptation=adaptation
+        )
+        made = [learner.step(batch, valid).adjoint_residual for _ in range(10)]
+        assert [i for i, residual in enumerate(made) if residual is not None] == expected
+
+
+def test_a_learned_loss_that_is_not_finite_is_a_skipped_step(float64):
+    problem, (batch, valid) = small()
+    learner = metaloss.AdaLFL(problem.model, problem.optimizer, problem.loss)
+    learner.step(batch, valid)
+    broken = torch.full_like(batch[0], float("nan")), batch[1]
+    assert learner.step(broken, valid).skipped
