@@ -80,10 +80,8 @@ class Stack(AdaLFL):
         Raises:
             InputError: they stand at different steps.
         """
+        _require_same_step(self.learners)
         self._base_steps = self.learners[0]._base_steps
-        if any(learner._base_steps != self._base_steps for learner in self.learners):
-            steps = ", ".join(str(learner._base_steps) for learner in self.learners)
-            raise InputError(f"the learners of a stack stand at different steps: {steps}")
         stack_states(
             self.problem.optimizer, [learner.problem.optimizer for learner in self.learners]
         )
@@ -199,6 +197,7 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         raise InputError("a stack is of at least one learner; there is none")
     if distributed.several():
         raise InputError("a stack is of one process: start one for each of its devices")
+    _require_same_step(learners)  # before all that a first step decides, as the link is
     alike: dict[str, Callable[[AdaLFL], Any]] = {
         "are of trainings of other lengths": lambda learner: learner._steps,
         "have another task loss": lambda learner: learner.problem.task_loss,
@@ -236,3 +235,11 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
             *problem.model.parameters()
         }:
             raise InputError("the learned loss holds the model, and a stack keeps the two apart")
+
+
+def _require_same_step(learners: Sequence[AdaLFL]) -> None:
+    """Raises InputError if learners stand at different steps."""
+    steps = [learner._base_steps for learner in learners]
+    if len(set(steps)) > 1:
+        found = ", ".join(map(str, steps))
+        raise InputError(f"the learners of a stack stand at different steps: {found}")

@@ -13,7 +13,7 @@ from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError, UnsupportedModelError, first_line
 from metaloss.problem import snapshot
 from metaloss.problem.batches import StepBatch
-from metaloss.problem.followed import Followed
+from metaloss.problem.followed import Followed, trained_by
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.stacked import Stacked
@@ -53,8 +53,9 @@ class Auto(CertifiedEngine):
         draw_objective: Draw,
         certify: bool = False,
     ) -> Hypergradient:
-        problem.follow()
-        if self._chosen_for is not problem.followed:
+        known = self._chosen_for is problem.followed
+        if not known or not trained_by(problem.optimizer, problem.theta):
+            problem.follow()
             self._reasons = {}
             self._choose(problem, meta, train)
             self._chosen_for = problem.followed

@@ -14,12 +14,17 @@ from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.exact import through_one_step
 from metaloss.engines.parts.certificate import tolerance
 from metaloss.errors import ConfigError
+from metaloss.machine import distributed
 from metaloss.problem.base_step import BaseStep, Keep, Pass
-from metaloss.problem.batches import StepBatch
+from metaloss.problem.batches import StepBatch, examples
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refuse_tied_padding
 from metaloss.problem.vectors import Vector
+
+#: A quotient's error is taken for at most so many times what two of them, one with half the step of
+#: the other, differ by: of rounding it is .9 times, of curvature a third, of a kink about once.
+ERRORS = 2.0
 
 
 @ENGINES.register("logit_difference")
@@ -52,17 +57,79 @@ class LogitDifference(CertifiedEngine):
                 f"inner_steps = {len(train)} needs 'exact' or 'unrolled'"
             )
         refuse_tied_padding(problem.model, problem.theta)
-        directional = partial(central_difference, relative_step=self.relative_step)
         keep = Keep(slope=bool(meta.phi))
-        bound = tolerance(problem, quotient=True) if certify else None
-        return through_one_step(problem, meta, train[0], draw_objective, directional, keep, bound)
+        if not certify:
+            directional = partial(central_difference, relative_step=self.relative_step)
+            return through_one_step(problem, meta, train[0], draw_objective, directional, keep)
+        twice = TwoSteps(self.relative_step)
+        found = through_one_step(
+            problem, meta, train[0], draw_objective, twice, keep, tolerance(problem)
+        )
+        if found.certificate is not None:
+            found.certificate.residual = twice.beyond(
+                found.certificate.residual, examples(train[0])
+            )
+        return found
+
+
+class TwoSteps:
+    """The difference quotient with a second one beside it, whose step is twice as long.
+
+    By what the two differ, either is uncertain: by rounding, which a longer step has less of, and
+    by the outputs' curvature and kinks, which it has more of. A certificate is of the rest.
+    """
+
+    def __init__(self, relative_step: float | None) -> None:
+        self._relative_step = relative_step
+        self._apart: list[Tensor] = []  # of each pass, squared lengths
+        self._size: list[Tensor] = []
+
+    def __call__(
+        self, problem: Problem, step: BaseStep, part: Pass, u: Vector
+    ) -> tuple[Tensor | None, Tensor | None]:
+        outputs, t = central_difference(problem, step, part, u, self._relative_step)
+        if t is not None:
+            near = self._relative_step or default_step(step.taken.theta_before[0].dtype)
+            far = central_difference(problem, step, part, u, 2 * near, tangent_alone=True)[1]
+            assert far is not None
+            self._apart.append((t - far).double().square().sum())
+            self._size.append(t.double().square().sum())
+        return outputs, t
+
+    def beyond(self, residual: Tensor, examples: int) -> Tensor:
+        """How much of a certificate's residual the quotient's own error does not explain; scalar.
+
+        Args:
+            residual: a scalar, relative to the length of t.
+            examples: of this process.
+        """
+        if not self._apart:
+            return residual
+        sums = [torch.stack(self._apart).sum(), torch.stack(self._size).sum()]
+        apart, size = distributed.mean_beside([], [], sums, examples)[1]
+        error = ERRORS * (apart / size).sqrt()
+        return torch.where(size > 0, residual - error.to(residual), residual).clamp_min(0.0)
+
+
+def default_step(dtype: torch.dtype) -> float:
+    """‖εu‖ / ‖θ‖, see `LogitDifference`."""
+    return float(torch.finfo(dtype).eps ** (1 / 3) / 30)
 
 
 @torch.no_grad()
 def central_difference(
-    problem: Problem, step: BaseStep, part: Pass, u: Vector, relative_step: float | None
+    problem: Problem,
+    step: BaseStep,
+    part: Pass,
+    u: Vector,
+    relative_step: float | None,
+    tangent_alone: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """f, where the pass has no slope, and J_f(θ) u on its batch and masks; None if u is zero."""
+    """f, where the pass has no slope, and J_f(θ) u on its batch and masks; None if u is zero.
+
+    Returns:
+        Of the outputs' shape; f is None too where the tangent is asked for alone.
+    """
     theta = step.taken.theta_before
     moved = [k for k, direction in enumerate(u) if direction is not None]
     if not moved:
@@ -70,7 +137,7 @@ def central_difference(
     directions = [direction for direction in u if direction is not None]
     size = torch.stack(torch._foreach_norm(directions)).norm()
     if relative_step is None:
-        relative_step = torch.finfo(theta[0].dtype).eps ** (1 / 3) / 30
+        relative_step = default_step(theta[0].dtype)
     epsilon = relative_step * torch.stack(torch._foreach_norm(theta)).norm() / size
     epsilon = torch.where(size > 0, epsilon, 1.0)  # u = 0 has the derivative 0
 
@@ -90,4 +157,5 @@ def central_difference(
         return outputs_at(shifted)
 
     tangent = (outputs_beside(1) - outputs_beside(-1)) / (2 * epsilon)
-    return outputs_at(theta) if part.slope is None else None, tangent
+    needed = part.slope is None and not tangent_alone
+    return outputs_at(theta) if needed else None, tangent

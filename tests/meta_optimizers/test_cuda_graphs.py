@@ -14,6 +14,7 @@ from metaloss.errors import InputError
 from metaloss.meta_optimizers.meta_lr import meta_lr
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.meta_optimizers.parts import recorded
+from metaloss.meta_optimizers.parts.by_gradient import FIRST
 from metaloss.problem import snapshot
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.tasks.base import CLASSIFICATION, Data
@@ -73,6 +74,7 @@ class Graph:
         self._counted = []
         if isinstance(lead, OnlineOneStep):
             self._counted = [(each, "_base_steps") for each in [lead, *members]]
+            self._counted += [(each.guard, "meta_steps") for each in [lead, *members]]
             self._counted += [(member.meta_descent._descent, "_steps") for member in members]
 
     def __call__(self, step):
@@ -156,7 +158,7 @@ def test_what_is_replayed_are_the_steps_that_would_be_made(adaptation, pretended
 
 def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
     plain, recorded = (
-        learner_of(images_model(), is_recorded, OnlineOneStep(1e-4))
+        learner_of(images_model(), is_recorded, OnlineOneStep(1e-4, certify_every=0))
         for is_recorded in (False, True)
     )
     for learner in (plain, recorded):
@@ -175,7 +177,7 @@ def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
         assert not learner.problem.optimizer.state
         steps(learner, batches_of_images(6, seed=5), batches_of_images(6, seed=6))
     assert_equal_lives(plain, recorded)
-    assert Graph.replays == 10 + 4
+    assert Graph.replays == 10 - FIRST + 4  # the first certified steps are not recorded
 
 
 def stack_of(recorded, device="cpu", dtype=torch.float32):
@@ -214,7 +216,19 @@ def test_the_steps_of_a_stack_are_replayed(pretended):
         assert steps_made[0]["base_steps"] == steps_made[1]["base_steps"]
         assert steps_made[0]["descent"]["descent"]["steps"] == 6
         assert steps_made[1]["descent"]["descent"]["steps"] == 6
-    assert Graph.made == 2 and Graph.replays == 9
+    assert Graph.made == 2 and Graph.replays == 9 - FIRST
+
+
+def test_replayed_steps_have_their_certificates(pretended):
+    learner = learner_of(images_model(), True, OnlineOneStep(1e-3, certify_every=2))
+    pretended(learner)
+    made = [learner.step(batch, batch) for batch in batches_of_images(10, seed=0)]
+    residuals = [result.adjoint_residual for result in made]
+    assert [residual is not None for residual in residuals] == [True, True, True] + [
+        step % 2 == 0 for step in range(3, 10)
+    ]
+    assert all(0 < residual < 1e-6 for residual in residuals if residual is not None)
+    assert Graph.replays > 0
 
 
 def test_a_step_result_is_not_written_again(pretended):
@@ -245,7 +259,7 @@ def test_a_model_whose_random_numbers_no_graph_can_draw_is_refused(adaptation, m
     learner = learner_of(images_model(dropout=0.5), True, adaptation)
     (batch,) = batches_of_images(1, seed=0)
     with pytest.raises(InputError) as error:
-        for _ in range(2):
+        for _ in range(FIRST + 3):  # the first certified ones are not recorded
             learner.step(batch, batch)
     assert str(error.value) == message
 

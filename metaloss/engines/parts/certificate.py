@@ -39,9 +39,6 @@ TOLERANCES = {
     "tf32": 2e-2,
     "bfloat16": 5e-2,
 }
-#: Of a difference quotient of the outputs, whose own error is of the step's square, and of rounding
-#: over the step. Kinks between θ - εu and θ + εu add to it.
-QUOTIENT_TOLERANCES = {"float64": 1e-4, "float32": 5e-2, "tf32": 0.2, "bfloat16": 0.5}
 
 
 def precision(problem: Problem) -> str:
@@ -54,9 +51,9 @@ def precision(problem: Problem) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def tolerance(problem: Problem, *, quotient: bool = False) -> float:
+def tolerance(problem: Problem) -> float:
     """The residual up to which a step is sound."""
-    return (QUOTIENT_TOLERANCES if quotient else TOLERANCES)[precision(problem)]
+    return TOLERANCES[precision(problem)]
 
 
 @dataclass(frozen=True)
