@@ -127,7 +127,8 @@ def test_an_installed_plugin_is_swept(installed, tmp_path):
         "Sweep.tasks = ['tasks/digits_mlp.gin']\n"
         "Sweep.methods = [['methods/adalfl.gin', 'tangent.gin']]\n"
         "Sweep.seeds = 1\n"
-        "Sweep.bindings = ['Runner.steps = 2', 'meta_optimizers.task_fit.steps = 1', 'meta_optimizers.offline_unrolled.steps = 1']\n"
+        "Sweep.bindings = ['Runner.steps = 2', 'meta_optimizers.task_fit.steps = 1', "
+        "'meta_optimizers.offline_unrolled.steps = 1']\n"
     )
     out = run(installed / "metaloss-sweep", "run", "sweep.gin", folder=tmp_path)
     assert "finished    digits_mlp/tangent-" in out
