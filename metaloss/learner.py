@@ -421,10 +421,7 @@ def initialization_of(
 
 
 def fitted_phi(initialization: MetaOptimizer) -> Sequence[Tensor] | None:
-    """φ as the latest fit to the task loss has left it, each of its parameter's shape.
-
-    None: no phase of the kind has ended.
-    """
+    """φ as the latest fit to the task loss has left it, of the parameters' shapes; None: no fit."""
     if not isinstance(initialization, InTurn):
         return None
     ended = zip(initialization.phases, initialization.left, strict=False)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("clock")  # one at a time
 
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
-Sweep.methods = ['methods/baseline.gin', 'methods/adalfl.gin']
+Sweep.methods = ['methods/baseline.gin', 'methods/adalfl_letter.gin']
 Sweep.seeds = 2
 Sweep.bindings = [
     'Runner.steps = 150',

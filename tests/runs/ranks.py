@@ -258,9 +258,11 @@ QUICK = [
     "tasks.digits.valid_fraction = 0.07",  # 101 examples, fewer than a batch of the objective
     "backbones.mlp.hidden = (8,)",
 ]
-#: An initialisation of seven meta-steps.
+#: An initialisation of seven meta-steps; in Adam's first ones rounding moves φ by some of η.
 SHORT = [
     "meta_optimizers.task_fit.steps = 2",
+    "meta_optimizers.task_fit.meta_lr = 1e-3",
+    "meta_optimizers.offline_unrolled.meta_lr = 1e-3",
     "meta_optimizers.offline_unrolled.steps = 5",
     "meta_optimizers.offline_unrolled.inner_steps = 2",
 ]
@@ -283,6 +285,7 @@ IMAGES = [
     "tasks.arrays.batch_size = 9",
     "tasks.arrays.padding = 2",
     "tasks.arrays.flip = True",
+    "base_optimizers.sgd.lr = 0.1",  # its trial's share is a quotient of falls: not of tiny ones
 ]
 STREAMED = [
     "Runner.task = @tasks.image_folder()",
