@@ -273,7 +273,7 @@ class Places:
 
 def _slots(cls: type) -> list[str]:
     """The names of what a class keeps in slots, and not behind a property of that name."""
-    found = {name for base in cls.__mro__ for name in vars(base)}
+    found = {name for base in cls.__mro__ if "__slots__" in vars(base) for name in vars(base)}
     return [n for n in found if isinstance(getattr(cls, n, None), types.MemberDescriptorType)]
 
 
