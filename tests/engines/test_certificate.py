@@ -14,7 +14,9 @@ from metaloss.engines import exact, logit_difference
 from metaloss.engines.parts import traced_step
 from metaloss.errors import UncertifiedError
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
+from metaloss.problem import slopes
 from metaloss.problem.meta_parameters import MetaParameters
+from metaloss.problem.tables import Tables
 from tests.helpers import make_batches, make_problem
 from tests.zoo import Stream, rows
 
@@ -58,6 +60,32 @@ def test_a_planted_error_is_found_in_the_exact_engine(monkeypatch, dtype):
     by = 1 + PLANTED[dtype]
     monkeypatch.setattr(exact, "forward_mode_pass", scaled(exact.forward_mode_pass, by))
     assert not certificate("exact", dtype).holds
+
+
+@pytest.mark.parametrize("slope", ["tabulated", "chunked"])
+@pytest.mark.parametrize("dtype", PLANTED)
+def test_a_planted_error_is_found_however_the_slope_is_had(monkeypatch, dtype, slope):
+    """Read from a table, or some rows at a time: a sound step holds, another does not."""
+    problem, (train, valid) = small(dtype)
+    if slope == "tabulated":
+        problem.tables = Tables(problem.loss, "always")
+    else:
+        monkeypatch.setattr("metaloss.problem.problem.MOST_AT_ONCE", 1)
+    kinds = []
+
+    def noted(*arguments, **more):
+        kinds.append(type(whole(*arguments, **more)))
+        return whole(*arguments, **more)
+
+    whole = problem.slope
+    monkeypatch.setattr(problem, "slope", noted)
+    arguments = (problem, MetaParameters(problem), [train], lambda: valid, True)
+    assert metaloss.ENGINES["exact"]().hypergradient(*arguments).certificate.holds
+    expected = slopes.TabulatedSlope if slope == "tabulated" else slopes.ChunkedSlope
+    assert set(kinds) == {expected}
+    by = 1 + PLANTED[dtype]
+    monkeypatch.setattr(exact, "forward_mode_pass", scaled(exact.forward_mode_pass, by))
+    assert not metaloss.ENGINES["exact"]().hypergradient(*arguments).certificate.holds
 
 
 @pytest.mark.parametrize("dtype", PLANTED)
