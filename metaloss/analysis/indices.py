@@ -129,7 +129,7 @@ def warnings(numbers: Mapping[str, Any]) -> list[str]:
     """What a reader of the loss should know first, a clause each.
 
     Args:
-        numbers: as `of_curves` gives them; those that are missing or null are passed over.
+        numbers: indices by name; those that are missing or null are passed over.
     """
     wrong, turns = numbers.get("wrong_slope") or 0.0, numbers.get("turns") or 0.0
     found = []
@@ -141,8 +141,10 @@ def warnings(numbers: Mapping[str, Any]) -> list[str]:
         found.append(f"not monotone: away from the target on {wrong:.0%} of the predictions")
     elif wrong > 0.4:
         found.append(f"negative slope: away from the target on {wrong:.0%} of the predictions")
-    if (numbers.get("effective_base_lr") or 0.0) < 0:
-        found.append("works against the task loss: the effective base learning rate is negative")
+    # Not by `effective_base_lr`: of a trained model it is of the few wrong examples, on which a loss
+    # that works may well step less far than the task loss, or the other way.
+    if (numbers.get("cosine_theta") or 0.0) < 0:
+        found.append("works against the task loss: their gradients by the parameters are opposed")
     return found
 
 

@@ -139,7 +139,9 @@ def test_the_effective_learning_rate_of_a_scaled_task_loss_is_its_scale():
     loss = LearnedLoss(Scaled(), links.values)
     found = indices.effective_base_lr(loss, torch.nn.functional.mse_loss, outputs, labels, 0.1)
     assert found == pytest.approx(-0.3, rel=1e-5)
-    assert indices.warnings({"effective_base_lr": found})[0].startswith("works against")
+    assert indices.warnings({"effective_base_lr": found, "cosine_theta": 0.3}) == []
+    (warning,) = indices.warnings({"cosine_theta": -0.3})
+    assert warning.startswith("works against the task loss")
 
 
 def cross_entropy_curves(points):
