@@ -141,7 +141,7 @@ def warnings(numbers: Mapping[str, Any]) -> list[str]:
         found.append(f"not monotone: away from the target on {wrong:.0%} of the predictions")
     elif wrong > 0.4:
         found.append(f"negative slope: away from the target on {wrong:.0%} of the predictions")
-    # Not by `effective_base_lr`: of a trained model it is of the few wrong examples, on which a loss
+    # Not by `effective_base_lr`: of a trained model it is of the few wrong examples, where a loss
     # that works may well step less far than the task loss, or the other way.
     if (numbers.get("cosine_theta") or 0.0) < 0:
         found.append("works against the task loss: their gradients by the parameters are opposed")

@@ -274,7 +274,9 @@ class Places:
 def _slots(cls: type) -> list[str]:
     """The names of what a class keeps in slots, and not behind a property of that name."""
     found = {name for base in cls.__mro__ if "__slots__" in vars(base) for name in vars(base)}
-    return [n for n in found if isinstance(getattr(cls, n, None), types.MemberDescriptorType)]
+    # Those of two underscores are the interpreter's, as where a compiled function has its address.
+    own = [name for name in found if name[:2] != "__"]
+    return [n for n in own if isinstance(getattr(cls, n, None), types.MemberDescriptorType)]
 
 
 def _is_own(thing: Any) -> bool:

@@ -305,7 +305,9 @@ class Run:
             "skipped_meta_steps": int(state.skipped),
             "health": None if state.loss is None else state.learner.health().status,
             "health_warnings": list(state.learner.health().warnings),
-            "adjoint_residual": finite_or_none(float(state.worst_residual)),
+            "adjoint_residual": None
+            if state.worst_residual is None
+            else finite_or_none(float(state.worst_residual)),
             "seconds": round(self._seconds(), 3),
             "peak_memory_bytes": memory.of_run(self.device),
         }

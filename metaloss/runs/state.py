@@ -92,7 +92,7 @@ class State:
         self.steps = 0  # base steps of the training made so far
         self.skipped: int | Tensor = 0  # meta-steps whose gradient was not used; on the device
         self.residual: Tensor | None = None  # of the latest certificate, until it is logged
-        self.worst_residual: float | Tensor = math.nan  # of all certificates; NaN: there is none
+        self.worst_residual: Tensor | None = None  # of all certificates; None: there is none
         self.seconds = 0.0  # spent before the process that runs now
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
@@ -178,9 +178,9 @@ class State:
 
     def note_residual(self, residual: Tensor) -> None:
         """Takes that of a step's certificate; waits for no device."""
+        worst = self.worst_residual
         self.residual = residual
-        before = torch.as_tensor(self.worst_residual, device=residual.device, dtype=residual.dtype)
-        self.worst_residual = torch.fmax(before, residual)
+        self.worst_residual = residual if worst is None else torch.fmax(worst, residual)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
@@ -198,7 +198,7 @@ class State:
             "steps": self.steps,
             "skipped": int(self.skipped),
             "residual": None if self.residual is None else float(self.residual),
-            "worst_residual": float(self.worst_residual),
+            "worst_residual": None if self.worst_residual is None else float(self.worst_residual),
             "seconds": self.seconds,
             "samples": self.samples,
             "latest": self.latest,
@@ -226,9 +226,9 @@ class State:
         else:
             self.model.load_state_dict(state["model"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
-        residual = state.get("residual")
-        self.residual = None if residual is None else torch.tensor(residual, dtype=torch.float64)
-        self.worst_residual = state.get("worst_residual", math.nan)
+        for name in ("residual", "worst_residual"):
+            value = state.get(name)
+            setattr(self, name, None if value is None else torch.tensor(value, dtype=torch.float64))
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         self.selection, self.best = state.get("selection"), state.get("best")
         for name, stream in self._streams.items():

@@ -140,7 +140,7 @@ def test_a_method_that_does_not_have_a_parameter_is_run_once():
         parameters={"meta_optimizers.online_one_step.meta_lr": [1e-4, 1e-5]},
     )
     assert [cell.group.split("-")[0] for cell in found] == [
-        "digits_mlp/baseline", "digits_mlp/adalfl", "digits_mlp/adalfl",
+        "digits_mlp/baseline", "digits_mlp/adalfl_letter", "digits_mlp/adalfl_letter",
     ]  # fmt: skip
 
 

@@ -295,6 +295,7 @@ STREAMED = [
     "tasks.image_folder.stream = True",
     "tasks.image_folder.flip = True",
     "tasks.image_folder.augment = (('RandomErasing', {'p': 0.5}),)",
+    "base_optimizers.sgd.lr = 0.1",
 ]
 DROPPING = """
 from torch import nn

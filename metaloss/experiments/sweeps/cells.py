@@ -125,10 +125,13 @@ def _configuration(
 def _can_be_stacked(files: Sequence[str], bindings: Sequence[str]) -> bool:
     """Whether several seeds of a configuration can make their steps at once."""
     plan = config.load(files, bindings).build()
+    # Each seed's initialisation is made alone; a rate that it learns is no longer one of all.
+    phases = getattr(plan.initialization, "phases", (plan.initialization,))
+    if any(getattr(phase, "rate", None) is not None for phase in phases):
+        return False
     try:
-        for meta_optimizer in (plan.initialization, plan.adaptation):
-            if meta_optimizer is not None:
-                refuse_unstackable(meta_optimizer)
+        if plan.adaptation is not None:
+            refuse_unstackable(plan.adaptation)
     except InputError:
         return False
     return True
