@@ -436,6 +436,7 @@ def test_a_short_run_draws_little_and_once_or_nothing_and_all_can_be_drawn_later
     assert {path.name for path in (folder / "figures").iterdir()} == ALL
 
 
+@pytest.mark.full
 @pytest.mark.pictures
 def test_runs_side_by_side(run, draw, tmp_path):
     shutil.copytree(run, tmp_path / "one")

@@ -120,6 +120,7 @@ def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
     assert abs(learned - -0.5978370007556204) > 1e-6  # log 0.55, where it started
 
 
+@pytest.mark.full
 def test_an_installed_plugin_is_swept(installed, tmp_path):
     """The sweep's runs are processes of the installed metaloss too."""
     shutil.copy(PACKAGE / "src" / "metaloss_tangent" / "tangent.gin", tmp_path)

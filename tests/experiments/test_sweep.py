@@ -424,6 +424,7 @@ def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
     assert "no 'slum' in launchers; did you mean 'slurm'?" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
     main = tool("sweep").main
     rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*"]
@@ -434,9 +435,10 @@ def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
         assert json.loads(path.read_text())["seeds_at_once"] == [0, 1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "code"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, number, code):
     spec.write_text(SPEC.replace("steps = 4", "steps = 1000000"))

@@ -72,7 +72,7 @@ def numbers(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.full)])
 def test_kills_change_nothing(count, tmp_path):
     """SIGKILL of the sweeper, or of one of its runs, at random moments; the sweep is started again.
 

@@ -19,6 +19,8 @@ const deep = (root, selector) => [...root.querySelectorAll(selector)].concat(
     e => deep(e.shadowRoot, selector)));
 """
 
+pytestmark = pytest.mark.full  # runs, a server and a browser for what few lines can break
+
 
 def wait(browser, script: str, seconds: float = 60):
     """The value of a script's `return`, once it is true."""

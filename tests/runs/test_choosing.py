@@ -220,6 +220,7 @@ def test_references_of_a_sweep_are_told_once_for_each_of_its_data(sweep):
     assert "| digits_mlp |" in text
 
 
+@pytest.mark.full
 def test_a_sweep_without_data_to_choose_by_says_what_is_missing(sweep, tmp_path):
     code, text, errors = sweep("run", "--device=cpu")
     assert code == 0, text + errors

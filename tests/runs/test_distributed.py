@@ -204,6 +204,7 @@ def test_torchrun_and_a_killed_process(tmp_path):
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.full
 def test_a_process_that_does_not_answer(tmp_path):
     started = start(*TRAIN, "--gin_param=Runner.steps = 1000000", "--patience=4",
                     f"--output_dir={tmp_path / 'run'}")  # fmt: skip

@@ -162,6 +162,7 @@ def test_killed_between_two_checkpoints_of_one_step(whole, tmp_path, monkeypatch
     assert_all_same(tmp_path / "killed", whole)
 
 
+@pytest.mark.full
 def test_masks_and_statistics_go_on_bit_for_bit(tmp_path, monkeypatch, data_dir):
     """With dropout, BatchNorm and augmented images."""
     extra = (

@@ -131,6 +131,7 @@ def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_killed_for_real_and_resumed(tmp_path):
     """SIGKILL while it trains; the process that resumes ends with the same numbers."""
     steps = ("Runner.steps = 700", "Runner.checkpoint_every = 50", "Runner.evaluate_every = 400")

@@ -175,6 +175,7 @@ def test_a_run_without_a_learned_loss_has_its_learning_rate(method, tmp_path):
     assert events.Tags()["images"] == []
 
 
+@pytest.mark.full
 @pytest.mark.pictures
 def test_looking_at_a_run_does_not_change_it(run, tmp_path):
     """θ, φ, optimizers and streams are the same whether a loss is inspected often or never."""
