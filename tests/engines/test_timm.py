@@ -63,7 +63,7 @@ FAMILIES = {
     "test_maxvit": (32, {"img_size": 32}),
 }
 
-#: One of each kind: convolutions, their normalisations, attention, a mixture of both, shared modules.
+#: Convolutions, normalised in three ways, attention, a mixture of both, and shared modules.
 FEW = ("resnet10t", "test_nfnet", "convnext_atto", "vit_tiny_patch16_224", "coat_lite_tiny")
 
 #: Those of which torch has no second derivative, that of hardsigmoid.
