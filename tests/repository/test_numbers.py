@@ -152,5 +152,5 @@ def test_what_is_said_of_the_example_follows_from_its_rows(example):
     learned = error["AdaLFL, shipped (quickstart.gin)"]
     assert text.count(f"{100 * (first - tuned) / (first - learned):.0f} % of AdaLFL's gain") == 2
     times = cross_entropy["AdaLFL, shipped (quickstart.gin)"] / cross_entropy["baseline, tuned"]
-    assert f"is {times:.0f} times" in text
+    assert f"is {times:.1f} times" in text
     assert error["label smoothing .1, tuned"] < learned
