@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("clock")  # one at a time
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
 Sweep.methods = ['methods/baseline.gin', 'methods/adalfl_letter.gin']
-Sweep.seeds = 2
+Sweep.seeds = {seeds}
 Sweep.bindings = [
     'Runner.steps = 150',
     'Runner.checkpoint_every = 10',
@@ -72,14 +72,14 @@ def numbers(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.full)])
-def test_kills_change_nothing(count, tmp_path):
+@pytest.mark.parametrize(("count", "seeds"), [(2, 1), pytest.param(30, 2, marks=pytest.mark.full)])
+def test_kills_change_nothing(count, seeds, tmp_path):
     """SIGKILL of the sweeper, or of one of its runs, at random moments; the sweep is started again.
 
     The moments come from a seeded generator; where they fall depends on the machine.
     """
     spec = tmp_path / "spec.gin"
-    spec.write_text(SPEC)
+    spec.write_text(SPEC.replace("{seeds}", str(seeds)))
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     assert start(spec, calm).wait() == 0
 
@@ -109,6 +109,6 @@ def test_kills_change_nothing(count, tmp_path):
         sweeper = start(spec, disturbed)
     sweeper.wait()
     found = [cell.name for cell in cells.load([spec])[1]]
-    assert len(found) == 4
+    assert len(found) == 2 * seeds
     for name in found:
         assert differences(numbers(calm / name), numbers(disturbed / name)) == [], name

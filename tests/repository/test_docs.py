@@ -38,10 +38,14 @@ NOT_RUN = re.compile(r"<!-- not run: \S.*-->\s*", re.DOTALL)
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\$\w+|…")
 
 
-def pages(has):
-    """A test for each page of which something is true, named by its path."""
-    found = [page for page in sorted(PAGES) if has(page)]
-    return pytest.mark.parametrize("page", found, ids=lambda p: p.relative_to(ROOT).as_posix())
+def pages(has, full=()):
+    """A test for each page of which something is true, by its path; `full` is left to that run."""
+    found = {page.relative_to(ROOT).as_posix(): page for page in sorted(PAGES) if has(page)}
+    cases = [
+        pytest.param(page, id=name, marks=pytest.mark.full if name in full else ())
+        for name, page in found.items()
+    ]
+    return pytest.mark.parametrize("page", cases)
 
 
 # --- Python ---
@@ -79,7 +83,11 @@ def namespace(monkeypatch):
             del sys.modules[name]
 
 
-@pages(lambda page: any(python_blocks(page)))
+#: Pages whose runs take a quarter of a minute.
+LONG = ("docs/quickstart.md", "docs/inspect.md")
+
+
+@pages(lambda page: any(python_blocks(page)), full=LONG)
 def test_the_python_of_a_page_runs(page, namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in python_blocks(page):

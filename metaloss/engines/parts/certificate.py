@@ -39,9 +39,9 @@ TOLERANCES = {
     "tf32": 2e-2,
     "bfloat16": 5e-2,
 }
-#: The share of ‖g‖‖u‖, in tolerances, that rounding in g makes of ⟨g, u⟩ at most: some units in the
-#: last place. It matters where u is large at entries at which g is next to nothing, as at the first
-#: step of optimizers that divide by |g|: the products are small there, and their rounding is not.
+#: The share of ‖g‖‖u‖ that a residual is relative to at least: a tolerance of it is a few units in
+#: the last place of g. It matters where u is large at entries at which g is next to nothing, as at
+#: the first step of optimizers that divide by |g|: products are small, and their rounding is not.
 ROUNDING = 5e-3
 
 
@@ -74,7 +74,7 @@ class Product:
 
 
 def adjoint_residual(problem: Problem, left: Product, right: Product, examples: int) -> Tensor:
-    """|⟨g, u⟩ - ⟨∂M/∂f, t⟩| beyond g's rounding, by the lengths of ∂M/∂f and t; of a stack, each's.
+    """|⟨g, u⟩ - ⟨∂M/∂f, t⟩|, relative to the lengths of ∂M/∂f and t; of a stack, each one's.
 
     Args:
         left: of g and u.
@@ -91,9 +91,8 @@ def adjoint_residual(problem: Problem, left: Product, right: Product, examples: 
         )[1]
     # Not relative to the products themselves, which may be next to nothing, as rounding is not.
     size = torch.maximum((squared_s * squared_t).sqrt(), left.value.abs())
-    of_g = ROUNDING * tolerance(problem) * (left.squared_v * left.squared_w).sqrt()
-    gap = ((left.value - value).abs() - of_g).clamp_min(0)
-    return torch.where(size > 0, gap / size, 0.0)
+    size = torch.maximum(size, ROUNDING * (left.squared_v * left.squared_w).sqrt())
+    return torch.where(size > 0, (left.value - value).abs() / size, 0.0)
 
 
 def repeat_residual(problem: Problem, made: BaseGradient, again: Vector) -> Tensor:
