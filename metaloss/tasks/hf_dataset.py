@@ -96,11 +96,11 @@ class HFDataset(Task):
         notes = [f"left out: {', '.join(left)}"] if left else []
         if self.features:
             return self._of_numbers(parts, notes, generator)
+        from datasets import Image
+
         image = self._image_column(parts["train"])
         splits: dict[str, Labelled] = {}
         for split, rows in parts.items():
-            from datasets import Image
-
             coded = rows.select_columns([image]).cast_column(image, Image(decode=False))
             place = f"{self.path}, {split}, column '{image}'"
             classes = self._classes(rows, split)
@@ -133,7 +133,7 @@ class HFDataset(Task):
             else:
                 parts[split] = self._checked(rows)
         if "train" not in parts:
-            raise DataError(f"{self.path}: no train split \u00b7 it has: {', '.join(found)}")
+            raise DataError(f"{self.path}: no train split · it has: {', '.join(found)}")
         return parts, left
 
     def _loaded(self, data_dir: Path) -> Any:
@@ -168,7 +168,7 @@ class HFDataset(Task):
             if name not in known:
                 near = did_you_mean(name, known)
                 held = ", ".join(known)
-                raise DataError(f"{self.path}: no column '{name}'{near} \u00b7 it has: {held}")
+                raise DataError(f"{self.path}: no column '{name}'{near} · it has: {held}")
         return rows
 
     def _image_column(self, rows: Any) -> str:
@@ -180,7 +180,7 @@ class HFDataset(Task):
         if self.image or len(held) != 1:
             known = ", ".join(held) or "none"
             raise DataError(
-                f"{self.path}: tasks.hf_dataset.image must name a column of images \u00b7 it has: "
+                f"{self.path}: tasks.hf_dataset.image must name a column of images · it has: "
                 f"{known}; of numbers, set tasks.hf_dataset.features"
             )
         return held[0]

@@ -137,7 +137,7 @@ class WebDataset(Task):
                 held = json.loads(text)
                 if not isinstance(held, dict) or self.field not in held:
                     known = ", ".join(held) if isinstance(held, dict) else "no object"
-                    raise DataError(f"{member}: no field '{self.field}' \u00b7 it has: {known}")
+                    raise DataError(f"{member}: no field '{self.field}' · it has: {known}")
                 text = str(held[self.field])
         except (UnicodeError, ValueError) as error:
             raise DataError(f"{member}: cannot be read: {first_line(error)}") from None

@@ -106,9 +106,9 @@ and its transpose give one number in two ways, so for a sound step
     ⟨g, u⟩ = ⟨∂M/∂f, J u⟩
 
 with g = Jᵀ ∂M/∂f the base gradient, u = (∂U/∂g)ᵀ ∇L_T, and J u what the engine found. All four are
-at hand. The residual is the difference by ‖∂M/∂f‖ ‖J u‖. The first three meta-steps have such a
-certificate, and then one in `certify_every` (50; 0: none). After the first three no GPU is waited
-for.
+at hand. The residual is the difference by ‖∂M/∂f‖ ‖J u‖, or by a two-hundredth of ‖g‖ ‖u‖ where
+that is more. The first three meta-steps have such a certificate, and then one in `certify_every`
+(50; 0: none). After the first three no GPU is waited for.
 
 | engine | its certificate |
 | --- | --- |
