@@ -16,6 +16,7 @@ from metaloss.problem.batches import MicroBatches
 from metaloss.problem.gradient_transform import ClipNorm, ClipValue
 from metaloss.representations import REPRESENTATIONS
 from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
+from metaloss.runs.callbacks import CALLBACKS
 from metaloss.runs.trained import load_model
 from metaloss.stack import Stack
 from metaloss.tasks import TASKS
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BACKBONES",
     "BASE_OPTIMIZERS",
+    "CALLBACKS",
     "DESCENTS",
     "ENGINES",
     "LAUNCHERS",

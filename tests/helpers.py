@@ -22,6 +22,7 @@ from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.runs import inspection, launch, pictures, run
+from metaloss.runs.callbacks.base import Look
 
 ROOT = Path(__file__).parent.parent
 
@@ -166,7 +167,7 @@ def assert_same_state(one: Path, other: Path) -> None:
     """Equal θ, φ, optimizers, streams and counters of two run folders; the clock aside."""
     saved = [sealed.load(folder / "checkpoint.pt") for folder in (one, other)]
     for checkpoint in saved:
-        del checkpoint["events"]  # files that are named by the clock
+        del checkpoint["callbacks"]  # files that are named by the clock
     found = differences(*saved)
     assert set(found) <= {".state.seconds", ".metrics_bytes"}, found  # the clock, and its digits
 
@@ -182,7 +183,7 @@ def sketch(path: Path, title: str, names: object = None) -> list[Path]:
 #: Drawing, and what stands in its place in all tests that are not marked `pictures`.
 SKETCHES = (
     (pictures, "draw", sketch),
-    (inspection, "draw", lambda board, state: None),
+    (inspection, "look_at_curves", lambda state: Look(state.steps)),
 )
 _DRAWING = [(module, name, getattr(module, name)) for module, name, _ in SKETCHES]
 

@@ -8,27 +8,33 @@ from typing import Any
 
 from metaloss.errors import RunFolderError, first_line
 from metaloss.machine import distributed, sealed
-from metaloss.runs import tensorboard
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.state import State
 
 Position = tuple[int, int]  #: meta-steps of the initialisation, base steps of the training
 
 
-def save(folder: RunFolder, config: str, metrics_bytes: int, state: dict[str, Any]) -> None:
+def save(
+    folder: RunFolder,
+    config: str,
+    metrics_bytes: int,
+    callbacks: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
     """Writes the checkpoint of a run.
 
     Args:
-        folder: the run's; its event files are counted.
+        folder: the run's.
         config: the complete configuration.
         metrics_bytes: of the metrics so far, which are on disk.
+        callbacks: what they go on from, see `Everyone.state_dict`.
         state: see `State.state_dict`.
 
     Raises:
         RunFolderError: it cannot be written; the one that is there stays.
     """
     content = {"config": config, "metrics_bytes": metrics_bytes, "state": state}
-    content["events"] = tensorboard.sizes(folder.path)
+    content["callbacks"] = callbacks
     sealed.save(folder.checkpoint, content)
 
 
@@ -49,14 +55,14 @@ def positions(folder: RunFolder) -> list[Position]:
 
 def restore(
     state: State, folder: RunFolder, config: str, at: Position | None = None
-) -> tuple[int, dict[str, int]]:
+) -> tuple[int, dict[str, Any]]:
     """Gives a state what the last whole checkpoint holds, if there is one.
 
     Args:
         at: one of `positions`, to go on from there.
 
     Returns:
-        The bytes of the metrics, and those of the event files, that the checkpoint counts.
+        The bytes of the metrics that the checkpoint counts, and what the callbacks go on from.
 
     Raises:
         RunFolderError: no checkpoint is whole, or it is of another configuration or version;
@@ -73,14 +79,14 @@ def restore(
     try:
         state.load_state_dict(saved["state"])
         counted = int(saved["metrics_bytes"])
-        events = dict(saved.get("events", tensorboard.sizes(folder.path)))
+        callbacks = dict(saved.get("callbacks", {}))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"of another version: {type(error).__name__}: {first_line(error)}"
         raise RunFolderError(sealed.damage(path, reason)) from error
     if damage is not None and distributed.rank() == 0:
         stands = f"meta-step {state.init_steps}, step {state.steps}"
         print(f"warning: {damage}: going on from the one before, {stands}", file=sys.stderr)
-    return counted, events
+    return counted, callbacks
 
 
 def _position(saved: dict[str, Any]) -> Position:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from metaloss.problem import health
 from metaloss.problem.batches import Batch
 from metaloss.representations.saved.learned_loss import LearnedLoss
 from metaloss.representations.saved.trajectory import Trajectory, flat
-from metaloss.runs.folder import RunFolder
+from metaloss.runs.callbacks.base import Look
 from metaloss.runs.state import State
-from metaloss.runs.tensorboard import TensorBoard
 
 EXAMPLES = 256  #: training examples that the loss is looked at on
-POINTS = 101  #: of a curve in TensorBoard, which shows it small
+POINTS = 101  #: of a curve in a picture that is looked at beside others, and small
 
 
 def numbers(state: State) -> dict[str, float]:
@@ -55,37 +54,29 @@ def numbers(state: State) -> dict[str, float]:
     }
 
 
-def show(board: TensorBoard, state: State) -> None:
-    """What to know first of the loss so far in TensorBoard, and two histograms."""
-    if state.loss is None:
-        return
+def look(state: State) -> Look:
+    """What to know first of the loss so far, and two histograms."""
+    assert state.loss is not None
     found = indices.warnings(numbers(state))
-    board.text("loss/warnings", "; ".join(found) or "none", state.steps)
-    board.histogram("loss/phi", flat(state.loss), state.steps)
     with torch.no_grad():
         losses = state.loss(*state.data.objective.link(*_examples(state)))
-    board.histogram("loss/per_example", losses, state.steps)
+    return Look(
+        state.steps,
+        texts={"loss/warnings": "; ".join(found) or "none"},
+        values={"loss/phi": flat(state.loss), "loss/per_example": losses},
+    )
 
 
-def draw(board: TensorBoard, state: State) -> None:
-    """The curves of the loss so far in TensorBoard."""
-    if state.loss is None:
-        return
+def look_at_curves(state: State) -> Look:
+    """The curves of the loss so far."""
     from metaloss.analysis import loss_figures  # matplotlib takes half a second
 
+    assert state.loss is not None
     sampled = curves.sample(state.loss, state.trajectory(), classes(state), POINTS)
-    title = f"step {state.steps:,}"
-    board.figure("loss/curves", loss_figures.loss_curves([sampled], title=title), state.steps)
-
-
-def conclude(board: TensorBoard, folder: RunFolder, config: str, result: Mapping[str, Any]) -> None:
-    """Pictures of the loss that were drawn, and the hyper-parameters, in TensorBoard."""
-    for tag, name in (("loss/curves", "loss.png"), ("loss/animation", "loss.gif")):
-        path = folder.figures / name
-        if path.is_file():
-            board.image(tag, path.read_bytes(), result["steps"])
-    test = {} if result["test"] is None else {f"test/{result['metric']}": result["test"]}
-    board.hparams(config, test, result["steps"])
+    figure = loss_figures.loss_curves([sampled], title=f"step {state.steps:,}")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Look(state.steps, images={"loss/curves": content.getvalue()})
 
 
 def classes(state: State) -> int | None:

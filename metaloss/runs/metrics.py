@@ -34,12 +34,15 @@ class MetricsFile:
         self._path = path
         self._file: IO[bytes] | None = None
 
-    def resume(self, size: int) -> None:
+    def resume(self, size: int) -> int:
         """Opens the file, to go on after its first bytes.
 
         Args:
             size: bytes that belong to the run so far; what a killed process wrote after its last
                 checkpoint is cut off, since it will be written again.
+
+        Returns:
+            How many rows there are.
 
         Raises:
             RunFolderError: the file has fewer bytes, and stays as it is.
@@ -52,8 +55,10 @@ class MetricsFile:
                 "it back, or remove the run folder to start the run over"
             )
         with writing(path):
-            self._file = path.open("ab")
+            self._file = path.open("a+b")
             self._file.truncate(size)
+            self._file.seek(0)
+            return self._file.read().count(b"\n")
 
     def write(self, row: Row) -> None:
         """Appends a row."""

@@ -18,13 +18,15 @@ from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.representations.saved.learned_loss import LearnedLoss
 from metaloss.runs import checkpoint, inspection
+from metaloss.runs.callbacks.base import Start
+from metaloss.runs.callbacks.parts.everyone import Everyone
+from metaloss.runs.callbacks.tensorboard import TensorBoard
 from metaloss.runs.evaluation import evaluate
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import MetricsFile, Row, finite_or_none
 from metaloss.runs.progress import Progress
 from metaloss.runs.runner import Runner
 from metaloss.runs.state import State
-from metaloss.runs.tensorboard import TensorBoard
 
 LONG = 60.0  #: seconds from which on a run draws all its pictures, and some while it trains
 
@@ -74,8 +76,9 @@ class Run:
         self.stop = False
         self.progress = Progress()
         self.metrics = MetricsFile(folder.metrics)
-        self.board = TensorBoard(folder.path)
-        self._counted: tuple[int, dict[str, int]] = 0, {}  # bytes of the files, see `restore`
+        callbacks = [TensorBoard()] if plan.callbacks is None else plan.callbacks
+        self.callbacks = Everyone(callbacks, self._warn)
+        self._restored: tuple[int, dict[str, Any]] = 0, {}  # see `checkpoint.restore`
         self._sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
         self._shown = self._equidistant(plan.figures)
         self._began = self._ended = time.monotonic()
@@ -90,7 +93,7 @@ class Run:
             RunFolderError: the checkpoint is damaged or another configuration's; nothing is
                 changed.
         """
-        self._counted = checkpoint.restore(self.state, self.folder, self.config, at)
+        self._restored = checkpoint.restore(self.state, self.folder, self.config, at)
         stands = (self.state.init_steps, self.state.steps)
         distributed.require_equal(stands, "goes on from another step")
 
@@ -106,11 +109,9 @@ class Run:
         state = self.state
         self._began = time.monotonic() - state.seconds
         if distributed.rank() == 0:
-            metrics, events = self._counted
-            self.metrics.resume(metrics)
-            self.board.resume({"initialization": state.init_steps, "train": state.steps}, events)
-            if state.steps == 0:
-                self.board.begin(self.config, state.data.objective.metric)
+            metrics, callbacks = self._restored
+            rows = self.metrics.resume(metrics)
+            self.callbacks.begin(self._start(rows), callbacks)
         if (initialization := state.initializing) is not None:
             self.progress.start("initialization", state.init_steps, initialization.steps)
         else:
@@ -153,7 +154,7 @@ class Run:
         if self.status != "stopped":  # its end is still to come, and whoever stopped it waits
             if self.plan.figures:
                 self._draw(result)
-            inspection.conclude(self.board, self.folder, self.config, result)
+            self.callbacks.end(result)
         self.metrics.sync()
         write_json(self.folder.result, result)
         self.close()
@@ -162,7 +163,7 @@ class Run:
     def close(self) -> None:
         """Ends the files, whatever has become of the run."""
         self.progress.close()
-        self.board.close()
+        self.callbacks.close()
         self.metrics.close()
 
     # --- the phases ---
@@ -253,6 +254,18 @@ class Run:
         )
         return learned_loss
 
+    def _start(self, rows: int) -> Start:
+        """What callbacks are told of the run when it begins, or goes on."""
+        return Start(
+            self.folder.path,
+            self.config,
+            self.plan.names,
+            self.seed,
+            self.state.data.objective.metric,
+            {"initialization": self.state.init_steps, "train": self.state.steps},
+            rows,
+        )
+
     def _tell_unhealthy(self, trouble: str) -> None:
         """The learned loss does not work, in the step that is being made."""
         state = self.state
@@ -260,19 +273,21 @@ class Run:
         if state.initializing is not None:
             phase, made = "initialization", state.init_steps
         self._log({"phase": phase, "step": made + 1, "health": "unhealthy", "warning": trouble})
-        self._say(f"warning: {trouble}")
+        self._warn(trouble)
 
     @distributed.first_alone
-    def _say(self, line: str) -> None:
-        self.progress.say(f"{self.progress.label} {line}".lstrip())
+    def _warn(self, trouble: str) -> None:
+        self.progress.say(f"{self.progress.label} warning: {trouble}".lstrip())
 
     @distributed.first_alone
     def _show(self, last: bool) -> None:
-        """The loss in TensorBoard; its curves are drawn in long runs alone, the last at the end."""
+        """Looks at the loss; its curves are drawn in long runs alone, the last at the end."""
+        if self.state.loss is None:
+            return
         with self.progress.sparing(f"the figures at step {self.state.steps}"):
-            inspection.show(self.board, self.state)
+            self.callbacks.after_look(inspection.look(self.state))
             if self._is_long() and not last:
-                inspection.draw(self.board, self.state)
+                self.callbacks.after_look(inspection.look_at_curves(self.state))
 
     def _draw(self, result: dict[str, Any]) -> None:
         from metaloss.runs import pictures  # matplotlib takes half a second
@@ -329,7 +344,8 @@ class Run:
         row = {name: finite_or_none(value) for name, value in row.items()}
         row["seconds"] = round(self._seconds(), 3)
         self.metrics.write(row)
-        self.board.scalars(row)
+        tell = self.callbacks.after_evaluation if "split" in row else self.callbacks.after_step
+        tell(row)
         self.progress.show(row)
 
     def _evaluate(self, split: str, errors: list[Tensor] | None = None) -> Row:
@@ -351,7 +367,8 @@ class Run:
 
     @distributed.first_alone
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self.folder, self.config, self.metrics.sync(), state)
+        metrics, callbacks = self.metrics.sync(), self.callbacks.state_dict()
+        checkpoint.save(self.folder, self.config, metrics, callbacks, state)
         self._export_loss(self._result({}))
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:

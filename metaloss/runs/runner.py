@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from metaloss.machine import seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
+from metaloss.runs.callbacks.base import Callback
 from metaloss.runs.precision import Precision
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import Data, Task
@@ -57,6 +58,7 @@ class Runner:
             is none, and the validation data are all φ's.
         keep_best: the split, "valid" or "select", on which the model of each evaluation is judged:
             the best one is tested, saved and loaded in place of the last (early stopping).
+        callbacks: who is told how the run goes, see `metaloss.runs.callbacks`; None: TensorBoard.
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.
@@ -84,6 +86,7 @@ class Runner:
         on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
         select_fraction: Share | None = None,
         keep_best: Literal["valid", "select"] | None = None,
+        callbacks: Sequence[Callback] | None = None,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
@@ -109,6 +112,7 @@ class Runner:
             raise ArgumentError("keep_best", keep_best, "Runner.select_fraction beside it, as 0.5")
         self.select_fraction = select_fraction
         self.keep_best = keep_best
+        self.callbacks = callbacks
 
     def load_data(self, data_dir: Path, seed: int, split: torch.Generator) -> Data:
         """The task's data as the run of a seed splits them.

@@ -8,7 +8,8 @@ import torch.utils.tensorboard
 from PIL import Image, PngImagePlugin
 
 from metaloss.config import plugins
-from metaloss.runs import launch, pictures, tensorboard
+from metaloss.runs import launch, pictures
+from metaloss.runs.callbacks import tensorboard
 
 __all__ = [
     "Image", "PngImagePlugin", "launch", "matplotlib", "pictures", "plugins", "sklearn",

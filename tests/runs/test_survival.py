@@ -18,7 +18,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaloss.machine import lock, sealed
-from metaloss.runs import launch, pictures, tensorboard
+from metaloss.runs import launch, pictures
+from metaloss.runs.callbacks import tensorboard
+from metaloss.runs.callbacks.base import Look, Start
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.progress import Progress
 from metaloss.runs.run import Run
@@ -206,7 +208,7 @@ def dead(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         return tmp_path / "run"
 
-    monkeypatch.setattr("metaloss.runs.inspection.show", lambda board, state: None)
+    monkeypatch.setattr("metaloss.runs.inspection.look", lambda state: Look(state.steps))
     monkeypatch.setattr(pictures, "draw", sketch)
     return dead
 
@@ -471,7 +473,7 @@ def test_a_run_does_not_lose_its_result_to_its_figures(dead, whole, tmp_path, mo
     def broken(*arguments, **options):
         raise ValueError("no font\nat all")
 
-    monkeypatch.setattr("metaloss.runs.inspection.show", broken)
+    monkeypatch.setattr("metaloss.runs.inspection.look", broken)
     monkeypatch.setattr(pictures, "draw", broken)
     folder = tmp_path / "run"
     assert run(folder) == 0
@@ -511,8 +513,9 @@ def test_the_lock_is_free_after_every_ending(dead, tmp_path):
 
 
 def test_events_are_on_disk_as_soon_as_they_are_told(tmp_path):
-    board = tensorboard.TensorBoard(tmp_path)
-    board.scalars({"phase": "train", "step": 3, "seconds": 1.0, "skipped": 2})
+    board = tensorboard.TensorBoard()
+    board.begin(Start(tmp_path, "", {}, 0, "mse", {"train": 2}), {})
+    board.after_step({"phase": "train", "step": 3, "seconds": 1.0, "skipped": 2})
     assert scalars(tmp_path) == {"./meta/skipped": [(3, 2.0)]}
     board.close()
 

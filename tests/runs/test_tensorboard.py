@@ -16,9 +16,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from metaloss.experiments import records
 from metaloss.experiments.reports import board
 from metaloss.machine import sealed
+from metaloss.runs.callbacks.parts.numbers import GROUPS, bindings, scalars
 from metaloss.runs.metrics import read_metrics
 from metaloss.runs.run import Run
-from metaloss.runs.tensorboard import GROUPS, bindings, scalars
 from tests.helpers import differences, drawn, tool, train
 
 KEEP_ALL = {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
@@ -57,7 +57,7 @@ def resumed(request, tmp_path, monkeypatch):
     def die(self, phase, step, *rest):
         after_step(self, phase, step, *rest)
         if self.state.init_steps + self.state.steps == request.param:
-            self.board.close()  # what a writer's thread would have written by then
+            self.callbacks.close()  # what a writer's thread would have written by then
             raise Killed
 
     monkeypatch.setattr(Run, "_record", die)

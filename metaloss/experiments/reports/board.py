@@ -12,7 +12,7 @@ import numpy as np
 
 from metaloss.errors import RunFolderError
 from metaloss.experiments.records import Record
-from metaloss.runs.tensorboard import scalars
+from metaloss.runs.callbacks.parts.numbers import scalars
 
 #: TensorBoard's flag: its default shows a random ten of a run's figures, and 0 (all) none of them
 SAMPLES = "images=1000,text=1000"

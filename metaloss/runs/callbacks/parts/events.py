@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from metaloss.machine.files import writing
-from metaloss.runs.tensorboard import EVENTS
+from metaloss.runs.callbacks.tensorboard import EVENTS
 
 
 class EventFile:

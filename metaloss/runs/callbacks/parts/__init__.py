@@ -1,0 +1,1 @@
+"""What callbacks are made of: event files, the names of numbers, what trackers share."""
