@@ -9,6 +9,8 @@ RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
 HF = ["transformers>=5", "accelerate>=1", "datasets>=4"]
 RATE_FREE = ["prodigyopt>=1.1", "schedulefree>=1.4"]
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=3"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
@@ -18,6 +20,8 @@ TESTS = [
     *LIGHTNING,
     *HF,
     *RATE_FREE,
+    *WANDB,
+    *MLFLOW,
     *PAGES,
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
@@ -81,6 +85,8 @@ setup(
         "lightning": LIGHTNING,
         "hf": HF,
         "rate_free": RATE_FREE,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "test": TESTS,
         "docs": DOCS,
         "benchmark": BENCHMARK,

@@ -7,6 +7,7 @@ the CPU and are quick: `metaloss.testing.check_representation(MyLoss)`.
 from metaloss.testing.backbone import check_backbone
 from metaloss.testing.base import ContractError
 from metaloss.testing.base_optimizer import check_base_optimizer
+from metaloss.testing.callback import check_callback
 from metaloss.testing.descent import check_descent
 from metaloss.testing.engine import check_engine
 from metaloss.testing.launcher import check_launcher
@@ -19,6 +20,7 @@ __all__ = [
     "ContractError",
     "check_backbone",
     "check_base_optimizer",
+    "check_callback",
     "check_descent",
     "check_engine",
     "check_launcher",

@@ -53,6 +53,7 @@ class Everyone(Callback):
 
     def close(self) -> None:
         self._tell("close")
+        self._listening.clear()
 
     def _tell(self, method: str, *what: Any) -> dict[int, Any]:
         """What each one's method gives that does not fail."""
