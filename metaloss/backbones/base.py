@@ -3,12 +3,16 @@
 Contract, held by `metaloss.testing.check_backbone`: `recipe(input_shape, outputs, ...)` returns an
 ordinary nn.Module that maps inputs `[batch, *input_shape]` to outputs [batch, outputs] (logits in
 classification), drawn from torch's global generator; it is double-precision clean and supports one
-forward-mode pass. Sizes it cannot serve raise ConfigError.
+forward-mode pass. Sizes it cannot serve raise ConfigError. What a person should know of how it was
+made, it may say in the attribute `notes`, a tuple of lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +20,43 @@ from metaloss.config.registry import Registry
 from metaloss.errors import ConfigError
 
 BACKBONES = Registry("backbones", supplied=("input_shape", "outputs"))
+
+#: Called with a recipe's own arguments: `size`, `mean`, `deviation` and `interpolation` of the
+#: pictures that its weights were trained on, or nothing where it has no such weights.
+Pictured = Callable[..., Mapping[str, Any]]
+
+
+class Pictures(dict[str, Pictured]):
+    """How the pictures of pretrained backbones were made, by the backbone's name."""
+
+    def of(self, name: str) -> Callable[[Pictured], Pictured]:
+        """A decorator that enters the answer for one backbone."""
+
+        def enter(answer: Pictured) -> Pictured:
+            self[name] = answer
+            return answer
+
+        return enter
+
+
+PICTURES = Pictures()
+
+_blank: ContextVar[bool] = ContextVar("blank", default=False)
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Within it recipes read no pretrained weights: all values come from elsewhere afterwards."""
+    before = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(before)
+
+
+def without_weights() -> bool:
+    """Whether a recipe should leave pretrained weights unread, see `blank`."""
+    return _blank.get()
 
 
 def xavier_uniform(model: nn.Module) -> None:

@@ -102,7 +102,7 @@ def train(**flags: Any) -> int:
     lockstep = Lockstep(runs)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
     if distributed.rank() == 0:
-        print("".join(f"{line}\n" for line in runs[0].state.data.notes), end="")
+        print("".join(f"{line}\n" for line in runs[0].state.notes), end="")
     if asked.dry_run:
         _print_dry_run(lockstep, runs[0])
         return 0
@@ -121,7 +121,7 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     root = None if asked.output_dir is None else asked_for(asked.output_dir, "--output_dir")
     if asked.resume and root is not None and not files and not asked.gin_param:
         files, seeds = found_there(root, seeds)
-    parsed = config.load(files, asked.gin_param)
+    parsed = completed(files, asked.gin_param)
     if parsed.unread:
         message = f"nobody reads: {', '.join(parsed.unread)}"
         if asked.strict:
@@ -136,6 +136,19 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
             runners.append(parsed.build())
     folders = _folders(root, runners[0], seeds)
     return parsed.text, list(map(Planned, seeds, runners, folders))
+
+
+def completed(files: Sequence[str], bindings: Sequence[str]) -> config.Config:
+    """The configuration; pictures are a pretrained backbone's own where nothing else is said.
+
+    Raises:
+        ConfigError: see `config.load`.
+    """
+    parsed = config.load(files, bindings)
+    with seeding.drawing_from(torch.Generator()):
+        runner: Runner = parsed.build()
+    own = runner.own_pictures()
+    return config.load(files, [*bindings, *own]) if own else parsed
 
 
 @contextmanager
@@ -201,7 +214,7 @@ def check_data(
 
     plugins.load_all(list(plugin))
     # A task alone is no run: what else one needs is of the smallest that is shipped.
-    runner: Runner = config.load(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
+    runner: Runner = completed(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
     data = runner.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))
     return [*data.notes, *findings.found(data)]
 

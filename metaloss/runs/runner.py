@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metaloss.backbones import BACKBONES
+from metaloss.backbones.base import PICTURES
 from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
@@ -130,6 +131,19 @@ class Runner:
         if self.select_fraction is None:
             return data
         return with_selection(data, self.select_fraction, seeding.stream(seed, "select"))
+
+    def own_pictures(self) -> list[str]:
+        """Bindings by which the task's pictures are as a pretrained backbone's own were.
+
+        Of what the task was not asked for: size, interpolation, mean and deviation.
+        """
+        unsaid = [name for name, value in self.task.pictured.items() if value is None]
+        answer = PICTURES.get(BACKBONES.name_of(self.backbone))
+        if not unsaid or answer is None:
+            return []
+        own = answer(**getattr(self.backbone, "arguments", {}))
+        task = f"tasks.{TASKS.name_of(self.task)}"
+        return [f"{task}.{name} = {own[name]!r}" for name in unsaid if name in own]
 
     @property
     def names(self) -> dict[str, str]:

@@ -101,6 +101,11 @@ class State:
         self._generators = seeding.global_state(device)  # torch's global ones, between turns
         self._taking_turns = False
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how data and model were made."""
+        return *self.data.notes, *getattr(self.model, "notes", ())
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Within it torch's global generators are this run's own, of several in the process."""

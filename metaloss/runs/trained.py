@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaloss import config
+from metaloss.backbones.base import blank
 from metaloss.config import plugins
 from metaloss.config.gin_files import bindings_of
 from metaloss.errors import (
@@ -183,7 +184,7 @@ def load_model(
         if not kept.is_enough(preparation):
             raise
         data, absent = kept.without_examples(preparation).to(device), error
-    with seeding.drawing_from(seeding.stream(seed, "theta")):
+    with seeding.drawing_from(seeding.stream(seed, "theta")), blank():
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)

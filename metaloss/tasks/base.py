@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,11 @@ class Task(ABC):
     Attributes:
         batch_size: examples per batch, for training and for the task loss alike.
         valid_fraction: share of the training data held out for validation.
+        pictured: of a task of pictures, what it was asked for of their size and scale by parameters
+            of these names, None where that may be a pretrained backbone's.
     """
+
+    pictured: Mapping[str, Any] = {}
 
     def __init__(self, batch_size: PositiveInt = 128, valid_fraction: Share = 0.1) -> None:
         self.batch_size = batch_size

@@ -14,8 +14,20 @@ from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.errors import ArgumentError, DataError, InputError, did_you_mean, first_line
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import own_data, scaling
-from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
-from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder, Labelled, Packed
+from metaloss.tasks.preparation.image_data import (
+    ImageReading,
+    Transforms,
+    augmentation,
+    pictured,
+    scale_of,
+)
+from metaloss.tasks.preparation.image_files import (
+    SPLIT_WORDS,
+    Decoder,
+    Interpolation,
+    Labelled,
+    Packed,
+)
 from metaloss.tasks.preparation.splits import hold_out
 
 
@@ -53,7 +65,8 @@ class HFDataset(Task):
         image: the column of images; "": the only one, where `features` is empty.
         features: columns of numbers, or of vectors of numbers, in place of images.
         kind: "classification" or "regression" (of `features`).
-        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory,
+            interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the rows for the test split where there is none.
     """
 
@@ -74,6 +87,10 @@ class HFDataset(Task):
         augment: Transforms | None = None,
         stream: bool | None = None,
         memory: PositiveFloat = 4.0,
+        interpolation: Interpolation | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+        class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
         test_fraction: Share = 0.2,
         batch_size: PositiveInt = 128,
         valid_fraction: Share = 0.1,
@@ -86,10 +103,17 @@ class HFDataset(Task):
         self.path, self.name, self.revision = path, name, revision
         self.label, self.image, self.features = label, image, tuple(features)
         self.kind, self.test_fraction = kind, test_fraction
-        decoder = Decoder(size, grayscale, own_data.color(background))
-        self.reading = ImageReading(
-            "hf_dataset", decoder, padding, flip, augmentation(augment), stream, memory
+        decoder = Decoder(
+            size, grayscale, own_data.color(background), interpolation=interpolation or "bilinear"
         )
+        self.reading = ImageReading(
+            "hf_dataset", decoder, padding, flip, augmentation(augment), stream, memory,
+            scale_of(mean, deviation, grayscale), class_weights,
+        )  # fmt: skip
+        if not features:
+            self.pictured = pictured(size, interpolation, mean, deviation, grayscale)
+        elif class_weights is not None:
+            raise ArgumentError("class_weights", class_weights, "None with features")
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         parts, left = self._parts(data_dir)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from metaloss.tasks.base import TASKS, Data, Task
 from metaloss.tasks.preparation import image_files, own_data
-from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
-from metaloss.tasks.preparation.image_files import Decoder
+from metaloss.tasks.preparation.image_data import (
+    ImageReading,
+    Transforms,
+    augmentation,
+    pictured,
+    scale_of,
+)
+from metaloss.tasks.preparation.image_files import Decoder, Interpolation
 
 
 @TASKS.register("image_folder")
@@ -35,6 +43,12 @@ class ImageFolder(Task):
             their names and arguments.
         stream: decode images as they are drawn; None: if they would fill more than `memory`
             gigabytes.
+        interpolation: how they are resized; None: bilinear.
+        mean, deviation: of each channel, in [0, 1], by which pixels are scaled; None: the training
+            images' own. A run with a pretrained backbone takes all of these that are None, and the
+            size, from what its weights were trained on.
+        class_weights: how often a class is drawn: "balanced", all alike, or by name; 1 of the
+            others. None: as often as it occurs.
     """
 
     def __init__(
@@ -51,14 +65,22 @@ class ImageFolder(Task):
         augment: Transforms | None = None,
         stream: bool | None = None,
         memory: PositiveFloat = 4.0,
+        interpolation: Interpolation | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+        class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(batch_size, valid_fraction)
         self.path = path
         self.test_fraction = test_fraction
-        decoder = Decoder(size, grayscale, own_data.color(background))
-        self.reading = ImageReading(
-            "image_folder", decoder, padding, flip, augmentation(augment), stream, memory
+        decoder = Decoder(
+            size, grayscale, own_data.color(background), interpolation=interpolation or "bilinear"
         )
+        self.reading = ImageReading(
+            "image_folder", decoder, padding, flip, augmentation(augment), stream, memory,
+            scale_of(mean, deviation, grayscale), class_weights,
+        )  # fmt: skip
+        self.pictured = pictured(size, interpolation, mean, deviation, grayscale)
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "image_folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,14 @@ from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS, 
 from metaloss.tasks.preparation import own_data
 from metaloss.tasks.preparation.dialect import Dialect
 from metaloss.tasks.preparation.encoding import ranks
-from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
-from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder, ImageFile
+from metaloss.tasks.preparation.image_data import (
+    ImageReading,
+    Transforms,
+    augmentation,
+    pictured,
+    scale_of,
+)
+from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder, ImageFile, Interpolation
 from metaloss.tasks.preparation.splits import hold_out
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 
@@ -37,7 +43,8 @@ class ImageTable(Task):
         split: a column of split words (train, val, test, as people use them); "": there is none.
         separator: between the labels of an image.
         delimiter, encoding: of a CSV file.
-        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory,
+            interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the images for the test split where `split` names none.
     """
 
@@ -60,6 +67,10 @@ class ImageTable(Task):
         augment: Transforms | None = None,
         stream: bool | None = None,
         memory: PositiveFloat = 4.0,
+        interpolation: Interpolation | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+        class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
         test_fraction: Share = 0.2,
         batch_size: PositiveInt = 128,
         valid_fraction: Share = 0.1,
@@ -73,10 +84,14 @@ class ImageTable(Task):
         self.path, self.kind, self.file, self.folder = path, kind, file, folder
         self.split, self.separator, self.test_fraction = split, separator, test_fraction
         self.dialect = Dialect(("",), delimiter, encoding=encoding)
-        decoder = Decoder(size, grayscale, own_data.color(background))
-        self.reading = ImageReading(
-            "image_table", decoder, padding, flip, augmentation(augment), stream, memory
+        decoder = Decoder(
+            size, grayscale, own_data.color(background), interpolation=interpolation or "bilinear"
         )
+        self.reading = ImageReading(
+            "image_table", decoder, padding, flip, augmentation(augment), stream, memory,
+            scale_of(mean, deviation, grayscale), class_weights,
+        )  # fmt: skip
+        self.pictured = pictured(size, interpolation, mean, deviation, grayscale)
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "image_table")

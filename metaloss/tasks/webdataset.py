@@ -6,9 +6,10 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,11 +17,18 @@ from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.errors import DataError, first_line
 from metaloss.tasks.base import TASKS, Data, Task
 from metaloss.tasks.preparation import own_data
-from metaloss.tasks.preparation.image_data import ImageReading, Transforms, augmentation
+from metaloss.tasks.preparation.image_data import (
+    ImageReading,
+    Transforms,
+    augmentation,
+    pictured,
+    scale_of,
+)
 from metaloss.tasks.preparation.image_files import (
     SPLIT_WORDS,
     Decoder,
     ImageFile,
+    Interpolation,
     Labelled,
     Packed,
     endings,
@@ -61,7 +69,8 @@ class WebDataset(Task):
             names of shards or their folders (train, val, test, as people use them) are splits.
         label: the ending of the member that holds the class, as text.
         field: where that is a JSON object, what in it is the class; "": the whole text.
-        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory,
+            interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the images for the test split where no shard is of one.
     """
 
@@ -78,6 +87,10 @@ class WebDataset(Task):
         augment: Transforms | None = None,
         stream: bool | None = None,
         memory: PositiveFloat = 4.0,
+        interpolation: Interpolation | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+        class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
         test_fraction: Share = 0.2,
         batch_size: PositiveInt = 128,
         valid_fraction: Share = 0.1,
@@ -85,10 +98,14 @@ class WebDataset(Task):
         super().__init__(batch_size, valid_fraction)
         self.path, self.label, self.field = path, label.removeprefix(".").lower(), field
         self.test_fraction = test_fraction
-        decoder = Decoder(size, grayscale, own_data.color(background))
-        self.reading = ImageReading(
-            "webdataset", decoder, padding, flip, augmentation(augment), stream, memory
+        decoder = Decoder(
+            size, grayscale, own_data.color(background), interpolation=interpolation or "bilinear"
         )
+        self.reading = ImageReading(
+            "webdataset", decoder, padding, flip, augmentation(augment), stream, memory,
+            scale_of(mean, deviation, grayscale), class_weights,
+        )  # fmt: skip
+        self.pictured = pictured(size, interpolation, mean, deviation, grayscale)
 
     def load(self, data_dir: Path, generator: torch.Generator) -> Data:
         path = own_data.find(data_dir, self.path, "webdataset")

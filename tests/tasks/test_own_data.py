@@ -427,6 +427,33 @@ def test_a_folder_of_classes_is_split(pictures):
     assert load_folder(pictures, size=6, grayscale=True).input_shape == (1, 6, 6)
 
 
+def test_pictures_are_resized_and_scaled_as_asked(pictures):
+    for path in pictures.rglob("*.png"):
+        Image.linear_gradient("L").resize((12, 10)).save(path)
+    asked = {"size": 6, "mean": (0.5, 0.4, 0.3), "deviation": (0.1, 0.2, 0.3)}
+    linear = load_folder(pictures, **asked)
+    cubic = load_folder(pictures, **asked, interpolation="bicubic")
+    stored, _ = cubic.splits["test"]
+    assert not stored.equal(linear.splits["test"][0])
+    pixels = (stored / 255).permute(0, 2, 3, 1)
+    expected = (pixels - torch.tensor(asked["mean"])) / torch.tensor(asked["deviation"])
+    seen, _ = next(cubic.in_order("test", 99))
+    torch.testing.assert_close(seen.permute(0, 2, 3, 1), expected)
+    assert "6x6: bicubic, mean 0.5, 0.4, 0.3, deviation 0.1, 0.2, 0.3" in cubic.notes[-1]
+
+
+def test_classes_are_drawn_as_their_weights_say(pictures):
+    for file in sorted((pictures / "b").iterdir())[4:]:
+        file.unlink()
+    balanced = load_folder(pictures, class_weights="balanced")
+    many = torch.cat([balanced.draw("train", 8, generator(i))[1] for i in range(100)])
+    assert abs(many.float().mean() - 0.5) < 5 * 0.5 / 800**0.5
+    one = load_folder(pictures, class_weights={"a": 0.0})
+    assert one.draw("train", 99, generator())[1].all()
+    with pytest.raises(DataError, match="class_weights name no class 'c'"):
+        load_folder(pictures, class_weights={"c": 1.0})
+
+
 def test_folders_of_splits_are_used(pictures):
     for split, numbers in {"train": range(12), "valid": range(12, 16), "test": (16, 18)}.items():
         for i in numbers:
@@ -480,6 +507,10 @@ def test_bad_image_folders_are_named(pictures, tmp_path):
         ("table", {"target": "y", "kind": "regression", "max_categories": 1}, "max_categories"),
         ("table", {"target": "y", "kind": "regression", "test_fraction": 0}, "test_fraction"),
         ("image_folder", {"size": 0}, "image_folder.size"),
+        ("image_folder", {"mean": (0.5, 0.5, 0.5)}, "mean = .*give deviation beside it"),
+        ("image_folder", {"deviation": (1, 1, 0), "mean": (0, 0, 0)}, "a number above 0 for each"),
+        ("image_folder", {"mean": (0.5,), "deviation": (0.5,)}, "for each of 3 channels"),
+        ("image_folder", {"interpolation": "cubic"}, "give one of 'nearest', 'bilinear'"),
         ("image_folder", {"test_fraction": 1.5}, "test_fraction"),
     ],
 )

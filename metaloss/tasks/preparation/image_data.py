@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from metaloss.errors import ArgumentError, DataError, did_you_mean, first_line
+from metaloss.problem.batches import Batch
 from metaloss.tasks.base import CLASSIFICATION, Data, Objective
 from metaloss.tasks.preparation import image_files, own_data
-from metaloss.tasks.preparation.image_files import LARGEST, Decoder, ImageFile, Labelled, Seen
-from metaloss.tasks.preparation.images import Images, mean_and_deviation
+from metaloss.tasks.preparation.image_files import (
+    LARGEST,
+    Decoder,
+    ImageFile,
+    Interpolation,
+    Labelled,
+    Seen,
+)
+from metaloss.tasks.preparation.images import Images, by_channel, mean_and_deviation
 from metaloss.tasks.preparation.splits import hold_out, with_validation
 from metaloss.tasks.preparation.streams import SAMPLE, Augmentation, Source, Stream
 
@@ -69,6 +77,8 @@ class ImageReading:
         augment: augmentation by worker processes.
         stream: decode when a batch is drawn; None: if all images together are larger than `memory`.
         memory: gigabytes of pixels that are kept.
+        scale: mean and deviation of the pixels, [channels, 1, 1]; None: the training images'.
+        class_weights: how often classes are drawn, see `own_data.class_weights`; None: as they are.
     """
 
     task: str
@@ -78,6 +88,8 @@ class ImageReading:
     augment: Augmentation | None = None
     stream: bool | None = None
     memory: float = 4.0
+    scale: tuple[Tensor, Tensor] | None = None
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = None
 
     def of_classes(
         self,
@@ -180,28 +192,49 @@ class ImageReading:
         inputs: dict[str, Any] = {
             split: Stream(source, rows, self.augment) for split, (rows, _) in splits.items()
         }
-        normalised = inputs["train"]
-        if streamed:
-            step = max(1, len(normalised) // SAMPLE)
-            normalised = normalised.subset(torch.arange(0, len(normalised), step))
-        mean, deviation = mean_and_deviation(normalised[torch.arange(len(normalised))])
-        if not streamed and self.augment is None:
-            inputs = {split: stream[torch.arange(len(stream))] for split, stream in inputs.items()}
         said = [*notes, *image_files.told(seen)]
         if streamed:
             said.append(
-                f"{len(every):,} images are {size / GIGABYTE:.1f} GB: they are decoded as they are "
-                f"drawn, and normalised by {len(normalised):,} of the training's"
+                f"{len(every):,} images are {size / GIGABYTE:.1f} GB: they are decoded as drawn"
             )
+        scale = self.scale
+        if scale is None:
+            normalised = inputs["train"]
+            if streamed:
+                step = max(1, len(normalised) // SAMPLE)
+                normalised = normalised.subset(torch.arange(0, len(normalised), step))
+                said[-1] += f", and normalised by {len(normalised):,} of the training's"
+            scale = mean_and_deviation(normalised[torch.arange(len(normalised))])
+        else:
+            mean, deviation = (", ".join(f"{x:.3g}" for x in part.flatten()) for part in scale)
+            how = f"{self.decoder.interpolation}, mean {mean}, deviation {deviation}"
+            said.append(f"pictures of {shape[1]}x{shape[2]}: {how}")
+        if not streamed and self.augment is None:
+            inputs = {split: stream[torch.arange(len(stream))] for split, stream in inputs.items()}
+        weights = None
+        if self.class_weights is not None:
+            weights = self._weights(splits, more.get("classes"), objective)
         return Data(
             {split: (inputs[split], y) for split, (_, y) in splits.items()},
             outputs,
             objective,
-            Images(mean, deviation, self.padding, self.flip),
+            Images(*scale, self.padding, self.flip),
+            weights=weights,
             notes=tuple(said),
             read_otherwise=_changed(seen),
             **more,
         )
+
+    def _weights(
+        self, splits: Mapping[str, Batch], classes: Sequence[str] | None, objective: Objective
+    ) -> dict[str, Tensor]:
+        """How often each example is drawn, by split."""
+        assert self.class_weights is not None
+        if objective is not CLASSIFICATION or classes is None:
+            raise ArgumentError("class_weights", self.class_weights, "None but for classification")
+        place = f"tasks.{self.task}"
+        of_class = own_data.class_weights(self.class_weights, splits["train"][1], classes, place)
+        return {split: of_class[y] for split, (_, y) in splits.items()}
 
     def _shape(self, files: Sequence[ImageFile], seen: Sequence[Seen]) -> tuple[int, ...]:
         """Of all images."""
@@ -222,6 +255,41 @@ class ImageReading:
         """[n, channels, height, width]."""
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
             return torch.stack(list(pool.map(decoder, files)))
+
+
+def scale_of(
+    mean: Sequence[float] | None, deviation: Sequence[float] | None, grayscale: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation by channel, [channels, 1, 1], where a task is asked for them.
+
+    Raises:
+        ArgumentError: one is without the other, of other channels, or not above 0.
+    """
+    channels = 1 if grayscale else 3
+    if mean is None and deviation is None:
+        return None
+    if mean is None or deviation is None:
+        given, other = ("mean", mean), "deviation"
+        if mean is None:
+            given, other = ("deviation", deviation), "mean"
+        raise ArgumentError(*given, f"{other} beside it")
+    for name, values in (("mean", mean), ("deviation", deviation)):
+        if len(values) != channels or (name == "deviation" and not min(values) > 0):
+            above = " above 0" * (name == "deviation")
+            raise ArgumentError(name, values, f"a number{above} for each of {channels} channels")
+    return by_channel(tuple(mean)), by_channel(tuple(deviation))
+
+
+def pictured(
+    size: int | None,
+    interpolation: Interpolation | None,
+    mean: Sequence[float] | None,
+    deviation: Sequence[float] | None,
+    grayscale: bool,
+) -> dict[str, Any]:
+    """See `Task.pictured`; the scale of colours is none of grey pictures."""
+    asked = {"size": size, "interpolation": interpolation}
+    return asked if grayscale else {**asked, "mean": mean, "deviation": deviation}
 
 
 def augmentation(transforms: Transforms | None) -> Augmentation | None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Packed(ABC):
 
 
 ImageFile = Path | Packed
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Labelled = list[tuple[ImageFile, str]]  # files with their classes
 
 
@@ -202,12 +203,14 @@ class Decoder:
         grayscale: one channel in place of three.
         background: what is seen through transparent pixels, red, green and blue of 0..255.
         deep: give float32 whatever the depth.
+        interpolation: how they are resized.
     """
 
     size: int | None = None
     grayscale: bool = False
     background: tuple[int, int, int] = (255, 255, 255)
     deep: bool = False
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, file: ImageFile) -> Tensor:
         """One image.
@@ -249,7 +252,9 @@ class Decoder:
         from torchvision.transforms import functional as V
 
         if self.size is not None:
-            plane = V.center_crop(V.resize(plane, self.size), self.size)  # type: ignore[arg-type]
+            how = V.InterpolationMode(self.interpolation)
+            resized = V.resize(plane, self.size, how)  # type: ignore[arg-type]
+            plane = V.center_crop(resized, self.size)
         return np.array(plane)
 
 

@@ -1,0 +1,213 @@
+"""Fine-tuning: a run from pretrained weights of timm, on pictures as these were trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from metaloss import BACKBONES, load_model
+from metaloss.backbones import timm as recipe
+from metaloss.errors import ConfigError
+from metaloss.runs import launch
+from tests.helpers import METHODS, QUICK, rows
+
+TINY = {"channels": (4, 4, 8, 8), "layers": (1, 1, 1, 1)}
+SHAPE = (3, 32, 32)
+
+
+def small(classes: int, **arguments) -> torch.nn.Module:
+    """A ResNet-18 of a few channels, drawn by a seed of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return timm.create_model("resnet18", num_classes=classes, **{**TINY, **arguments})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with 48 JPEGs of two classes, and weights of seven other classes."""
+    folder = tmp_path_factory.mktemp("fine_tuning")
+    random = np.random.default_rng(0)
+    for i in range(48):
+        path = folder / "pictures" / ("cats", "dogs")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(100 + 50 * (i % 2), size=(40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    save_file(small(7).state_dict(), folder / "seven.safetensors")
+    return folder
+
+
+def build(outputs: int = 3, name: str = "resnet18", shape=SHAPE, **arguments) -> torch.nn.Module:
+    return BACKBONES["timm"](shape, outputs, name, TINY, **arguments)
+
+
+def test_weights_come_from_a_file_and_another_head_is_fresh(place):
+    source = small(7).state_dict()
+    file = str(place / "seven.safetensors")
+    model = build(weights=file)
+    for name, value in model.state_dict().items():
+        assert value.equal(source[name]) or name.startswith("fc.")
+    assert "78 of 80 tensors, with a fresh head (theirs is of 7 classes)" in model.notes[0]
+    assert model.fc.weight.shape == (3, 8)
+    same = build(7, weights=file)
+    assert all(v.equal(source[name]) for name, v in same.state_dict().items())
+    assert "their head of 7 classes among them" in same.notes[0]
+    anew = build(7, weights=file, fresh=["fc.*"])
+    assert not anew.fc.weight.equal(source["fc.weight"])
+    assert "fresh: fc.bias, fc.weight" in anew.notes[0]
+    grey = build(shape=(1, 32, 32), weights=file)  # as timm does
+    torch.testing.assert_close(grey.conv1.weight, source["conv1.weight"].sum(1, keepdim=True))
+
+
+def test_a_checkpoint_of_a_training_script_and_one_without_a_head_will_do(place, monkeypatch):
+    state = {f"module.{name}": value for name, value in small(0).state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, place / "headless.pth")
+    monkeypatch.setenv("HOME", str(place))
+    model = build(weights="~/headless.pth")
+    assert model.conv1.weight.equal(state["module.conv1.weight"])
+    assert "fresh head (theirs is not there)" in model.notes[0]
+
+
+def test_the_draws_are_those_of_a_model_drawn_anew(place):
+    """So the head of θ_0 does not depend on whether weights were in memory already."""
+    heads = []
+    for arguments in ({}, {"weights": str(place / "seven.safetensors")}) * 2:
+        torch.manual_seed(3)
+        heads.append(build(**arguments).fc.weight)
+        recipe._read.clear()
+    assert all(head.equal(heads[0]) for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": "none.pth"}, "weights = 'none.pth': give a .safetensors or .pth file"),
+        ({"weights": "bad.pth"}, "cannot read .*bad.pth: "),
+        ({"weights": "bad.safetensors"}, "cannot read .*: SafetensorError: "),
+        (
+            {"weights": "wide.pth"},
+            r"wide.pth does not fit resnet18: other shapes: layer1.0.conv1.weight: \[8, 64, 3, 3\],"
+            r" the model's \[4, 64, 3, 3\], .* and \d+ more",
+        ),
+        (
+            {"weights": "seven.safetensors", "name": "resnet50"},
+            'does not fit resnet50: Missing key.*"layer1.0.conv3.weight".* and 17 more',
+        ),
+        ({"weights": "seven.safetensors", "fresh": ["fcc.*"]}, "fresh = .'fcc.*'.: give patterns"),
+        ({"fresh": ["fc.*"]}, "give pretrained or weights beside it"),
+        ({"pretrained": True, "name": "cspresnet50d"}, "no weights of cspresnet50d"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(place, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
+    (place / "bad.pth").write_text("no weights")
+    (place / "bad.safetensors").write_text("no weights")
+    torch.save(small(7, channels=(8, 8, 8, 8)).state_dict(), place / "wide.pth")
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_network_it_is_said_at_once(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(recipe.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+    with pytest.raises(ConfigError, match=r"resnet18 are not in .*nobody there.*timm.weights"):
+        build(pretrained=True)
+
+
+def test_the_hubs_cache_needs_no_network(monkeypatch, place):
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *args: str(place / "thousand.safetensors")
+    )
+    source = small(1000).state_dict()
+    save_file(source, place / "thousand.safetensors")
+    model = build(pretrained=True)
+    assert model.conv1.weight.equal(source["conv1.weight"])
+    assert "timm's resnet18.a1_in1k: 78 of 80 tensors" in model.notes[0]
+    assert "theirs is of 1,000 classes" in model.notes[0]
+
+
+# --- runs ---
+
+
+def bindings(place: Path, method: str = "adalfl") -> list[str]:
+    """A few steps of fine-tuning on the pictures."""
+    return [
+        *(line for line in QUICK + METHODS[method] if not line.startswith(("tasks", "backbones"))),
+        "Runner.task = @tasks.image_folder()",
+        f"tasks.image_folder.path = '{place}/pictures'",
+        "tasks.image_folder.batch_size = 8",
+        "tasks.image_folder.test_fraction = 0.25",
+        "tasks.image_folder.valid_fraction = 0.3",
+        "Runner.backbone = @backbones.timm",
+        "backbones.timm.name = 'resnet18'",
+        f"backbones.timm.arguments = {TINY}",
+        f"backbones.timm.weights = '{place}/seven.safetensors'",
+    ]
+
+
+def train(folder: Path, place: Path, *extra: str, method: str = "adalfl", **flags) -> int:
+    return launch.train(
+        gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"],
+        gin_param=[*bindings(place, method), *extra],
+        output_dir=str(folder),
+        device="cpu",
+        **flags,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    """A run of AdaLFL from pretrained weights, what it said, and how often it read them."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    read, patch = [], pytest.MonkeyPatch()
+    recipe._read.clear()
+    original = timm.models.load_state_dict
+    patch.setattr(timm.models, "load_state_dict", lambda *a: read.append(a) or original(*a))
+    patch.setattr("torch.rand", always_redraws(torch.rand))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert train(folder, place, "tasks.image_folder.size = 32", "Runner.figures = 0") == 0
+    patch.undo()
+    return folder, said.getvalue(), len(read)
+
+
+def always_redraws(rand):
+    """The chance by which the initialisation goes on with a model; all else as it is."""
+    return lambda *size, **more: rand(*size, **more) * 0 if size == ((),) else rand(*size, **more)
+
+
+def test_weights_are_read_once_a_run(run):
+    assert run[2] == 1
+
+
+def test_pictures_are_as_the_weights_were_trained_on(run):
+    folder, said, _ = run
+    text = (folder / "config.gin").read_text()
+    assert "tasks.image_folder.size = 32\n" in text  # which was asked for
+    assert "tasks.image_folder.interpolation = 'bicubic'\n" in text
+    assert "tasks.image_folder.mean = (0.485, 0.456, 0.406)\n" in text
+    assert "tasks.image_folder.deviation = (0.229, 0.224, 0.225)\n" in text
+    assert "pictures of 32x32: bicubic, mean 0.485, 0.456, 0.406, deviation" in said
+    assert "resnet18 starts from" in said
+
+
+def test_a_model_is_loaded_without_its_weights_file(run, place):
+    weights = place / "seven.safetensors"
+    hidden = weights.rename(weights.with_suffix(".hidden"))
+    try:
+        trained = load_model(run[0])
+    finally:
+        hidden.rename(weights)
+    (test,) = (row for row in rows(run[0]) if row.get("split") == "test")
+    assert trained.evaluate("test")["error_rate"] == test["error_rate"]
