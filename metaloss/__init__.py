@@ -5,6 +5,7 @@ In one's own training loop: `metaloss.AdaLFL(model, optimizer, metaloss.REPRESEN
 
 from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
+from metaloss.base_optimizers.groupings import GROUPINGS
 from metaloss.base_optimizers.rates import RATES
 from metaloss.config.plugins import load_all as load_plugins
 from metaloss.engines import ENGINES
@@ -29,6 +30,7 @@ __all__ = [
     "CALLBACKS",
     "DESCENTS",
     "ENGINES",
+    "GROUPINGS",
     "LAUNCHERS",
     "META_OPTIMIZERS",
     "RATES",

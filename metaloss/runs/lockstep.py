@@ -18,7 +18,7 @@ from metaloss.meta_optimizers.base import MetaStep
 from metaloss.problem.batches import Batch
 from metaloss.runs import checkpoint
 from metaloss.runs.run import Run
-from metaloss.runs.state import Phase, State
+from metaloss.runs.state import MIXED, Phase, State
 from metaloss.stack import Stack
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation.streams import Stream
@@ -44,6 +44,11 @@ class Lockstep:
         self._data: StackedData | None = None
         self._skipped = torch.zeros(len(runs), dtype=torch.int64)
         if len(runs) > 1:
+            if any(state.freezing.steps for state in self._states):
+                raise InputError(
+                    "several seeds at once train the same parameters all along, and frozen_until "
+                    "changes them: train them one at a time"
+                )
             self._data = StackedData([state.data for state in self._states])
             self._stack = Stack([state.learner for state in self._states])
             for run in runs:
@@ -133,7 +138,16 @@ class Lockstep:
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         assert self._data is not None
-        return self._data.draw(split, size, [state.stream(stream) for state in self._states])
+        batch = self._data.draw(split, size, [state.stream(stream) for state in self._states])
+        if stream not in MIXED or self._states[0].mixing is None:
+            return batch
+        mixed = [
+            state.mixing(own, state.stream(MIXED[stream]))
+            for state, own in zip(self._states, zip(*batch, strict=True), strict=True)
+            if state.mixing is not None
+        ]
+        inputs, labels = (torch.stack(parts) for parts in zip(*mixed, strict=True))
+        return inputs, labels
 
     def _common(self) -> checkpoint.Position | None:
         """The latest position at which all runs have a checkpoint; None for one run's latest.

@@ -195,6 +195,8 @@ class Run:
         """A base step of the training was made."""
         state, plan = self.state, self.plan
         state.steps += 1
+        if state.steps in state.freezing.steps:
+            state.freezing.apply(state.steps)
         last = state.steps == plan.steps
         if state.steps in self._sampled:
             state.sample_loss()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from metaloss.backbones import BACKBONES
 from metaloss.backbones.base import PICTURES
-from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
+from metaloss.config.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Share,
+)
 from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.machine import seeding
@@ -23,6 +30,7 @@ from metaloss.runs.callbacks.base import Callback
 from metaloss.runs.precision import Precision
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import Data, Task
+from metaloss.tasks.preparation.mixing import Mixing
 from metaloss.tasks.preparation.splits import with_selection
 
 
@@ -34,6 +42,10 @@ class Runner:
         task: data, task loss and metric.
         backbone: a recipe, called with the task's input shape and number of outputs.
         base_optimizer: a recipe, called with the backbone's parameters.
+        grouping: a recipe, called with the model, that puts its parameters in groups of other
+            rates or without weight decay; None: all alike.
+        frozen_until: by pattern of parameters' names, the base steps before they are trained; None
+            of them: never. Of several patterns that match, the last holds.
         steps: base steps, S_train.
         representation: the learned loss M_φ; None trains on the task loss.
         initialization: the meta-optimizer of the phase before training; None starts from the
@@ -59,6 +71,9 @@ class Runner:
             is none, and the validation data are all φ's.
         keep_best: the split, "valid" or "select", on which the model of each evaluation is judged:
             the best one is tested, saved and loaded in place of the last (early stopping).
+        mixup, cutmix: α of the Beta distribution by which training batches are mixed in pairs, see
+            `metaloss.tasks.preparation.mixing.Mixing`; 0: they are not.
+        label_smoothing: the share of a training label that goes to all classes alike.
         callbacks: who is told how the run goes, see `metaloss.runs.callbacks`; None: TensorBoard.
 
     Raises:
@@ -87,6 +102,11 @@ class Runner:
         on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
         select_fraction: Share | None = None,
         keep_best: Literal["valid", "select"] | None = None,
+        mixup: NonNegativeFloat = 0.0,
+        cutmix: NonNegativeFloat = 0.0,
+        label_smoothing: Probability = 0.0,
+        grouping: Callable[..., list[dict[str, Any]]] | None = None,
+        frozen_until: Mapping[str, NonNegativeInt | None] | None = None,
         callbacks: Sequence[Callback] | None = None,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
@@ -113,6 +133,9 @@ class Runner:
             raise ArgumentError("keep_best", keep_best, "Runner.select_fraction beside it, as 0.5")
         self.select_fraction = select_fraction
         self.keep_best = keep_best
+        self.mixup, self.cutmix, self.label_smoothing = mixup, cutmix, label_smoothing
+        self.grouping = grouping
+        self.frozen_until = frozen_until or {}
         self.callbacks = callbacks
 
     def load_data(self, data_dir: Path, seed: int, split: torch.Generator) -> Data:
@@ -131,6 +154,31 @@ class Runner:
         if self.select_fraction is None:
             return data
         return with_selection(data, self.select_fraction, seeding.stream(seed, "select"))
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The base optimizer of a model, its parameters in their groups."""
+        if self.grouping is None:
+            return self.base_optimizer(model.parameters())
+        groups = self.grouping(model=model)
+        scales = [float(group.pop("lr_scale", 1.0)) for group in groups]
+        # What is told and learned as the learning rate is the first group's: the recipe's own.
+        order = sorted(range(len(groups)), key=lambda i: abs(math.log(scales[i])))
+        optimizer = self.base_optimizer([groups[i] for i in order])
+        for group, i in zip(optimizer.param_groups, order, strict=True):
+            group["lr"] = group["lr"] * scales[i]
+        return optimizer
+
+    def mixing(self, data: Data) -> Mixing | None:
+        """How batches that θ is trained on are mixed; None: they are as they are drawn.
+
+        Raises:
+            ConfigError: the task's labels are no classes, or its inputs no pictures.
+        """
+        if not (self.mixup or self.cutmix or self.label_smoothing):
+            return None
+        made = Mixing(data.outputs, self.mixup, self.cutmix, self.label_smoothing)
+        made.require(data.input_shape, data.objective)
+        return made
 
     def own_pictures(self) -> list[str]:
         """Bindings by which the task's pictures are as a pretrained backbone's own were.

@@ -18,6 +18,7 @@ from metaloss.machine import distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.problem.batches import Batch
 from metaloss.representations.saved.trajectory import Trajectory, flat
+from metaloss.runs.freezing import Freezing
 from metaloss.runs.precision import cosine, set_float32
 from metaloss.runs.runner import Runner
 from metaloss.tasks.preparation import kept
@@ -29,7 +30,13 @@ Asked = tuple[str, int, str]
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
 #: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
-STREAMS = ("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective")
+STREAMS = (
+    *("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective"),
+    *("mix", "init_mix"),
+)
+#: Of the batches that θ is trained on, what draws how they are mixed. Those that the task loss is
+#: taken on stay as they are.
+MIXED = {"train": "mix", "init_train": "init_mix"}
 
 
 class State:
@@ -62,12 +69,16 @@ class State:
         self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
         self._seed_globally("global")  # dropout
         self.data = plan.load_data(data_dir, seed, self._streams["split"]).to(device)
+        self.mixing = plan.mixing(self.data)
         self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
         objective = self.data.objective
+        optimizer = plan.optimizer(self.model)  # of all parameters, also those frozen until later
+        self.freezing = Freezing(self.model, plan.frozen_until)
+        self.freezing.apply(0)
         self.learner = AdaLFL(
             self.model,
-            plan.base_optimizer(self.model.parameters()),
+            optimizer,
             self.loss,
             objective.loss,
             link=objective.link,
@@ -223,6 +234,7 @@ class State:
         """
         kept.require_same(self.data, state.get("data"))
         self.init_steps, self.steps = state["init_steps"], state["steps"]
+        self.freezing.apply(self.steps)
         self.learner.problem.optimizer.load_state_dict(state["optimizer"])
         self.learner.load_state_dict(state["learner"])
         if self.initializing:
@@ -236,8 +248,8 @@ class State:
             setattr(self, name, None if value is None else torch.tensor(value, dtype=torch.float64))
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         self.selection, self.best = state.get("selection"), state.get("best")
-        for name, stream in self._streams.items():
-            stream.set_state(state["streams"][name])
+        for name, saved in state["streams"].items():
+            self._streams[name].set_state(saved)
         generators = [state["global"], *state.get("global_of_others", [])]
         if distributed.rank() < len(generators):
             seeding.set_global_state(generators[distributed.rank()], self._device)
@@ -261,7 +273,13 @@ class State:
         return [min(size, len(self.data.splits[split][1])) for split, size in asked]
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
-        inputs, labels = self.data.draw(split, size, self._streams[stream])
+        mixing = self.mixing if stream in MIXED else None
+        batch = self.data.draw(split, size, self._streams[stream], whole=mixing is not None)
+        if mixing is not None:  # of several processes each mixes the whole batch
+            inputs, labels = mixing(batch, self._streams[MIXED[stream]])
+            taken = distributed.share(len(labels))
+            batch = inputs[taken], labels[taken]
+        inputs, labels = batch
         return self._arranged(inputs) if inputs.dim() == 4 else inputs, labels
 
     def _arranged(self, what: Arranged) -> Arranged:

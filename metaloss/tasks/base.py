@@ -70,23 +70,25 @@ class Data:
             stored = stored[torch.arange(len(stored))]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
-    def draw(self, split: str, batch_size: int, generator: torch.Generator) -> Batch:
+    def draw(
+        self, split: str, batch_size: int, generator: torch.Generator, whole: bool = False
+    ) -> Batch:
         """A uniform draw of distinct examples; the whole split, shuffled, if it is smaller.
 
         Images are augmented, in the validation split too: the meta-objective is the training's. Of
         several processes each draws the whole batch's indices and augmentation, and takes its share
-        of the examples.
+        of the examples; or it takes all, where the batch is needed `whole`.
 
         Raises:
             InputError: the batch has fewer examples than there are processes.
         """
         inputs, labels = self.splits[split]
         if isinstance(inputs, Stream):
-            choice, inputs = self._feed(split, batch_size, generator).draw(generator)
+            choice, inputs = self._feed(split, batch_size, generator, whole).draw(generator)
             inputs = inputs.to(labels.device, non_blocking=True)
             index = choice.rows.to(labels.device, non_blocking=True)
         else:
-            choice = self.choose(split, batch_size, generator)
+            choice = self.choose(split, batch_size, generator, whole)
             index = choice.rows.to(labels.device, non_blocking=True)
             inputs = inputs[index]
         if self.images is not None:
@@ -95,7 +97,9 @@ class Data:
             inputs = self.images.prepare(inputs)
         return inputs, labels[index]
 
-    def choose(self, split: str, batch_size: int, generator: torch.Generator) -> Choice:
+    def choose(
+        self, split: str, batch_size: int, generator: torch.Generator, whole: bool = False
+    ) -> Choice:
         """What is random in a `draw`, on the CPU.
 
         Raises:
@@ -107,6 +111,8 @@ class Data:
         else:
             index = draw_weighted(self.weights[split], batch_size, generator)
         batch, taken = len(index), distributed.share(len(index))
+        if whole:
+            taken = slice(None)
         keys = None
         if isinstance(inputs, Stream) and inputs.augment is not None:
             keys = inputs.augment.keys(batch, generator)[taken]
@@ -116,11 +122,11 @@ class Data:
             windows = self.images.windows((height, width), generator, batch, taken)
         return Choice(index[taken], windows, keys)
 
-    def _feed(self, split: str, batch_size: int, generator: torch.Generator) -> Feed:
+    def _feed(self, split: str, batch_size: int, generator: torch.Generator, whole: bool) -> Feed:
         """What reads the batches of one random stream ahead."""
         key = split, batch_size, id(generator)
         if key not in self.feeds:
-            choose = partial(self.choose, split, batch_size)
+            choose = partial(self.choose, split, batch_size, whole=whole)
             self.feeds[key] = Feed(self.splits[split][0], choose)
         return self.feeds[key]
 

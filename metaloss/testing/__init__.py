@@ -10,6 +10,7 @@ from metaloss.testing.base_optimizer import check_base_optimizer
 from metaloss.testing.callback import check_callback
 from metaloss.testing.descent import check_descent
 from metaloss.testing.engine import check_engine
+from metaloss.testing.grouping import check_grouping
 from metaloss.testing.launcher import check_launcher
 from metaloss.testing.meta_optimizer import check_meta_optimizer
 from metaloss.testing.rate import check_rate
@@ -23,6 +24,7 @@ __all__ = [
     "check_callback",
     "check_descent",
     "check_engine",
+    "check_grouping",
     "check_launcher",
     "check_meta_optimizer",
     "check_rate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from metaloss import BACKBONES, load_model
+from metaloss import BACKBONES, config, load_model
 from metaloss.backbones import timm as recipe
 from metaloss.errors import ConfigError
 from metaloss.runs import launch
-from tests.helpers import METHODS, QUICK, rows
+from tests.helpers import METHODS, QUICK, ROOT, rows
 
 TINY = {"channels": (4, 4, 8, 8), "layers": (1, 1, 1, 1)}
 SHAPE = (3, 32, 32)
@@ -211,3 +212,18 @@ def test_a_model_is_loaded_without_its_weights_file(run, place):
         hidden.rename(weights)
     (test,) = (row for row in rows(run[0]) if row.get("split") == "test")
     assert trained.evaluate("test")["error_rate"] == test["error_rate"]
+
+
+def test_every_line_of_the_documents_table_is_a_configuration():
+    table = (
+        (ROOT / "docs" / "fine_tuning.md").read_text().partition("## Everything in one table")[2]
+    )
+    lines = [line for line in re.findall(r"^\| .*? \| `(.*?)` \|", table, re.M) if " = " in line]
+    assert len(lines) > 10
+    parsed = config.load(
+        ["own_data/image_folder.gin", "methods/baseline.gin"],
+        ["Runner.backbone = @backbones.timm", "backbones.timm.name = 'resnet18'", *lines],
+    )
+    runner = parsed.build()
+    assert (runner.mixup, runner.cutmix, runner.label_smoothing) == (0.2, 1.0, 0.1)
+    assert not [word for word in parsed.unread if "image_folder" in word or "timm" in word]

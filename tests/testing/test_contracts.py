@@ -13,6 +13,7 @@ from metaloss import (
     BASE_OPTIMIZERS,
     DESCENTS,
     ENGINES,
+    GROUPINGS,
     LAUNCHERS,
     META_OPTIMIZERS,
     RATES,
@@ -180,6 +181,15 @@ def test_engine(name, arguments):
     arguments = dict(arguments)
     steps = arguments.pop("inner_steps", 1)
     testing.check_engine(lambda: ENGINES[name](**arguments), inner_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), cases(GROUPINGS, {"patterns": [{"rates": {"fc.*": 10.0}}]})
+)
+def test_grouping(name, arguments):
+    """timm's warnings at import are its own."""
+    model = BACKBONES["timm"]((3, 32, 32), 2, "resnet18", {"channels": (4, 4, 8, 8)})
+    testing.check_grouping(GROUPINGS[name], model, **arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), cases(RATES, {}))

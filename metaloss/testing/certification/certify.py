@@ -28,6 +28,7 @@ from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.representations import REPRESENTATIONS
+from metaloss.runs.freezing import Freezing
 from metaloss.runs.runner import Runner
 from metaloss.testing.base import float64
 
@@ -166,9 +167,11 @@ def planned_case(plan: Runner, data_dir: Path, seed: int, examples: int) -> Case
         raise ConfigError("this run has no learned loss (Runner.representation = None)")
     split = seeding.stream(seed, "split")
     data = plan.task.load(data_dir, split)
-    batches = []
-    for _ in range(BATCHES):
+    batches, mixing = [], plan.mixing(data)
+    for i in range(BATCHES):
         inputs, labels = data.draw("train", examples, split)
+        if mixing is not None and i < BATCHES - 1:  # the objective's stays as it is
+            inputs, labels = mixing((inputs, labels), split)
         batches.append(
             (inputs.double(), labels if not labels.is_floating_point() else labels.double())
         )
@@ -180,7 +183,8 @@ def planned_case(plan: Runner, data_dir: Path, seed: int, examples: int) -> Case
         theta.set_state(state)
         with seeding.drawing_from(theta):
             model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).double()
-        optimizer = plan.base_optimizer(model.parameters())
+        optimizer = plan.optimizer(model)
+        Freezing(model, plan.frozen_until).apply(0)
         objective = data.objective
         loss = copy.deepcopy(learned)
         return Problem(model.train(), optimizer, loss, objective.loss, objective.link)
