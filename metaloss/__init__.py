@@ -7,6 +7,7 @@ from metaloss.backbones import BACKBONES
 from metaloss.base_optimizers import BASE_OPTIMIZERS
 from metaloss.base_optimizers.groupings import GROUPINGS
 from metaloss.base_optimizers.rates import RATES
+from metaloss.base_optimizers.schedules import SCHEDULES
 from metaloss.config.plugins import load_all as load_plugins
 from metaloss.engines import ENGINES
 from metaloss.experiments.launchers import LAUNCHERS
@@ -35,6 +36,7 @@ __all__ = [
     "META_OPTIMIZERS",
     "RATES",
     "REPRESENTATIONS",
+    "SCHEDULES",
     "TASKS",
     "AdaLFL",
     "ClipNorm",

@@ -133,7 +133,8 @@ class Record:
     def progress(self) -> str:
         """How far it got, as far as metrics.jsonl tells."""
         if self.steps:
-            return f"at base step {self.steps} of {self.settings.values.get('Runner.steps')}"
+            whole = self.settings.values.get("Runner.steps")
+            return f"at base step {self.steps}" + (f" of {whole}" if whole is not None else "")
         return "in its initialisation" if self.rows else "before its first row of metrics"
 
 

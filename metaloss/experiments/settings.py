@@ -71,9 +71,10 @@ class Settings:
         )
 
     def _decisive(self) -> frozenset[str]:
-        """Of what a run is watched by, what its numbers do depend on: when a best one is kept."""
+        """Of what a run is watched by, what its numbers do depend on: evaluations that decide."""
         kept = self.values.get("Runner.keep_best") is not None
-        return frozenset({"Runner.evaluate_every"} if kept else ())
+        decide = kept or self.component("Runner.schedule") == "plateau"
+        return frozenset({"Runner.evaluate_every"} if decide else ())
 
 
 def read(text: str, place: str) -> Settings:

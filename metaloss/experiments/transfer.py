@@ -128,6 +128,8 @@ class Plan:
         baseline = [*self.gin_file, "methods/baseline.gin"]
         text = config.load(baseline, self.gin_param).text
         steps = settings.read(text, "the gin files").values["Runner.steps"]
+        if steps is None:
+            raise InputError("Runner.epochs: a transfer counts base steps, give Runner.steps")
         runs = {BASELINE: (baseline, [*self.gin_param])}
         for trial in self.trials:
             keep(trial.loss, self.folder / trial.kept)

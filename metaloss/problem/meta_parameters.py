@@ -47,8 +47,7 @@ class MetaParameters:
         self.phi = list(self.named_phi.values())
         self._rate = rate
         self._optimizer = problem.optimizer  # its list of groups changes when it loads a state
-        #: Learning rate of each group as a multiple of α; None where α is not learned.
-        self.ratios: list[float] | None = None
+        self._own: list[float] | None = None  # see `ratios`
         #: float64: at α = 1e-2, float32 would round away steps of 1e-5 by up to 1e-4 of their size.
         self.x = torch.zeros((), dtype=torch.float64)
         if rate is not None:
@@ -59,14 +58,26 @@ class MetaParameters:
                     "a learning rate that starts at 0 has no ratio to the other groups'"
                 )
             self.x.fill_(rate.encode(start))
-            self.ratios = [float(group["lr"]) / start for group in groups]
+            self._own = [float(group["lr"]) / start for group in groups]
+
+    @property
+    def ratios(self) -> list[float] | None:
+        """Learning rate of each group as a multiple of α; None where α is not learned.
+
+        Those at the start, times what a schedule makes of the group's rate now ("scheduled").
+        """
+        if self._own is None:
+            return None
+        groups = zip(self._optimizer.param_groups, self._own, strict=True)
+        return [own * float(group.get("scheduled", 1.0)) for group, own in groups]
 
     def write_rate(self) -> None:
         """Sets the optimizer's learning rates to the learned one, if there is one."""
-        if self._rate is None or self.ratios is None:
+        ratios = self.ratios
+        if self._rate is None or ratios is None:
             return
         alpha = float(self._rate.decode(self.x))
-        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+        for group, ratio in zip(self._optimizer.param_groups, ratios, strict=True):
             group["lr"] = alpha * ratio
 
     def through_rate(self, alpha_bar: Tensor | None) -> Tensor | None:

@@ -15,7 +15,7 @@ from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
 from metaloss.meta_optimizers.base import MetaStep
-from metaloss.problem.batches import Batch
+from metaloss.problem.batches import Batch, StepBatch
 from metaloss.runs import checkpoint
 from metaloss.runs.run import Run
 from metaloss.runs.state import MIXED, Phase, State
@@ -50,6 +50,11 @@ class Lockstep:
                     "changes them: train them one at a time"
                 )
             self._data = StackedData([state.data for state in self._states])
+            if any(state.schedule and state.schedule.by_metric for state in self._states):
+                raise InputError(
+                    "schedules.plateau goes by each seed's own metric, and several seeds at once "
+                    "have one base learning rate: train them one at a time"
+                )
             self._stack = Stack([state.learner for state in self._states])
             for run in runs:
                 run.progress.label = f"seed {run.seed}"
@@ -118,7 +123,17 @@ class Lockstep:
             for state, count in zip(self._states, self._skipped, strict=True):
                 state.skipped = count
         while True:
+            self._follow_schedule()
             yield self._by_seed(self._learner.step(*self._draws("")))
+
+    def _follow_schedule(self) -> None:
+        """Gives the stack, whose optimizer is one of all seeds, the rates that they have alone."""
+        first = self._states[0]
+        if self._stack is not None and first.schedule is not None:
+            groups = self._stack.problem.optimizer.param_groups
+            own = first.learner.problem.optimizer.param_groups
+            for group, alone in zip(groups, own, strict=True):
+                group["lr"] = alone["lr"]
 
     def _by_seed(self, made: MetaStep) -> dict[int, MetaStep]:
         if self._stack is None:
@@ -134,7 +149,10 @@ class Lockstep:
         if self._data is None:
             return first.draws(phase)
         train, objective = first.asked(phase)
-        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+        return partial(self._draw_step, *train), objective and partial(self._draw, *objective)
+
+    def _draw_step(self, *asked: Any) -> StepBatch:
+        return self._runs[0].plan.one_step(partial(self._draw, *asked))
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         assert self._data is not None

@@ -80,6 +80,7 @@ class Run:
         self.callbacks = Everyone(callbacks, self._warn)
         self._restored: tuple[int, dict[str, Any]] = 0, {}  # see `checkpoint.restore`
         self._sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
+        self._found: dict[str, float] = {}  # the metric by split, of the latest evaluation
         self._shown = self._equidistant(plan.figures)
         self._began = self._ended = time.monotonic()
 
@@ -180,14 +181,15 @@ class Run:
     def _begin_training(self) -> None:
         """The training begins, or goes on; or there is nothing left of it."""
         state = self.state
-        self.progress.start("training", state.steps, self.plan.steps)
+        self.progress.start("training", state.steps, state.total)
         if state.steps == 0:
+            state.begin_training()
             state.latest.clear()  # the initialisation's numbers end with it
             state.sample_loss()
             if (cosine := state.precision_cosine()) is not None:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
             self._report()
-        if state.steps == self.plan.steps:
+        if state.steps == state.total:
             self._save_checkpoint()  # a run of no steps at all has none yet
             self._end("finished")
 
@@ -197,13 +199,15 @@ class Run:
         state.steps += 1
         if state.steps in state.freezing.steps:
             state.freezing.apply(state.steps)
-        last = state.steps == plan.steps
+        last = state.steps == state.total
         if state.steps in self._sampled:
             state.sample_loss()
         if state.steps in self._shown:
             self._show(last)
         if last or state.steps % plan.evaluate_every == 0:
             self._report("train", "valid", *({"select"} & self.state.data.splits.keys()))
+            if state.schedule is not None and state.schedule.by_metric:
+                state.schedule.note(distributed.gather(self._found.get("valid"))[0])
         self._record("train", state.steps, last, result)
         if last and self.status == "unfinished":
             self._end("finished")
@@ -220,6 +224,8 @@ class Run:
             if phase == "train" and not math.isfinite(learned_loss):
                 self._end("diverged")  # its checkpoint is the last one before
                 return
+        if phase == "train" and state.schedule is not None and not last:
+            state.schedule.after_step()
         stop = distributed.anywhere(self.stop)
         if stop or last or step % plan.checkpoint_every == 0:
             self._save_checkpoint()
@@ -336,10 +342,11 @@ class Run:
         for split in splits:
             row = self._evaluate(split)
             self._log(row)
+            self._found[split] = row[self.state.data.objective.metric]
             if split == "select":
-                self.state.selection = row[self.state.data.objective.metric]
+                self.state.selection = self._found[split]
             if split == self.plan.keep_best:
-                self.state.keep_best(row[self.state.data.objective.metric])
+                self.state.keep_best(self._found[split])
 
     @distributed.first_alone
     def _log(self, row: Row) -> None:
@@ -359,7 +366,7 @@ class Run:
 
     def _equidistant(self, count: int) -> frozenset[int]:
         """Steps at equal distances, the last among them."""
-        return frozenset(round(i * self.plan.steps / count) for i in range(1, count + 1))
+        return frozenset(round(i * self.state.total / count) for i in range(1, count + 1))
 
     # --- checkpoints ---
 

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from metaloss.backbones import BACKBONES
 from metaloss.backbones.base import PICTURES
 from metaloss.config.arguments import (
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Share,
@@ -24,6 +26,8 @@ from metaloss.config.registry import root
 from metaloss.errors import ArgumentError
 from metaloss.machine import seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
+from metaloss.problem.batches import Batch, MicroBatches, StepBatch
+from metaloss.problem.gradient_transform import ClipNorm, ClipValue, GradientTransform
 from metaloss.problem.tables import Tabulate
 from metaloss.representations.base import Representation
 from metaloss.runs.callbacks.base import Callback
@@ -46,7 +50,19 @@ class Runner:
             rates or without weight decay; None: all alike.
         frozen_until: by pattern of parameters' names, the base steps before they are trained; None
             of them: never. Of several patterns that match, the last holds.
-        steps: base steps, S_train.
+        steps: base steps, S_train; or `epochs` beside `steps = None`.
+        epochs: the same by the training data: an epoch is as many base steps as it takes to draw as
+            many examples as there are. Every batch is a draw of its own, so that an epoch sees some
+            examples twice and others not at all.
+        schedule: how the base learning rate changes over the training, by a recipe that is called
+            with its steps; None leaves it to the base optimizer. It begins with the training: the
+            initialisation is made at the base optimizer's own rate. A learned rate is multiplied by
+            what the schedule makes of it.
+        clip_norm: the gradient of every base step, in the initialisation too, is scaled down to at
+            most this norm (`metaloss.ClipNorm`); None: it is not.
+        clip_value: the same, each of its elements cut to this size (`metaloss.ClipValue`).
+        micro_batches: batches that make one base step together, along the mean of their gradients
+            (gradient accumulation); one at a time is in memory. Each has the task's batch size.
         representation: the learned loss M_φ; None trains on the task loss.
         initialization: the meta-optimizer of the phase before training; None starts from the
             meta-parameters as they are.
@@ -85,7 +101,12 @@ class Runner:
         task: Task,
         backbone: Callable[..., nn.Module],
         base_optimizer: Callable[..., torch.optim.Optimizer],
-        steps: NonNegativeInt,
+        steps: NonNegativeInt | None = None,
+        epochs: PositiveInt | None = None,
+        schedule: Callable[..., LRScheduler] | None = None,
+        clip_norm: PositiveFloat | None = None,
+        clip_value: PositiveFloat | None = None,
+        micro_batches: PositiveInt = 1,
         representation: Representation | None = None,
         initialization: MetaOptimizer | None = None,
         adaptation: MetaOptimizer | None = None,
@@ -111,10 +132,22 @@ class Runner:
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
             raise ArgumentError("method", method, "a word; it names a folder")
+        if (steps is None) == (epochs is None):
+            why = (
+                "None beside Runner.epochs" if epochs is not None else "a number, or Runner.epochs"
+            )
+            raise ArgumentError("steps", steps, why)
         self.task = task
         self.backbone = backbone
         self.base_optimizer = base_optimizer
         self.steps = steps
+        self.epochs = epochs
+        self.schedule = schedule
+        if clip_norm is not None and clip_value is not None:
+            raise ArgumentError("clip_value", clip_value, "None beside Runner.clip_norm")
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.micro_batches = micro_batches
         self.representation = representation
         self.initialization = initialization
         self.adaptation = adaptation
@@ -192,6 +225,27 @@ class Runner:
         own = answer(**getattr(self.backbone, "arguments", {}))
         task = f"tasks.{TASKS.name_of(self.task)}"
         return [f"{task}.{name} = {own[name]!r}" for name in unsaid if name in own]
+
+    def steps_on(self, data: Data) -> int:
+        """Base steps of the training on these data."""
+        if self.epochs is None:
+            assert self.steps is not None
+            return self.steps
+        examples = len(data.splits["train"][1])
+        return self.epochs * math.ceil(examples / (self.task.batch_size * self.micro_batches))
+
+    def one_step(self, draw: Callable[[], Batch]) -> StepBatch:
+        """What a base step is made on, by what draws the next batch."""
+        if self.micro_batches == 1:
+            return draw()
+        return MicroBatches(draw() for _ in range(self.micro_batches))
+
+    @property
+    def gradient_transform(self) -> GradientTransform | None:
+        """What happens to the gradient before every base step."""
+        if self.clip_norm is not None:
+            return ClipNorm(self.clip_norm)
+        return None if self.clip_value is None else ClipValue(self.clip_value)
 
     @property
     def names(self) -> dict[str, str]:

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from metaloss.engines.base import Draw
+from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
 from metaloss.machine import distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
-from metaloss.problem.batches import Batch
+from metaloss.problem.batches import Batch, StepBatch
 from metaloss.representations.saved.trajectory import Trajectory, flat
 from metaloss.runs.freezing import Freezing
 from metaloss.runs.precision import cosine, set_float32
 from metaloss.runs.runner import Runner
+from metaloss.runs.schedule import Schedule
 from metaloss.tasks.preparation import kept
 
 #: Whose streams batches are drawn from: the training's, or the initialisation's.
@@ -70,6 +72,7 @@ class State:
         self._seed_globally("global")  # dropout
         self.data = plan.load_data(data_dir, seed, self._streams["split"]).to(device)
         self.mixing = plan.mixing(self.data)
+        self.total = plan.steps_on(self.data)  # base steps of the whole training
         self.model = self._arranged(self._draw_model("theta").to(device).train())
         self.loss = None if plan.representation is None else plan.representation.to(device)
         objective = self.data.objective
@@ -85,7 +88,8 @@ class State:
             meta_lr=None,
             adaptation=plan.adaptation,
             autocast=torch.bfloat16 if plan.precision == "bf16" else None,
-            steps=plan.steps,
+            gradient_transform=plan.gradient_transform,
+            steps=self.total,
             cuda_graphs=cuda_graphs,
             tabulate=plan.tabulate,
             health_every=plan.health_every,
@@ -97,6 +101,14 @@ class State:
             self.loss.require_pairs(*objective.link(outputs, labels)[:2])
         if plan.initialization is not None:
             plan.initialization.attach(self.learner.problem)
+        self.schedule = self._new_schedule()  # of the training: it begins with it
+        if cuda_graphs and plan.micro_batches > 1:
+            raise InputError("cuda_graphs: no graph is made of micro-batches, leave it out")
+        if cuda_graphs and self.schedule is not None and not self.schedule.seldom:
+            raise InputError(
+                "cuda_graphs: a graph holds one base learning rate, and Runner.schedule gives each "
+                "step another: leave one of them out, or take schedules.steps or schedules.plateau"
+            )
         for size in self._batch_sizes():
             distributed.share(size)  # refuses what is too small now, not after the first steps
         self.init_steps = 0  # meta-steps of the initialisation made so far
@@ -116,6 +128,12 @@ class State:
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how data and model were made."""
         return *self.data.notes, *getattr(self.model, "notes", ())
+
+    def begin_training(self) -> None:
+        """The initialisation is over: the schedule begins, at the rates that it has left."""
+        self.schedule = self._new_schedule()
+        if self.schedule is not None:
+            self.schedule.write()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -145,7 +163,7 @@ class State:
     def draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
         """Give the next training batch, and the next one that the task loss is taken on, if any."""
         train, objective = self.asked(phase)
-        return partial(self._draw, *train), objective and partial(self._draw, *objective)
+        return partial(self._draw_step, *train), objective and partial(self._draw, *objective)
 
     def asked(self, phase: Phase) -> tuple[Asked, Asked | None]:
         """The batches of a phase's training, and of its task loss if it has one."""
@@ -210,8 +228,10 @@ class State:
             "optimizer": self.learner.problem.optimizer.state_dict(),
             "learner": self.learner.state_dict(),
             "initialization": self.initializing.state_dict() if self.initializing else {},
+            "schedule": self.schedule.state_dict() if self.schedule and self.steps else None,
             "init_steps": self.init_steps,
             "steps": self.steps,
+            "total": self.total,
             "skipped": int(self.skipped),
             "residual": None if self.residual is None else float(self.residual),
             "worst_residual": None if self.worst_residual is None else float(self.worst_residual),
@@ -236,6 +256,8 @@ class State:
         self.init_steps, self.steps = state["init_steps"], state["steps"]
         self.freezing.apply(self.steps)
         self.learner.problem.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None and state.get("schedule") is not None:
+            self.schedule.load_state_dict(state["schedule"])
         self.learner.load_state_dict(state["learner"])
         if self.initializing:
             # θ is drawn anew at each step, and the model that stands here is the seed's θ_0.
@@ -262,6 +284,10 @@ class State:
         name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
         torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
 
+    def _new_schedule(self) -> Schedule | None:
+        recipe = self._plan.schedule
+        return recipe and Schedule(recipe, self.learner.problem.optimizer, self.total)
+
     def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:
         return meta_optimizer.objective_batch_size or self._plan.task.batch_size
 
@@ -271,6 +297,9 @@ class State:
         asked = [("train", self._plan.task.batch_size)]
         asked += [(m.objective, self._objective_size(m)) for m in meta_optimizers if m is not None]
         return [min(size, len(self.data.splits[split][1])) for split, size in asked]
+
+    def _draw_step(self, *asked: Any) -> StepBatch:
+        return self._plan.one_step(partial(self._draw, *asked))
 
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         mixing = self.mixing if stream in MIXED else None

@@ -50,6 +50,7 @@ class TrainedModel:
         folder: of the run.
         seed: of the run.
         step: base steps made so far.
+        steps: base steps of the whole training.
         absent: why `data` has no examples, where it has none: the run's preparation of inputs is
             kept with it, so that `predict` needs none.
     """
@@ -60,6 +61,7 @@ class TrainedModel:
     folder: RunFolder
     seed: int
     step: int
+    steps: int
     absent: DataError | None = None
 
     def evaluate(self, split: str = "test", data: Data | None = None) -> dict[str, float]:
@@ -188,9 +190,9 @@ def load_model(
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    return TrainedModel(
-        model.eval(), data, plan, folder, seed, _restore(model, saved, plan, folder), absent
-    )
+    step = _restore(model, saved, plan, folder)
+    steps = saved["state"].get("total", plan.steps)
+    return TrainedModel(model.eval(), data, plan, folder, seed, step, steps, absent)
 
 
 # --- the command ---
@@ -227,7 +229,7 @@ def evaluate(
         _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
     plugins.load_all(list(plugin))
     trained = load_model(run, processes.find_device(device), data_dir)
-    where = f"{run}, step {trained.step} of {trained.plan.steps}"
+    where = f"{run}, step {trained.step} of {trained.steps}"
     if predict is not None and output is not None:
         found = trained.predict(predictions.read(predict, trained.data, key))
         predictions.save(found, trained.data.classes, output)
@@ -258,7 +260,7 @@ def _evaluation(
         "gin_param": list(gin_param),
         "seed": trained.seed,
         "step": trained.step,
-        "steps": trained.plan.steps,
+        "steps": trained.steps,
         "split": split,
         "n": len(data.splits[split][1]),
         "metric": metric,

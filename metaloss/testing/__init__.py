@@ -15,6 +15,7 @@ from metaloss.testing.launcher import check_launcher
 from metaloss.testing.meta_optimizer import check_meta_optimizer
 from metaloss.testing.rate import check_rate
 from metaloss.testing.representation import check_representation
+from metaloss.testing.schedule import check_schedule
 from metaloss.testing.task import check_task
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "check_meta_optimizer",
     "check_rate",
     "check_representation",
+    "check_schedule",
     "check_task",
 ]

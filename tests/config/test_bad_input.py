@@ -24,7 +24,7 @@ plugins.load_all([])  # as every run does: theirs are among the known names
 TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl_letter.gin"
 KINDS = (
     "kinds: backbones, base_optimizers, callbacks, descents, engines, launchers, meta_optimizers, "
-    "rates, representations, tasks"
+    "rates, representations, schedules, tasks"
 )
 INTEGERS = "give a list, each item an integer of at least 1"
 A_LOSS = "give one of representations, such as @representations.class_set() or None"
@@ -62,9 +62,9 @@ BINDINGS = {
         "base_optimizers.sgd.lr must be set: it is %gin.REQUIRED"
     ),
     "Runner.steps = %S\nS = %S": "%S refers to itself",
-    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer of at least 0",
-    "Runner.steps = True": "Runner.steps = True: give an integer of at least 0",
-    "Runner.steps = -1": "Runner.steps = -1: give an integer of at least 0",
+    "Runner.steps = 'many'": "Runner.steps = 'many': give an integer of at least 0 or None",
+    "Runner.steps = True": "Runner.steps = True: give an integer of at least 0 or None",
+    "Runner.steps = -1": "Runner.steps = -1: give an integer of at least 0 or None",
     "Runner.log_every = 0": "Runner.log_every = 0: give an integer of at least 1",
     "Runner.method = 3": "Runner.method = 3: give a string in quotes",
     "Runner.method = '../x'": "Runner.method = '../x': give a word; it names a folder",
@@ -128,7 +128,7 @@ def test_a_wrong_binding_is_explained_with_its_place(refused, binding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer of at least 0"),
+        ("Runner.steps = 'a'", "Runner.steps = 'a': give an integer of at least 0 or None"),
         ("Runner.method = foo", SYNTAX),
         ("backbones.mlp:\n  hidden = 3", "backbones.mlp.hidden = 3: " + INTEGERS),
         ("include 'nowhere.gin'", None),

@@ -24,6 +24,7 @@ OWN_DATA = sorted(path.name for path in (CONFIG_DIR / "own_data").glob("*.gin"))
 SMALL = ("california", "crime", "diabetes", "digits", "mnist", "table")
 PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
 BASELINES = sorted(path.name for path in (CONFIG_DIR / "baselines").glob("*.gin"))
+TRAINING = sorted(path.name for path in (CONFIG_DIR / "training").glob("*.gin"))
 SWEEPS = ("paper/", "protocol/")
 TINY = {
     "Runner.steps": 2,
@@ -148,6 +149,12 @@ def test_every_baseline_runs_and_learns_no_loss(run, baseline):
     assert (result["select"] is None) == (baseline != "early_stopped.gin")
 
 
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_every_overlay_of_a_training_runs(run, overlay):
+    """As its header says."""
+    assert run(files_of(f"training/{overlay}"))["status"] == "finished"
+
+
 @pytest.mark.parametrize("file", TRANSFER)
 def test_every_way_to_transfer_runs(start, tmp_path, file):
     files = ["tasks/digits_mlp.gin", f"transfer/{file}"]
@@ -229,6 +236,9 @@ def gins_own_config():
         with torch.device("meta"):
             model = runner.backbone(input_shape=(3, 32, 32), outputs=10)
         runner.base_optimizer(parameters=model.parameters())
+        if runner.schedule is not None:
+            optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+            runner.schedule(optimizer=optimizer, steps=10)
         for part in (runner.initialization, runner.adaptation):
             if hasattr(part, "descent"):  # a recipe too, which a run calls when it begins
                 part.descent(groups=[Group({"phi": torch.zeros(1)}, 0.1)])

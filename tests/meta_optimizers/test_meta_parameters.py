@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import DESCENTS, META_OPTIMIZERS, RATES, REPRESENTATIONS, links
+from metaloss import DESCENTS, ENGINES, META_OPTIMIZERS, RATES, REPRESENTATIONS, links
 from metaloss.errors import ConfigError, InputError
 from metaloss.meta_optimizers.descents.base import Group
 from metaloss.problem.batches import Batch
@@ -82,6 +82,27 @@ def test_phi_and_the_learning_rate_are_learned_together():
     assert first != 0.1 and second == pytest.approx(2 * first)
     assert abs(math.log(first / 0.1)) <= 3 * 0.5 * 1.01
     assert all(not value.equal(before[name]) for name, value in values(problem).items())
+
+
+@pytest.mark.parametrize("engine", ["exact", "sweep", "unrolled"])
+def test_the_slope_in_a_rate_that_a_schedule_multiplies_is_that_of_the_steps(engine):
+    """Against differences of real steps, in float64; each group has a factor of its own."""
+    train = [(x.double(), y) for x, y in map(make_batch, range(1 if engine == "exact" else 2))]
+    valid = make_batch(7)[0].double(), make_batch(7)[1]
+
+    def through(alpha: float):
+        problem = make_problem(lr=alpha)
+        problem.model.double()
+        problem.loss.double()
+        for group, factor in zip(problem.optimizer.param_groups, (0.3, 0.7), strict=True):
+            group["scheduled"] = factor
+        meta = MetaParameters(problem, (), RATES["raw"]())
+        meta.write_rate()
+        assert problem.optimizer.param_groups[1]["lr"] == pytest.approx(2 * alpha * 0.7)
+        return ENGINES[engine]().hypergradient(problem, meta, train, lambda: valid)
+
+    low, high = (float(through(0.1 + sign * 1e-5).task_loss) for sign in (-1, 1))
+    assert float(through(0.1).alpha) == pytest.approx((high - low) / 2e-5, rel=1e-6)
 
 
 def test_a_bounded_rate_stays_between_its_bounds():

@@ -18,6 +18,7 @@ from metaloss import (
     META_OPTIMIZERS,
     RATES,
     REPRESENTATIONS,
+    SCHEDULES,
     TASKS,
     testing,
 )
@@ -107,6 +108,19 @@ DESCENT_CASES = {
         {"warm_up": 5, "schedule": "cosine", "schedule_steps": 50},
         {"schedule": "linear", "schedule_steps": 50},
     ],
+}
+WARM = {"warm_up": 0.25}  # 3 of 12 steps
+SCHEDULE_CASES = {
+    "chain": [
+        {
+            "parts": [SCHEDULES["warm_up"], SCHEDULES["constant"], SCHEDULES["cosine"]],
+            "at": (2, 0.5),
+        }
+    ],
+    "cosine": [{}, WARM],
+    "plateau": [{"patience": 1}],
+    "steps": [{}, WARM],
+    "warm_up": [{}, {"length": 4}],
 }
 BACKBONE_CASES = {
     "mlp": [{"hidden": (16, 8)}],
@@ -200,6 +214,11 @@ def test_rate(name, arguments):
 @pytest.mark.parametrize(("name", "arguments"), cases(DESCENTS, DESCENT_CASES))
 def test_descent(name, arguments):
     testing.check_descent(DESCENTS[name], **arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), cases(SCHEDULES, SCHEDULE_CASES))
+def test_schedule(name, arguments):
+    testing.check_schedule(SCHEDULES[name], **arguments)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import

@@ -27,7 +27,8 @@ class Cell:
             complete configuration, so that equal runs of several sweeps are one.
         seed: of the run.
         files, bindings: what makes the configuration.
-        steps: base steps, and meta-steps of the initialisation before them.
+        steps: base steps, and meta-steps of the initialisation before them; None where a training
+            is counted in epochs, of data that are not read here.
         at_once: seeds of the configuration that one process makes.
     """
 
@@ -35,7 +36,7 @@ class Cell:
     seed: int
     files: tuple[str, ...]
     bindings: tuple[str, ...]
-    steps: int
+    steps: int | None
     init_steps: int
     at_once: int = 1
 
@@ -107,7 +108,7 @@ def cells(sweep: Sweep) -> list[Cell]:
 
 def _configuration(
     files: Sequence[str], bindings: Sequence[str]
-) -> tuple[str, tuple[str, ...], tuple[int, int]]:
+) -> tuple[str, tuple[str, ...], tuple[int | None, int]]:
     """Name of a configuration's folder, the bindings that it reads, and how many steps it takes."""
     parsed = config.load(files, bindings)
     read = [b for b in bindings if not any(u.endswith(place_of(b)) for u in parsed.unread)]
@@ -124,7 +125,11 @@ def _configuration(
 
 def _can_be_stacked(files: Sequence[str], bindings: Sequence[str]) -> bool:
     """Whether several seeds of a configuration can make their steps at once."""
-    plan = config.load(files, bindings).build()
+    parsed = config.load(files, bindings)
+    plan = parsed.build()
+    by_metric = settings.read(parsed.text, files[-1]).component("Runner.schedule") == "plateau"
+    if by_metric or plan.gradient_transform is not None:
+        return False
     # Each seed's initialisation is made alone; a rate that it learns is no longer one of all.
     phases = getattr(plan.initialization, "phases", (plan.initialization,))
     if any(getattr(phase, "rate", None) is not None for phase in phases):

@@ -116,8 +116,10 @@ def _progress(cell: Cell, folder: RunFolder) -> tuple[float, float | None, str]:
     if phase != "train":
         return seconds, None, f"initialisation {step}/{cell.init_steps}"
     if not step:
-        return seconds, None, f"step 0/{cell.steps}"
+        return seconds, None, "step 0" if cell.steps is None else f"step 0/{cell.steps}"
     before = max((float(r["seconds"]) for r in rows if r.get("phase") != "train"), default=0.0)
+    if cell.steps is None:
+        return seconds, None, f"step {step}"
     expected = before + (seconds - before) * cell.steps / step
     return seconds, expected, f"step {step}/{cell.steps}"
 

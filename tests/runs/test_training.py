@@ -1,0 +1,203 @@
+"""Training as people do it: schedules, epochs, clipping, accumulation, by gin and with resuming."""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaloss import config
+from metaloss.machine import sealed
+from metaloss.runs.run import Run
+from metaloss.runs.state import State
+from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, differences, rows, train
+
+SCHEDULED = (
+    "Runner.schedule = @schedules.cosine",
+    "schedules.cosine.warm_up = 4",
+    "schedules.cosine.least = 0.1",
+)
+PAGE = ROOT / "docs" / "training.md"
+#: All that a run can have beside its method.
+ALL = (
+    *SCHEDULED,
+    "Runner.clip_norm = 0.5",
+    "Runner.micro_batches = 2",
+)
+
+
+class Killed(BaseException):
+    """As the kernel does it: no handler of ours runs."""
+
+
+def base_lrs(folder):
+    """By step, of the training."""
+    found = rows(folder)
+    return {r["step"]: r["base_lr"] for r in found if r["phase"] == "train" and "base_lr" in r}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of each method with all of it; -> their folder."""
+    root = tmp_path_factory.mktemp("whole")
+    for method in METHODS:
+        assert train(root / method, method, ALL) == 0
+    return root
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_and_resumed_it_is_the_run_left_alone(method, whole, tmp_path, monkeypatch):
+    """Killed in the warm-up, and after it."""
+    after_step = Run._record
+
+    for moment in (3, 9):
+
+        def die(self, phase, step, *rest, moment=moment):
+            after_step(self, phase, step, *rest)
+            if (phase, step) == ("train", moment):
+                raise Killed
+
+        monkeypatch.setattr(Run, "_record", die)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", method, ALL, resume=True)
+    monkeypatch.undo()
+    assert train(tmp_path / "run", method, ALL, resume=True) == 0
+    assert rows(tmp_path / "run") == rows(whole / method)
+    assert_same_state(tmp_path / "run", whole / method)
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
+    """Accumulation, clipping and a schedule by torch's own functions, bit for bit."""
+    folder, extra = whole / "baseline", ALL
+    if clip == "value":
+        folder, extra = tmp_path, (*SCHEDULED, "Runner.clip_value = 0.01", "Runner.steps = 3")
+        assert train(folder, "baseline", extra) == 0
+    plan = config.load(["tasks/digits_mlp.gin", "methods/baseline.gin"], [*QUICK, *extra]).build()
+    state = State(plan, 0, torch.device("cpu"), Path())
+    draw, model = state.draws("")[0], state.model
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    scheduler = plan.schedule(optimizer=optimizer, steps=plan.steps)
+    for _ in range(plan.steps):
+        batches = draw() if clip == "norm" else [draw()]
+        for inputs, labels in batches:
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+            (loss / len(batches)).backward()
+        if clip == "norm":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        else:
+            torch.nn.utils.clip_grad_value_(model.parameters(), 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    saved = sealed.load(folder / "checkpoint.pt")["state"]
+    assert not differences(dict(model.state_dict()), dict(saved["model"]))
+
+
+@pytest.mark.parametrize("method", ["baseline", "ml3", "adalfl"])
+def test_the_rates_are_those_of_torch(method, whole):
+    """Of the training alone: the initialisation is made at the base optimizer's own rate."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.01)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.2, 1.0, 4),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10, 0.001),
+        ],
+        [4],
+    )
+    expected = {}
+    for step in range(1, 15):
+        expected[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+    found = base_lrs(whole / method)
+    assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-12)
+    assert len(set(found.values())) > 3
+    if method != "baseline":
+        before = {r.get("base_lr") for r in rows(whole / method) if r["phase"] != "train"}
+        assert before - {None} == {0.01}
+
+
+def test_a_learned_rate_is_multiplied_by_the_schedule(whole):
+    """What is logged last is α after all its meta-steps, times the factor of step 14."""
+    state = sealed.load(whole / "meta_lr" / "checkpoint.pt")["state"]
+    x = state["learner"]["adaptation"]["descent"]["x"]
+    factor = 0.1 + 0.9 * (1 + math.cos(math.pi * 9 / 10)) / 2
+    assert base_lrs(whole / "meta_lr")[14] == pytest.approx(math.exp(x) * factor, rel=1e-9)
+    assert math.exp(x) != pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_plateau_goes_by_the_validation_metric(tmp_path):
+    """At a rate of 0 nothing improves: each evaluation after the first one counts."""
+    plateau = ("Runner.schedule = @schedules.plateau", "schedules.plateau.patience = 0",
+               "Runner.evaluate_every = 3", "Runner.log_every = 1",
+               "base_optimizers.sgd.lr = 1e-12")  # fmt: skip
+    assert train(tmp_path / "run", "baseline", plateau) == 0
+    found = [rate / 1e-12 for _, rate in sorted(base_lrs(tmp_path / "run").items())]
+    assert found == pytest.approx([1] * 6 + [0.1] * 3 + [0.01] * 3 + [0.001] * 2)
+
+
+def test_several_seeds_at_once_are_those_alone(whole, tmp_path):
+    """With a schedule and micro-batches; clipping and a plateau are one seed's alone."""
+    extra = (*SCHEDULED, "Runner.micro_batches = 2")
+    for seed in ((0, 1), 1):
+        assert train(tmp_path / f"{seed}", "baseline", extra, seed=seed) == 0
+    folders = (tmp_path / "(0, 1)" / "seed1", tmp_path / "1")
+    together, alone = ([{**r, "phase": 0, "split": 0} for r in rows(f)] for f in folders)
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("binding", "several", "message"),
+    [
+        ("Runner.epochs = 2", False, "Runner.steps = 1000: give None beside Runner.epochs"),
+        ("Runner.clip_value = 1", False, "Runner.clip_value = 1: give None beside Runner.clip_no"),
+        ("Runner.clip_norm = 1", True, "a stack takes no gradient_transform: a norm would be that"),
+        ("Runner.schedule = @schedules.plateau", True, "schedules.plateau goes by each seed's own"),
+        ("Runner.schedule = @schedules.chain", False, "schedules.chain.parts is not set: add it"),
+    ],
+)
+def test_what_does_not_go_together_is_told_in_a_line(binding, several, message, refused):
+    given = [f"--gin_param={binding}", *(["--seed=0", "--seed=1"] if several else [])]
+    if "clip_value" in binding:
+        given.append("--gin_param=Runner.clip_norm = 1")
+    assert message in refused(*given)
+
+
+def test_epochs_are_counted_in_steps():
+    """1293 training examples of 1797, in steps of two batches of 100 each: 7 an epoch."""
+    bindings = ["Runner.steps = None", "Runner.epochs = 3", "tasks.digits.batch_size = 100",
+                "Runner.micro_batches = 2"]  # fmt: skip
+    plan = config.load(["tasks/digits_mlp.gin", "methods/baseline.gin"], bindings).build()
+    data = plan.load_data(Path(), 0, torch.Generator().manual_seed(0))
+    assert (len(data.splits["train"][1]), plan.steps_on(data)) == (1293, 21)
+
+
+TABLE = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| `(\w+)` \|$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("gin", "library"), [(row[1], row[2]) for row in TABLE],
+                         ids=[row[0].split(":")[0] for row in TABLE])  # fmt: skip
+def test_the_table_of_the_page_holds(gin, library):
+    """Its gin lines load together, and all is read; its libraries are there."""
+    lines = re.findall(r"`([^`]+)`", gin)
+    bindings = [line for line in lines if line.startswith(("Runner.", "schedules."))]
+    bindings += [line for line in lines if line.startswith(("descents.", "meta_optimizers."))]
+    assert bindings
+    parsed = config.load(["tasks/digits_mlp.gin", "methods/adalfl.gin"], bindings)
+    assert parsed.unread == ()
+    parsed.build()
+    for path in re.findall(r"`([\w.]+)`", library):
+        assert pkgutil.resolve_name(path)
+
+
+def test_the_tests_that_the_table_names_are_there():
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(TABLE) > 7
+    assert [row[3] for row in TABLE if f"def {row[3]}(" not in code] == []
