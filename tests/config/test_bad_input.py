@@ -23,8 +23,8 @@ plugins.load_all([])  # as every run does: theirs are among the known names
 
 TASK, METHOD = "tasks/digits_mlp.gin", "methods/adalfl_letter.gin"
 KINDS = (
-    "kinds: backbones, base_optimizers, callbacks, descents, engines, launchers, meta_optimizers, "
-    "rates, representations, schedules, tasks"
+    "kinds: backbones, base_optimizers, callbacks, descents, engines, groupings, launchers, "
+    "meta_optimizers, rates, representations, schedules, tasks"
 )
 INTEGERS = "give a list, each item an integer of at least 1"
 A_LOSS = "give one of representations, such as @representations.class_set() or None"
