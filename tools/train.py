@@ -47,6 +47,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="processes that read data ahead where they do not fit into memory; changes no bit",
     )
+    add(
+        "--max_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="save and stop (143) once the run has taken so long, resumptions included",
+    )
     add("--cuda_graphs", action="store_true", help="on a GPU: record steps once and replay them")
     add(
         "--patience",

@@ -55,12 +55,15 @@ class Flags:
     threads: int | None = None
     cuda_graphs: bool = False
     workers: int | None = None
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: at least 1")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers {self.workers}: at least 0")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise InputError(f"--max_seconds {self.max_seconds:g}: more than 0")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def train(**flags: Any) -> int:
         return max(codes)
     data = find_data_dir(asked.data_dir)
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in left]
-    lockstep = Lockstep(runs)
+    lockstep = Lockstep(runs, asked.max_seconds)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
     if distributed.rank() == 0:
         print("".join(f"{line}\n" for line in runs[0].state.notes), end="")

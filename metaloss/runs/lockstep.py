@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -32,12 +33,15 @@ class Lockstep:
 
     Args:
         runs: of as many seeds.
+        max_seconds: after which a run that still goes on saves itself and stops, counted over all
+            its resumptions; of several all stop at the same step. None: there is no limit.
 
     Raises:
         InputError: a component of theirs takes one seed at a time.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], max_seconds: float | None = None) -> None:
+        self._limit = math.inf if max_seconds is None else max_seconds
         self._runs = runs
         self._states = [run.state for run in runs]
         self._stack: Stack | None = None
@@ -86,6 +90,9 @@ class Lockstep:
                 if not going:
                     return [results[run.seed] for run in self._runs]
                 made = next(steps)
+                if any(run.seconds() >= self._limit for run in going):
+                    for run in going:
+                        run.stop = True
                 ended = [run for run in going if not run.after_step(made[run.seed])]
 
     def rehearse(self) -> None:

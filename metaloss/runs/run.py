@@ -144,6 +144,8 @@ class Run:
         if self.status == "finished":
             if self.state.best is not None:
                 self.state.model.load_state_dict(self.state.best["model"])
+                if self.state.average is not None:
+                    self.state.average.load_state_dict(self.state.best["average"])
             errors: list[Tensor] = []
             row = self._evaluate("test", errors)
             self._log(row)
@@ -189,7 +191,7 @@ class Run:
             if (cosine := state.precision_cosine()) is not None:
                 self._log({"phase": "train", "step": 0, "precision_cosine": cosine})
             self._report()
-        if state.steps == state.total:
+        if state.steps == state.total or state.impatient:
             self._save_checkpoint()  # a run of no steps at all has none yet
             self._end("finished")
 
@@ -199,6 +201,8 @@ class Run:
         state.steps += 1
         if state.steps in state.freezing.steps:
             state.freezing.apply(state.steps)
+        if state.average is not None:
+            state.average.update_parameters(state.model)
         last = state.steps == state.total
         if state.steps in self._sampled:
             state.sample_loss()
@@ -208,6 +212,9 @@ class Run:
             self._report("train", "valid", *({"select"} & self.state.data.splits.keys()))
             if state.schedule is not None and state.schedule.by_metric:
                 state.schedule.note(distributed.gather(self._found.get("valid"))[0])
+            if plan.patience is not None:  # the first process alone has looked
+                state.waited = distributed.gather(state.waited)[0]
+                last = last or state.impatient
         self._record("train", state.steps, last, result)
         if last and self.status == "unfinished":
             self._end("finished")
@@ -305,7 +312,7 @@ class Run:
             pictures.draw(self.folder.path, pictures.title(result), names)
 
     def _is_long(self) -> bool:
-        return self._seconds() >= LONG
+        return self.seconds() >= LONG
 
     def _result(self, test: dict[str, Any]) -> dict[str, Any]:
         """The run in a few numbers, as it stands; with those of the test split, if there are."""
@@ -323,6 +330,7 @@ class Run:
             "test": test.get(metric),
             "select": finite_or_none(selection),
             "best_step": best and best["step"],
+            "stopped_early": state.impatient and state.steps < state.total,
             "test_metrics": test or None,
             "status": self.status,
             "skipped_meta_steps": int(state.skipped),
@@ -331,7 +339,7 @@ class Run:
             "adjoint_residual": None
             if state.worst_residual is None
             else finite_or_none(float(state.worst_residual)),
-            "seconds": round(self._seconds(), 3),
+            "seconds": round(self.seconds(), 3),
             "peak_memory_bytes": memory.of_run(self.device),
         }
 
@@ -351,7 +359,7 @@ class Run:
     @distributed.first_alone
     def _log(self, row: Row) -> None:
         row = {name: finite_or_none(value) for name, value in row.items()}
-        row["seconds"] = round(self._seconds(), 3)
+        row["seconds"] = round(self.seconds(), 3)
         self.metrics.write(row)
         tell = self.callbacks.after_evaluation if "split" in row else self.callbacks.after_step
         tell(row)
@@ -362,6 +370,9 @@ class Run:
         data = self.state.data
         limit = len(data.splits["valid"][0]) if split == "train" else None
         numbers = evaluate(self.state.model, data, split, limit, errors)
+        if (average := self.state.average) is not None:
+            found = evaluate(average.module, data, split, limit)
+            numbers |= {f"ema_{name}": value for name, value in found.items()}
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _equidistant(self, count: int) -> frozenset[int]:
@@ -371,7 +382,7 @@ class Run:
     # --- checkpoints ---
 
     def _save_checkpoint(self) -> None:
-        self.state.seconds = self._seconds()
+        self.state.seconds = self.seconds()
         self._write_checkpoint(self.state.state_dict())  # which asks all processes
 
     @distributed.first_alone
@@ -390,5 +401,6 @@ class Run:
             provenance = {**provenance, "classes": inspection.classes(state)}
             loss.save_pretrained(self.folder.loss, **provenance, **self.folder.provenance())
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """That the run has taken so far, in all its processes one after the other."""
         return time.monotonic() - self._began

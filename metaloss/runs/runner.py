@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metaloss.backbones import BACKBONES
 from metaloss.backbones.base import PICTURES
 from metaloss.config.arguments import (
+    Decay,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -63,6 +64,10 @@ class Runner:
         clip_value: the same, each of its elements cut to this size (`metaloss.ClipValue`).
         micro_batches: batches that make one base step together, along the mean of their gradients
             (gradient accumulation); one at a time is in memory. Each has the task's batch size.
+        ema: the weight of the past in a running mean of θ and buffers, such as 0.999, taken after
+            each base step of the training; it is evaluated beside θ. None: there is none.
+        checkpointed: patterns of names of the backbone's modules, whose activations are not kept
+            for the backward pass but computed again.
         representation: the learned loss M_φ; None trains on the task loss.
         initialization: the meta-optimizer of the phase before training; None starts from the
             meta-parameters as they are.
@@ -87,6 +92,8 @@ class Runner:
             is none, and the validation data are all φ's.
         keep_best: the split, "valid" or "select", on which the model of each evaluation is judged:
             the best one is tested, saved and loaded in place of the last (early stopping).
+        patience: evaluations without a better one, by `keep_best`, after which the run ends; None
+            goes on to the last step.
         mixup, cutmix: α of the Beta distribution by which training batches are mixed in pairs, see
             `metaloss.tasks.preparation.mixing.Mixing`; 0: they are not.
         label_smoothing: the share of a training label that goes to all classes alike.
@@ -107,6 +114,8 @@ class Runner:
         clip_norm: PositiveFloat | None = None,
         clip_value: PositiveFloat | None = None,
         micro_batches: PositiveInt = 1,
+        ema: Decay | None = None,
+        checkpointed: Sequence[str] = (),
         representation: Representation | None = None,
         initialization: MetaOptimizer | None = None,
         adaptation: MetaOptimizer | None = None,
@@ -123,6 +132,7 @@ class Runner:
         on_unhealthy: Literal["warn", "task_loss", "last_healthy"] = "warn",
         select_fraction: Share | None = None,
         keep_best: Literal["valid", "select"] | None = None,
+        patience: PositiveInt | None = None,
         mixup: NonNegativeFloat = 0.0,
         cutmix: NonNegativeFloat = 0.0,
         label_smoothing: Probability = 0.0,
@@ -148,6 +158,8 @@ class Runner:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.micro_batches = micro_batches
+        self.ema = ema
+        self.checkpointed = tuple(checkpointed)
         self.representation = representation
         self.initialization = initialization
         self.adaptation = adaptation
@@ -166,6 +178,9 @@ class Runner:
             raise ArgumentError("keep_best", keep_best, "Runner.select_fraction beside it, as 0.5")
         self.select_fraction = select_fraction
         self.keep_best = keep_best
+        if patience is not None and keep_best is None:
+            raise ArgumentError("patience", patience, "Runner.keep_best beside it, as 'valid'")
+        self.patience = patience
         self.mixup, self.cutmix, self.label_smoothing = mixup, cutmix, label_smoothing
         self.grouping = grouping
         self.frozen_until = frozen_until or {}

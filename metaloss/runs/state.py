@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
@@ -21,6 +23,7 @@ from metaloss.problem.batches import Batch, StepBatch
 from metaloss.representations.saved.trajectory import Trajectory, flat
 from metaloss.runs.freezing import Freezing
 from metaloss.runs.precision import cosine, set_float32
+from metaloss.runs.recomputing import recompute
 from metaloss.runs.runner import Runner
 from metaloss.runs.schedule import Schedule
 from metaloss.tasks.preparation import kept
@@ -74,6 +77,7 @@ class State:
         self.mixing = plan.mixing(self.data)
         self.total = plan.steps_on(self.data)  # base steps of the whole training
         self.model = self._arranged(self._draw_model("theta").to(device).train())
+        recompute(self.model, plan.checkpointed)
         self.loss = None if plan.representation is None else plan.representation.to(device)
         objective = self.data.objective
         optimizer = plan.optimizer(self.model)  # of all parameters, also those frozen until later
@@ -121,6 +125,8 @@ class State:
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
         self.selection: float | None = None  # the latest metric on the split "select"
         self.best: dict[str, Any] | None = None  # the model that was best so far, see `keep_best`
+        self.waited = 0  # evaluations since then
+        self.average: AveragedModel | None = None  # of θ and buffers, once the training begins
         self._generators = seeding.global_state(device)  # torch's global ones, between turns
         self._taking_turns = False
 
@@ -134,6 +140,12 @@ class State:
         self.schedule = self._new_schedule()
         if self.schedule is not None:
             self.schedule.write()
+        self.average = self._new_average()
+
+    @property
+    def impatient(self) -> bool:
+        """Whether too many evaluations were no better than the best one."""
+        return self._plan.patience is not None and self.waited >= self._plan.patience
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -202,9 +214,13 @@ class State:
 
     def keep_best(self, value: float) -> None:
         """Keeps the model as it is now if it is better than all before: a lower number is."""
+        self.waited += 1
         if math.isfinite(value) and (self.best is None or value < self.best["value"]):
             model = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"value": value, "step": self.steps, "model": model}
+            if self.average is not None:
+                self.best["average"] = copy.deepcopy(self.average.state_dict())
+            self.waited = 0
 
     def trajectory(self) -> Trajectory:
         """The samples of φ so far."""
@@ -240,6 +256,8 @@ class State:
             "latest": self.latest,
             "selection": self.selection,
             "best": self.best,
+            "waited": self.waited,
+            "average": None if self.average is None else self.average.state_dict(),
             "data": kept.of(self.data),
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
             "global": own,
@@ -270,6 +288,11 @@ class State:
             setattr(self, name, None if value is None else torch.tensor(value, dtype=torch.float64))
         self.samples, self.latest = dict(state["samples"]), dict(state["latest"])
         self.selection, self.best = state.get("selection"), state.get("best")
+        self.waited = state.get("waited", 0)
+        if state.get("average") is not None:
+            self.average = self._new_average()
+            assert self.average is not None
+            self.average.load_state_dict(state["average"])
         for name, saved in state["streams"].items():
             self._streams[name].set_state(saved)
         generators = [state["global"], *state.get("global_of_others", [])]
@@ -287,6 +310,12 @@ class State:
     def _new_schedule(self) -> Schedule | None:
         recipe = self._plan.schedule
         return recipe and Schedule(recipe, self.learner.problem.optimizer, self.total)
+
+    def _new_average(self) -> AveragedModel | None:
+        if self._plan.ema is None:
+            return None
+        mean = get_ema_multi_avg_fn(self._plan.ema)
+        return AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
 
     def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:
         return meta_optimizer.objective_batch_size or self._plan.task.batch_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,8 @@ def load_model(
     run: str | Path,
     device: str | torch.device = "cpu",
     data_dir: str | Path | None = None,
+    *,
+    average: bool = False,
 ) -> TrainedModel:
     """The model of a run that ended, was stopped or still goes on; changes nothing there.
 
@@ -157,8 +159,10 @@ def load_model(
         run: its folder.
         device: where model and data go.
         data_dir: the run's, see `Task.load`; None: $METALOSS_DATA, or ./data.
+        average: the running mean of its weights, where it has one (`Runner.ema`), in their place.
 
     Raises:
+        InputError: the run has no running mean.
         RunFolderError: it is no run folder, has no checkpoint yet or a damaged one, or is still in
             its initialisation. Where the latest checkpoint alone is damaged, the model is of the
             one before, with a warning.
@@ -177,6 +181,8 @@ def load_model(
     if saved.get("config") != folder.config.read_text("utf-8", errors="replace"):
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     plan = _build(config.load([folder.config]), seed)
+    if average and plan.ema is None:
+        raise InputError(f"{run} has no running mean of its weights: it was trained without ema")
     preparation, absent = saved.get("state", {}).get("data"), None
     try:
         data = _load_data(plan, seed, device, data_dir)
@@ -190,7 +196,7 @@ def load_model(
         model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
     if plan.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    step = _restore(model, saved, plan, folder)
+    step = _restore(model, saved, plan, folder, average)
     steps = saved["state"].get("total", plan.steps)
     return TrainedModel(model.eval(), data, plan, folder, seed, step, steps, absent)
 
@@ -284,13 +290,20 @@ def _check_output(
 # --- from a run folder ---
 
 
-def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunFolder) -> int:
-    """Gives the model the checkpoint's parameters and buffers; -> base steps made so far."""
+def _restore(
+    model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunFolder, average: bool
+) -> int:
+    """Gives the model the checkpoint's parameters and buffers; -> base steps made so far.
+
+    Args:
+        average: those of the running mean.
+    """
     try:
         state = saved["state"]
         made, step = int(state["init_steps"]), int(state["steps"])
         best = state.get("best")  # where the run keeps it, it is the model that was tested
-        model.load_state_dict(state["model"] if best is None else best["model"])
+        source = state if best is None else best
+        model.load_state_dict(_mean(source) if average else source["model"])
         step = step if best is None else int(best["step"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"of another version: {type(error).__name__}: {first_line(error)}"
@@ -301,6 +314,15 @@ def _restore(model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunF
             "initialisation: no model is in training yet"
         )
     return step
+
+
+def _mean(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The running mean in a state, under the model's own names; its model before the training."""
+    if source["average"] is None:
+        return dict(source["model"])
+    within = "module."
+    found = source["average"].items()
+    return {name[len(within) :]: value for name, value in found if name.startswith(within)}
 
 
 def _build(parsed: config.Config, seed: int) -> Runner:

@@ -267,7 +267,18 @@ SHORT = [
     "meta_optimizers.offline_unrolled.inner_steps = 2",
 ]
 METHODS = {
-    "baseline": [],
+    # With what the first process alone finds and all go by: nothing is below a threshold of 0.
+    "baseline": [
+        "Runner.schedule = @schedules.plateau",
+        "schedules.plateau.patience = 0",
+        "schedules.plateau.threshold = 1.0",
+        "Runner.clip_norm = 0.5",
+        "Runner.micro_batches = 2",
+        "Runner.ema = 0.9",
+        "Runner.keep_best = 'valid'",
+        "Runner.patience = 1",
+        "Runner.evaluate_every = 4",
+    ],
     "ml3": SHORT,
     "adalfl": [
         *SHORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pkgutil
 import re
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from metaloss import config
+from metaloss import config, load_model
+from metaloss.errors import InputError
 from metaloss.machine import sealed
 from metaloss.runs.run import Run
 from metaloss.runs.state import State
-from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, differences, rows, train
+from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, differences, rows, tool, train
 
 SCHEDULED = (
     "Runner.schedule = @schedules.cosine",
@@ -27,6 +30,9 @@ ALL = (
     *SCHEDULED,
     "Runner.clip_norm = 0.5",
     "Runner.micro_batches = 2",
+    "Runner.ema = 0.9",
+    "Runner.keep_best = 'valid'",
+    "Runner.patience = 100",
 )
 
 
@@ -46,6 +52,7 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     for method in METHODS:
         assert train(root / method, method, ALL) == 0
+    assert train(root / "plain", "baseline", ["Runner.steps = 1"]) == 0
     return root
 
 
@@ -82,6 +89,7 @@ def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
     draw, model = state.draws("")[0], state.model
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     scheduler = plan.schedule(optimizer=optimizer, steps=plan.steps)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(plan.steps):
         batches = draw() if clip == "norm" else [draw()]
         for inputs, labels in batches:
@@ -94,8 +102,75 @@ def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
+        average.update_parameters(model)
     saved = sealed.load(folder / "checkpoint.pt")["state"]
     assert not differences(dict(model.state_dict()), dict(saved["model"]))
+    if clip == "norm":
+        assert not differences(dict(average.state_dict()), dict(saved["average"]))
+
+
+def test_the_running_mean_is_evaluated_beside_the_model_and_loaded(whole):
+    folder = whole / "adalfl"
+    result = json.loads((folder / "result.json").read_text())
+    for averaged in (False, True):
+        found = load_model(folder, average=averaged).evaluate("test")
+        names = {name: f"ema_{name}" if averaged else name for name in found}
+        assert found == {name: result["test_metrics"][names[name]] for name in found}
+    evaluated = [row for row in rows(folder) if "split" in row]
+    assert all(row["ema_loss"] != row["loss"] for row in evaluated)
+    with pytest.raises(InputError, match="has no running mean of its weights"):
+        load_model(folder.parent / "plain", average=True)
+
+
+@pytest.mark.parametrize("method", ["baseline", "adalfl"])
+def test_recomputed_activations_change_no_bit(method, whole, tmp_path, monkeypatch):
+    """Of the run with all else; each module that is named is run again in the backward pass."""
+    calls = []
+    forward = torch.nn.ReLU.forward
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda m, x: calls.append(0) or forward(m, x))
+    steps = ("Runner.steps = 4", "Runner.patience = None", "Runner.ema = None")
+    made = []
+    for name, extra in (("kept", ()), ("again", ("Runner.checkpointed = ('2',)",))):
+        calls.clear()
+        assert train(tmp_path / name, method, [*ALL, *steps, *extra]) == 0
+        made.append(len(calls))
+    if method == "baseline":  # else a pass on trial puts back what it finds, this list too
+        assert made[1] > made[0] + 4
+    assert rows(tmp_path / "kept") == rows(tmp_path / "again")
+
+
+#: At a rate of 0 no evaluation is better than the first one.
+IMPATIENT = ("Runner.keep_best = 'valid'", "Runner.patience = 2", "Runner.evaluate_every = 2",
+             "base_optimizers.sgd.lr = 1e-12")  # fmt: skip
+
+
+def test_a_run_ends_early_when_its_patience_is_over(tmp_path, monkeypatch):
+    """Also where it dies between its last checkpoint and its end, and is resumed."""
+
+    def die(self):
+        raise Killed
+
+    monkeypatch.setattr(Run, "finish", die)
+    with pytest.raises(Killed):
+        train(tmp_path, "baseline", IMPATIENT)
+    monkeypatch.undo()
+    assert train(tmp_path, "baseline", IMPATIENT, resume=True) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    told = [result[name] for name in ("status", "steps", "best_step", "stopped_early")]
+    assert told == ["finished", 6, 2, True]
+
+
+def test_a_run_stops_when_its_time_is_over_and_goes_on_with_more(tmp_path, monkeypatch, whole):
+    """In the initialisation and in the training; the time before a resume counts."""
+    monkeypatch.setattr(Run, "seconds", lambda run: 1.0 * (run.state.init_steps + run.state.steps))
+    for seconds, steps in ((4, 0), (13, 5)):
+        code = train(tmp_path, "ml3", ALL, resume=True, max_seconds=seconds)
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert (code, result["status"], result["steps"]) == (143, "stopped", steps)
+    monkeypatch.undo()
+    assert train(tmp_path, "ml3", ALL, resume=True) == 0
+    assert rows(tmp_path) == rows(whole / "ml3")
+    assert_same_state(tmp_path, whole / "ml3")
 
 
 @pytest.mark.parametrize("method", ["baseline", "ml3", "adalfl"])
@@ -158,6 +233,12 @@ def test_several_seeds_at_once_are_those_alone(whole, tmp_path):
     [
         ("Runner.epochs = 2", False, "Runner.steps = 1000: give None beside Runner.epochs"),
         ("Runner.clip_value = 1", False, "Runner.clip_value = 1: give None beside Runner.clip_no"),
+        (
+            "Runner.checkpointed = ['layer*']",
+            False,
+            "checkpointed = ('layer*',): give patterns of the backbone's modules · known: 0, 1",
+        ),
+        ("Runner.patience = 3", False, "Runner.patience = 3: give Runner.keep_best beside it, as"),
         ("Runner.clip_norm = 1", True, "a stack takes no gradient_transform: a norm would be that"),
         ("Runner.schedule = @schedules.plateau", True, "schedules.plateau goes by each seed's own"),
         ("Runner.schedule = @schedules.chain", False, "schedules.chain.parts is not set: add it"),
@@ -179,6 +260,7 @@ def test_epochs_are_counted_in_steps():
     assert (len(data.splits["train"][1]), plan.steps_on(data)) == (1293, 21)
 
 
+parse_arguments = tool("train").parse_arguments
 TABLE = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| `(\w+)` \|$", PAGE.read_text(), re.MULTILINE)
 
 
@@ -187,9 +269,11 @@ TABLE = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| `(\w+)` \|$", PAGE.read_text
 def test_the_table_of_the_page_holds(gin, library):
     """Its gin lines load together, and all is read; its libraries are there."""
     lines = re.findall(r"`([^`]+)`", gin)
+    flags = [line for line in lines if line.startswith("--")]
+    assert parse_arguments(flags)
     bindings = [line for line in lines if line.startswith(("Runner.", "schedules."))]
     bindings += [line for line in lines if line.startswith(("descents.", "meta_optimizers."))]
-    assert bindings
+    assert bindings or flags
     parsed = config.load(["tasks/digits_mlp.gin", "methods/adalfl.gin"], bindings)
     assert parsed.unread == ()
     parsed.build()
