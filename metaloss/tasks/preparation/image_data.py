@@ -195,7 +195,8 @@ class ImageReading:
         said = [*notes, *image_files.told(seen)]
         if streamed:
             said.append(
-                f"{len(every):,} images are {size / GIGABYTE:.1f} GB: they are decoded as drawn"
+                f"{len(every):,} images are {size / GIGABYTE:.1f} GB: they are decoded as they are "
+                "drawn"
             )
         scale = self.scale
         if scale is None:
