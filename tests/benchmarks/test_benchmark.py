@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -21,7 +22,7 @@ from benchmarks.plain_network import PlainNetwork
 from metaloss.machine import memory
 from metaloss.problem.problem import WATCHED
 from metaloss.representations.nn import NN
-from tests.helpers import tool
+from tests.helpers import thinned, tool
 
 pytestmark = pytest.mark.xdist_group("clock")  # one at a time
 
@@ -76,9 +77,13 @@ def as_recorded(monkeypatch):
 
 @pytest.mark.usefixtures("float64", "as_recorded")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("pair", ["lenet5", "regression"])
-@pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("momentum", "name", "pair"),
+    thinned(
+        itertools.product([0.0, 0.9], SAME, ["lenet5", "regression"]),
+        keep=lambda momentum, _, pair: (momentum > 0) == (pair == "regression"),
+    ),
+)
 def test_a_contender_makes_the_same_steps(name, pair, momentum, monkeypatch):
     """The same θ and φ as the exact engine after three steps: the comparison is of equals."""
     if name.startswith("higher") and momentum:
@@ -168,6 +173,7 @@ def test_a_step_without_meta_step_takes_no_more_memory_than_plain_training():
     assert plain <= baseline + 2**21  # θ is 7 MiB
 
 
+@pytest.mark.full
 def test_the_lead_of_the_exact_engine():
     """The one ratio of times that is asserted: of CPU time, within one run, and with slack.
 

@@ -74,12 +74,14 @@ def installed(tmp_path_factory):
     return python.parent
 
 
+@pytest.mark.full  # wheels are built and installed: half a minute
 def test_the_wheels_alone_are_imported(installed, tmp_path):
     code = "import metaloss, metaloss_tangent as p; print(metaloss.__file__); print(p.__file__)"
     for path in run(installed / "python", "-c", code, folder=tmp_path).splitlines():
         assert Path(path).is_relative_to(installed.parent)
 
 
+@pytest.mark.full
 def test_the_package_passes_its_own_tests(installed, tmp_path):
     shutil.copytree(PACKAGE / "tests", tmp_path / "tests")
     out = run(
@@ -89,6 +91,7 @@ def test_the_package_passes_its_own_tests(installed, tmp_path):
     assert "4 passed" in out
 
 
+@pytest.mark.full
 def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
     listed = run(installed / "metaloss-list", "representations.t*", folder=tmp_path)
     assert "@representations.tangent()" in listed

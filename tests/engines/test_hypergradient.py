@@ -309,6 +309,7 @@ def test_running_statistics_move_once_a_step(engine):
         assert dict(problem.model.named_buffers())[name].equal(buffer), name
 
 
+@pytest.mark.full
 def test_sweep_through_allcnn_equals_plain_unroll():
     exact, reference = (
         meta_gradient(made("allcnn", "nesterov", "nn"), images(6, size=3), 0, engine)

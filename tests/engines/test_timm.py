@@ -63,8 +63,8 @@ FAMILIES = {
     "test_maxvit": (32, {"img_size": 32}),
 }
 
-#: Convolutions, normalised in three ways, attention, a mixture of both, and shared modules.
-FEW = ("resnet10t", "test_nfnet", "convnext_atto", "vit_tiny_patch16_224", "coat_lite_tiny")
+#: Convolutions, normalised in two ways, and attention.
+FEW = ("resnet10t", "convnext_atto", "vit_tiny_patch16_224")
 
 #: Those of which torch has no second derivative, that of hardsigmoid.
 WITHOUT_DOUBLE_BACKWARD = {

@@ -13,7 +13,7 @@ from PIL import Image
 from metaloss.experiments import records
 from metaloss.experiments.reports import comparison, output, report
 from metaloss.runs.folder import RunFolder
-from tests.helpers import tool
+from tests.helpers import SHORT, tool
 from tests.small_runs import write_run
 
 SMALL = (
@@ -21,7 +21,7 @@ SMALL = (
     "--gin_param=Runner.steps = 6",
     "--gin_param=Runner.evaluate_every = 2",
     "--gin_param=backbones.mlp.hidden = (4,)",
-    "--gin_param=meta_optimizers.offline_unrolled.steps = 3",
+    *(f"--gin_param={binding}" for binding in SHORT),
 )
 
 

@@ -320,6 +320,7 @@ def test_sigterm_reaches_the_run(tmp_path):
     process._process.wait()  # it has been waited for behind Popen's back
 
 
+@pytest.mark.full
 def test_a_preempted_slurm_job_saves_itself_and_goes_on(tmp_path):
     """By submitit's local executor: its warning is a real signal, and it starts the job again."""
     import submitit

@@ -18,12 +18,15 @@ from metaloss.experiments.sweeps.standing import standing
 from metaloss.machine import sealed
 from tests.helpers import ROOT, differences, rows
 
-pytestmark = pytest.mark.xdist_group("clock")  # one at a time
+#: One at a time, and in the full run: some hundred processes, each of which imports torch. That a
+#: run survives is in the small one (tests/runs/test_survival.py).
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clock")]
 
+KILLS = 30
 SPEC = """
 Sweep.tasks = ['tasks/digits_mlp.gin']
 Sweep.methods = ['methods/baseline.gin', 'methods/adalfl_letter.gin']
-Sweep.seeds = {seeds}
+Sweep.seeds = 2
 Sweep.bindings = [
     'Runner.steps = 150',
     'Runner.checkpoint_every = 10',
@@ -72,20 +75,19 @@ def numbers(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize(("count", "seeds"), [(2, 1), pytest.param(30, 2, marks=pytest.mark.full)])
-def test_kills_change_nothing(count, seeds, tmp_path):
+def test_kills_change_nothing(tmp_path):
     """SIGKILL of the sweeper, or of one of its runs, at random moments; the sweep is started again.
 
     The moments come from a seeded generator; where they fall depends on the machine.
     """
     spec = tmp_path / "spec.gin"
-    spec.write_text(SPEC.replace("{seeds}", str(seeds)))
+    spec.write_text(SPEC)
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     assert start(spec, calm).wait() == 0
 
     draw = random.Random(0)
     sweeper, kills = start(spec, disturbed), 0
-    while kills < count:
+    while kills < KILLS:
         time.sleep(draw.uniform(0.2, 3.0))
         if sweeper.poll() is not None:
             if done(spec, disturbed):
@@ -109,6 +111,6 @@ def test_kills_change_nothing(count, seeds, tmp_path):
         sweeper = start(spec, disturbed)
     sweeper.wait()
     found = [cell.name for cell in cells.load([spec])[1]]
-    assert len(found) == 2 * seeds
+    assert len(found) == 4
     for name in found:
         assert differences(numbers(calm / name), numbers(disturbed / name)) == [], name

@@ -83,8 +83,8 @@ def namespace(monkeypatch):
             del sys.modules[name]
 
 
-#: Pages whose runs take a quarter of a minute.
-LONG = ("docs/quickstart.md", "docs/inspect.md")
+#: Pages that train by the defaults, which takes up to a quarter of a minute.
+LONG = ("README.md", "docs/quickstart.md", "docs/inspect.md")
 
 
 @pages(lambda page: any(python_blocks(page)), full=LONG)

@@ -254,6 +254,7 @@ def test_the_hf_trainer_makes_the_steps_of_a_plain_loop(hf, learned):
     assert differences(loss.state_dict(), metaloss.load_loss(learned).state_dict())
 
 
+@pytest.mark.full
 def test_the_hf_trainer_trains(hf, learned):
     trainer = hf(
         hf.module.AdaLFLTrainer, 120, loss=metaloss.load_loss(learned), objective=hf.objective

@@ -348,7 +348,6 @@ def run_all(root: Path) -> list[int]:
     """Every run of two processes; the exit codes."""
     codes = [run(root / method, method) for method in METHODS]
     codes.append(run(root / "images", extra=IMAGES, data_dir=str(root)))
-    codes.append(run(root / "streamed", extra=STREAMED, data_dir=str(root)))
     codes.append(run(root / "two then one", stop_at=7))
     codes.append(run(root / "one then two", resume=True))
     drops = {"extra": ["Runner.backbone = @backbones.dropping"], "plugin": [str(root / "drops.py")]}

@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 @pytest.fixture(
     params=[
-        2,
+        pytest.param(2, marks=pytest.mark.full),
         pytest.param(11, marks=pytest.mark.full),
         16,
         pytest.param(22, marks=pytest.mark.full),

@@ -557,7 +557,7 @@ def test_no_row_and_no_word_is_lost(tmp_path, rows, delimiter, quote_all, end):
     assert found == rows
 
 
-@QUIET
+@settings(QUIET, max_examples=12)  # each reads nine files
 @given(
     st.lists(
         st.tuples(st.one_of(st.none(), NUMBER), st.sampled_from(["red", "blue", "7", "007", ""]),

@@ -166,9 +166,15 @@ def _word(value):
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
 
 
-def cases(registry, known):
+def cases(registry, known, full=()):
+    """Every component with its arguments; those named in `full` are left to that run."""
     return [
-        pytest.param(name, arguments, id="-".join([name, *map(_word, arguments.values())]))
+        pytest.param(
+            name,
+            arguments,
+            id="-".join([name, *map(_word, arguments.values())]),
+            marks=pytest.mark.full if name in full else (),
+        )
         for name in registry
         for arguments in known.get(name, [{}])
     ]
@@ -222,7 +228,9 @@ def test_schedule(name, arguments):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import
-@pytest.mark.parametrize(("name", "arguments"), cases(BACKBONES, BACKBONE_CASES))
+@pytest.mark.parametrize(
+    ("name", "arguments"), cases(BACKBONES, BACKBONE_CASES, full=["vgg16", "resnet18"])
+)
 def test_backbone(name, arguments):
     testing.check_backbone(BACKBONES[name], **arguments)
 
@@ -233,7 +241,7 @@ def test_task(name, arguments, few_examples):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # of Ray's own
-@pytest.mark.parametrize(("name", "arguments"), cases(LAUNCHERS, LAUNCHER_CASES))
+@pytest.mark.parametrize(("name", "arguments"), cases(LAUNCHERS, LAUNCHER_CASES, full=["ray"]))
 def test_launcher(name, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # submitit's own files
     testing.check_launcher(LAUNCHERS[name](**arguments))
