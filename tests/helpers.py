@@ -175,7 +175,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 # --- pictures ---
 
 
-def sketch(path: Path, title: str, names: object = None) -> list[Path]:
+def sketch(path: Path, title: str, names: object = None, result: object = None) -> list[Path]:
     """In place of `pictures.draw`: two files, in the way that a run writes its figures."""
     return pictures._save(path / "figures", {"one.png": b"small", "other.png": b"smaller"})
 

@@ -1,4 +1,4 @@
-"""Figures of a learned loss's indices over the training, from rows of metrics; each is a Figure."""
+"""Figures of numbers: of indices and metrics over the training, and of calibration."""
 
 from __future__ import annotations
 
@@ -116,4 +116,29 @@ def learning_curve(rows: Sequence[dict[str, Any]], metric: str, title: str = "")
         axis.legend()
     if title:
         axis.set_title(title)
+    return figure
+
+
+def reliability(bins: Sequence[Row], title: str = "") -> Figure:
+    """How often a model is right, by how sure it is; on the diagonal it is as often as it says.
+
+    Args:
+        bins: of result.json, each with its "confidence", "accuracy" and "count".
+        title: of the figure.
+    """
+    figure = Figure(figsize=(4.2, 4.6), layout="constrained")
+    axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    confidence = [row["confidence"] for row in bins]
+    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
+    axis.plot(confidence, [row["accuracy"] for row in bins], "o-", lw=1.6)
+    axis.set_ylabel("accuracy")
+    axis.set_ylim(-0.03, 1.03)
+    counts.bar(confidence, [row["count"] for row in bins], width=0.03)
+    counts.set_ylabel("examples")
+    counts.set_xlabel("confidence, by bins")
+    for one in (axis, counts):
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+    if title:
+        axis.set_title(title, fontsize=10)
     return figure

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from metaloss.runs.scores import Scores, scores
 from metaloss.tasks.base import Data
 
 CHUNK = 1000  #: examples at once; the result does not depend on it but for rounding
@@ -19,7 +21,7 @@ def evaluate(
     data: Data,
     split: str,
     limit: int | None = None,
-    errors: list[Tensor] | None = None,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, float]:
     """Means over a split, in eval mode; the model's mode is put back.
 
@@ -28,7 +30,7 @@ def evaluate(
         data: on the model's device.
         split: "train", "valid" or "test".
         limit: take the first so many examples; None: all.
-        errors: takes the metric of each example, a batch at a time, on the CPU.
+        kept: takes outputs and labels, a batch at a time, on the CPU.
 
     Returns:
         "loss" (the task loss) and the objective's metric; where the target has a unit of its own,
@@ -41,8 +43,8 @@ def evaluate(
         outputs = model(inputs)
         finite = bool(outputs.isfinite().all())
         count += len(labels)
-        if errors is not None:
-            errors.append(data.objective.errors(outputs, labels).cpu())
+        if kept is not None:
+            kept.append((outputs.cpu(), labels.cpu()))
         for name, total in _totals(outputs, labels, data).items():
             totals[name] += total.item() if finite else math.nan
     model.train(training)
@@ -50,6 +52,37 @@ def evaluate(
     if "rmse" in means:
         means["rmse"] = math.sqrt(means["rmse"])
     return means
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A model on a whole split: its numbers, its scores, and the metric of each example.
+
+    Attributes:
+        numbers: of `evaluate`, and those of `scores`.
+        scores: see `metaloss.runs.scores`.
+        errors: the metric of each example, [n].
+        labels: of the examples, in order, on the CPU.
+    """
+
+    numbers: dict[str, float]
+    scores: Scores
+    errors: Tensor
+    labels: Tensor
+
+
+def examine(model: nn.Module, data: Data, split: str) -> Examination:
+    """All that is said of a model at the end; the outputs of the whole split are held at once.
+
+    Args:
+        model, data, split: see `evaluate`.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    numbers = evaluate(model, data, split, kept=kept)
+    outputs, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    found = scores(outputs, labels, data.objective)
+    errors = data.objective.errors(outputs, labels)
+    return Examination({**numbers, **found.numbers}, found, errors, labels)
 
 
 def _totals(outputs: Tensor, labels: Tensor, data: Data) -> dict[str, Tensor]:

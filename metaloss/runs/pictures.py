@@ -13,7 +13,7 @@ from metaloss import links
 from metaloss.analysis import animation, curves, index_figures, loss_figures, paper_figures
 from metaloss.analysis.curves import LossCurves
 from metaloss.errors import RunFolderError
-from metaloss.machine.files import write_atomically, writing
+from metaloss.machine.files import read_json, write_atomically, writing
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import Row, read_metrics
@@ -24,16 +24,23 @@ DPI = 110
 OF_SHORT_RUNS = ("learning_curve.png", "loss.png")
 
 
-def draw(path: Path, title: str, names: Collection[str] | None = None) -> list[Path]:
+def draw(
+    path: Path,
+    title: str,
+    names: Collection[str] | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Draws what the folder has the data for, into its `figures/`.
 
-    learning_curve.png, and where a loss was learned: loss.png, loss_heat_map.png, loss_ribbon.png,
-    loss_known.png, loss.gif (these from the trajectory) and indices.png.
+    learning_curve.png; of a classifier that was tested, reliability.png; and where a loss was
+    learned: loss.png, loss_heat_map.png, loss_ribbon.png, loss_known.png, loss.gif (these from the
+    trajectory) and indices.png.
 
     Args:
         path: the run folder; its run need not have ended.
         title: of the run.
         names: the files that are wanted; None: all.
+        result: the content of result.json, of a run that is about to write it.
 
     Returns:
         The files.
@@ -47,6 +54,10 @@ def draw(path: Path, title: str, names: Collection[str] | None = None) -> list[P
     drawings: dict[str, Callable[[], Figure | bytes]] = {
         "learning_curve.png": lambda: index_figures.learning_curve(rows, metric, title)
     }
+    if result is None:
+        result = read_json(folder.result) if folder.result.is_file() else {}
+    if bins := result.get("reliability"):
+        drawings["reliability.png"] = lambda: index_figures.reliability(bins, title)
     if any("scale" in row for row in rows):
         drawings["indices.png"] = lambda: index_figures.index_panels(rows, title)
     if has_loss(path):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
@@ -21,7 +20,7 @@ from metaloss.runs import checkpoint, inspection
 from metaloss.runs.callbacks.base import Start
 from metaloss.runs.callbacks.parts.everyone import Everyone
 from metaloss.runs.callbacks.tensorboard import TensorBoard
-from metaloss.runs.evaluation import evaluate
+from metaloss.runs.evaluation import evaluate, examine
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import MetricsFile, Row, finite_or_none
 from metaloss.runs.progress import Progress
@@ -141,18 +140,19 @@ class Run:
         if distributed.rank() > 0:
             return self._result({})
         numbers: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         if self.status == "finished":
             if self.state.best is not None:
                 self.state.model.load_state_dict(self.state.best["model"])
                 if self.state.average is not None:
                     self.state.average.load_state_dict(self.state.best["average"])
-            errors: list[Tensor] = []
-            row = self._evaluate("test", errors)
-            self._log(row)
-            labels = self.state.data.splits["test"][1]
-            self.folder.keep_errors(torch.cat(errors).numpy(), labels.cpu().numpy())
-            numbers = {k: finite_or_none(v) for k, v in row.items() if isinstance(v, float)}
-        result = self._result(numbers)
+            found = examine(self.state.model, self.state.data, "test")
+            numbers = {**found.numbers, **self._of_average("test")}
+            self._log(self._row_of("test", numbers))
+            self.folder.keep_errors(found.errors.numpy(), found.labels.numpy())
+            numbers = {name: finite_or_none(value) for name, value in numbers.items()}
+            details = {"recall": found.scores.recall, "reliability": found.scores.reliability}
+        result = {**self._result(numbers), **details}
         self._export_loss(result)
         if self.status != "stopped":  # its end is still to come, and whoever stopped it waits
             if self.plan.figures:
@@ -309,7 +309,7 @@ class Run:
 
         with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
             names = None if self._is_long() else pictures.OF_SHORT_RUNS
-            pictures.draw(self.folder.path, pictures.title(result), names)
+            pictures.draw(self.folder.path, pictures.title(result), names, result)
 
     def _is_long(self) -> bool:
         return self.seconds() >= LONG
@@ -365,14 +365,21 @@ class Run:
         tell(row)
         self.progress.show(row)
 
-    def _evaluate(self, split: str, errors: list[Tensor] | None = None) -> Row:
+    def _evaluate(self, split: str) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
         data = self.state.data
         limit = len(data.splits["valid"][0]) if split == "train" else None
-        numbers = evaluate(self.state.model, data, split, limit, errors)
-        if (average := self.state.average) is not None:
-            found = evaluate(average.module, data, split, limit)
-            numbers |= {f"ema_{name}": value for name, value in found.items()}
+        numbers = evaluate(self.state.model, data, split, limit)
+        return self._row_of(split, {**numbers, **self._of_average(split, limit)})
+
+    def _of_average(self, split: str, limit: int | None = None) -> dict[str, float]:
+        """The same numbers of the averaged θ, if the run keeps one."""
+        if (average := self.state.average) is None:
+            return {}
+        found = evaluate(average.module, self.state.data, split, limit)
+        return {f"ema_{name}": value for name, value in found.items()}
+
+    def _row_of(self, split: str, numbers: dict[str, float]) -> Row:
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}
 
     def _equidistant(self, count: int) -> frozenset[int]:

@@ -65,7 +65,7 @@ class TrainedModel:
     absent: DataError | None = None
 
     def evaluate(self, split: str = "test", data: Data | None = None) -> dict[str, float]:
-        """Means over all examples of a split, see `metaloss.runs.evaluation.evaluate`.
+        """Means over all examples of a split, and scores: `metaloss.runs.evaluation.examine`.
 
         Args:
             split: "train", "valid" or "test", or "select" where the run has one; as in the run, all
@@ -85,7 +85,7 @@ class TrainedModel:
             raise InputError(f"no split {split!r}{near} · there are: {known}")
         with process_left_as_it_was():
             set_float32(self.plan.precision)
-            return evaluation.evaluate(self.model, data, split)
+            return evaluation.examine(self.model, data, split).numbers
 
     @torch.no_grad()
     def predict(self, raw: Tensor) -> Prediction:

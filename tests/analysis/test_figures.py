@@ -386,7 +386,7 @@ def run(tmp_path_factory):
 
 ALL = {
     "learning_curve.png", "indices.png", "loss.png", "loss_known.png", "loss_heat_map.png",
-    "loss_ribbon.png", "loss.gif",
+    "loss_ribbon.png", "loss.gif", "reliability.png",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from functools import partial
@@ -11,8 +12,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from metaloss.experiments.reports import tables
+from metaloss.experiments import records
+from metaloss.experiments.reports import other_tables, tables
 from metaloss.experiments.reports.paper import Value
+from metaloss.experiments.reports.report import contents
 from metaloss.experiments.statistics import summarize
 from metaloss.runs.folder import RunFolder
 from tests.small_runs import write_methods, write_run
@@ -271,3 +274,16 @@ def test_bad_input_is_one_line_and_exit_code_2(report, root, tmp_path, arguments
     assert last.startswith("error: ")
     assert last.endswith(line.format(empty=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_are_a_table_of_what_all_runs_of_a_group_say(tmp_path):
+    for seed, ece in enumerate((0.02, 0.04)):
+        run = write_run(tmp_path / f"seed{seed}", seed=seed)
+        result = json.loads((run / "result.json").read_text())
+        said = {"test_metrics": {"loss": 0.1, "error_rate": 0.01, "ece": ece}}
+        (run / "result.json").write_text(json.dumps({**result, **said}))
+    table = other_tables.scores(contents(records.read([tmp_path])).groups, "Scores")
+    assert table.head[3:] == ("task loss", "calibration error")
+    assert [cell.text for cell in table.rows[0][3:]] == [".1000", ".0300"]
+    older = write_run(tmp_path / "older" / "seed9", seed=9)
+    assert other_tables.scores(contents(records.read([older])).groups, "Scores") is None

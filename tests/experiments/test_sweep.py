@@ -404,21 +404,22 @@ def test_time_left():
 
 def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
     main = tool("sweep").main
+    spec.write_text(SPEC.replace("[0.1, 0.01]", "[0.1]"))
     rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*/seed0"]
     assert main(["plan", *rest]) == 0
     plan = capsys.readouterr().out
     assert "tools/train.py --gin_file=tasks/digits_mlp.gin" in plan
-    assert plan.splitlines()[-1] == "2 runs: 2 waiting"
+    assert plan.splitlines()[-1] == "1 runs: 1 waiting"
     assert main(["report", *rest]) == 2
     assert "no run of this sweep is in" in capsys.readouterr().err
     assert main(["run", *rest]) == 0
     capsys.readouterr()
     assert main(["status", *rest]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 runs: 2 finished"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 1 finished"
     for folder in (tmp_path / "runs").glob("*/*/*"):
         assert json.loads((folder / "meta.json").read_text())["threads"] == 1
     assert main(["report", *rest]) == 0
-    assert "2 runs of 2 configurations: 2 finished" in capsys.readouterr().out
+    assert "1 run of 1 configuration: 1 finished" in capsys.readouterr().out
     assert main(["status", "nothing.gin"]) == 2
     assert capsys.readouterr().err.startswith("error: no gin file 'nothing.gin'")
     assert main(["status", *rest, "--launcher=slum"]) == 2

@@ -229,6 +229,7 @@ def test_a_sweep_without_data_to_choose_by_says_what_is_missing(sweep, tmp_path)
     assert "give Runner.select_fraction, as ablations/select.gin does" in errors
 
 
+@pytest.mark.full  # its runs are processes, each of which imports torch
 def test_a_sweep_chooses(sweep):
     select = f"--gin_param=Sweep.bindings = ['Runner.steps = 4', 'Runner.figures = 0', {SELECT!r}]"
     assert sweep("run", "--device=cpu", select)[0] == 0

@@ -141,7 +141,7 @@ def test_a_stopped_run_is_evaluated_where_it_stands(here, evaluate):
     lockstep.restore()
     assert lockstep.execute()[0]["status"] == "stopped"
     code, out, _ = evaluate("stopped")
-    expected = evaluation.evaluate(run.state.model, run.state.data, "test")
+    expected = evaluation.examine(run.state.model, run.state.data, "test").numbers
     assert code == 0
     assert f"step 1 of 1000: digits, test error_rate {expected['error_rate']} (360 exam" in out
     assert load(here, "stopped").evaluate() == expected

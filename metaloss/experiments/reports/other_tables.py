@@ -18,6 +18,7 @@ from metaloss.experiments.reports.tables import (
     Footnotes,
     Table,
     comparison_cells,
+    number,
     outcome,
     without_repeats,
 )
@@ -49,6 +50,57 @@ def results(groups: Sequence[Group]) -> Table:
         3,
         footnotes.lines(),
     )
+
+
+#: Columns of `scores`, and where result.json has them: test_metrics.
+SCORES = {
+    "loss": "task loss",
+    "ece": "calibration error",
+    "brier": "Brier",
+    "macro_f1": "macro F1",
+    "top5_error": "top-5 error",
+    "r2": "R²",
+    "rmse": "rmse",
+    "mae": "mae",
+}
+
+
+def scores(groups: Sequence[Group], name: str) -> Table | None:
+    """What else was measured on the test data; None where no run says it.
+
+    Args:
+        groups: of any tables.
+        name: of the table.
+    """
+    found = {group: _scores_of(group) for group in groups}
+    shown = [key for key in SCORES if any(key in numbers for numbers in found.values())]
+    if not {*shown} - {"loss", "rmse", "mae"}:  # runs of an earlier version have these alone
+        return None
+    rows, footnotes = [], Footnotes()
+    for group, numbers in found.items():
+        if numbers:
+            texts = (number(numbers[key]) if key in numbers else DASH for key in shown)
+            rows.append((*_names(group, groups, footnotes), *map(Cell, texts)))
+    return Table(
+        name,
+        "Means over the finished runs, on test data: the task loss (of classes the negative "
+        "log-likelihood), the expected calibration error in 15 bins, the Brier score from 0 to 2.",
+        ("Task", "Model", "Method", *(SCORES[key] for key in shown)),
+        without_repeats(rows, 2),
+        3,
+        footnotes.lines(),
+    )
+
+
+def _scores_of(group: Group) -> dict[str, float]:
+    """The means of what the group's runs all say."""
+    of_runs = [run.result.get("test_metrics") or {} for run in group.finished]
+    found = {key: [numbers.get(key) for numbers in of_runs] for key in SCORES}
+    return {
+        key: sum(values) / len(values)
+        for key, values in found.items()
+        if values and all(isinstance(value, float) for value in values)
+    }
 
 
 def tests(groups: Sequence[Group]) -> Table | None:

@@ -64,7 +64,7 @@ def contents(reading: Reading) -> Contents:
 
 def document(found: Contents) -> Document:
     """The report; a section that has nothing to show is left out."""
-    makers = (_overview, _tables, _curves, _losses, _other, _problems)
+    makers = (_overview, _tables, _curves, _losses, _other, _scores, _problems)
     sections = [section for make in makers if (section := make(found)).blocks]
     return Document("metaloss: report over many runs", sections)
 
@@ -208,6 +208,11 @@ def _other(found: Contents) -> Section:
         title = f"Learning curves of other runs, {learning.SPLITS[split]} error"
         section.blocks += _picture(f"other-{split}", panels, title, f"Error {measured}")
     return section
+
+
+def _scores(found: Contents) -> Section:
+    table = other_tables.scores(found.groups, "All runs, by more than one number")
+    return Section("Scores", [] if table is None else [table])
 
 
 def _problems(found: Contents) -> Section:
