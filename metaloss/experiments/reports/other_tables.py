@@ -95,7 +95,7 @@ def scores(groups: Sequence[Group], name: str) -> Table | None:
 def _scores_of(group: Group) -> dict[str, float]:
     """The means of what the group's runs all say."""
     of_runs = [run.result.get("test_metrics") or {} for run in group.finished]
-    found = {key: [numbers.get(key) for numbers in of_runs] for key in SCORES}
+    found: dict[str, list[Any]] = {key: [of.get(key) for of in of_runs] for key in SCORES}
     return {
         key: sum(values) / len(values)
         for key, values in found.items()
