@@ -65,8 +65,8 @@ class HFDataset(Task):
         image: the column of images; "": the only one, where `features` is empty.
         features: columns of numbers, or of vectors of numbers, in place of images.
         kind: "classification" or "regression" (of `features`).
-        size, grayscale, background, padding, flip, augment, stream, memory,
-            interpolation, mean, deviation, class_weights: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the rows for the test split where there is none.
     """
 

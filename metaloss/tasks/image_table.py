@@ -43,8 +43,8 @@ class ImageTable(Task):
         split: a column of split words (train, val, test, as people use them); "": there is none.
         separator: between the labels of an image.
         delimiter, encoding: of a CSV file.
-        size, grayscale, background, padding, flip, augment, stream, memory,
-            interpolation, mean, deviation, class_weights: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the images for the test split where `split` names none.
     """
 

@@ -69,8 +69,8 @@ class WebDataset(Task):
             names of shards or their folders (train, val, test, as people use them) are splits.
         label: the ending of the member that holds the class, as text.
         field: where that is a JSON object, what in it is the class; "": the whole text.
-        size, grayscale, background, padding, flip, augment, stream, memory,
-            interpolation, mean, deviation, class_weights: see `image_folder`.
+        size, grayscale, background, padding, flip, augment, stream, memory: see `image_folder`.
+        interpolation, mean, deviation, class_weights: see `image_folder`.
         test_fraction: share of the images for the test split where no shard is of one.
     """
 
