@@ -77,7 +77,7 @@ def test_the_plain_loop_beside_prodigy_is_that_of_a_run(tmp_path):
     assert code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     found = example("rate_free").main(["--seed=3", "--steps=20", "--only=sgd"])
-    assert found["sgd"] == result["test_metrics"]
+    assert found["sgd"].items() <= result["test_metrics"].items()  # which has scores besides
 
 
 @pytest.mark.parametrize("name", ["prodigy", "schedule_free"])

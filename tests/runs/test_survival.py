@@ -179,7 +179,7 @@ def test_killed_while_real_figures_are_written(tmp_path):
     assert not (folder / "figures" / "loss.gif").exists()
     assert lives.lead(arguments(folder), log, lives.draw_all)[0] == 0
     assert_same_run(folder, undisturbed)
-    assert len(list((folder / "figures").iterdir())) == 7
+    assert len(list((folder / "figures").iterdir())) == 8
 
 
 # --- damaged files ---
