@@ -529,7 +529,7 @@ def test_a_run_tells_the_targets_own_unit(train, tmp_path, table):
     )  # fmt: skip
     assert code == 0, stderr
     result = json.loads((tmp_path / "r" / "result.json").read_text())
-    assert set(result["test_metrics"]) == {"loss", "mse", "rmse", "mae"}
+    assert set(result["test_metrics"]) == {"loss", "mse", "rmse", "mae", "r2"}
     assert (result["metric"], result["test"]) == ("mse", result["test_metrics"]["mse"])
     assert 0 < result["test_metrics"]["mae"] <= result["test_metrics"]["rmse"]
     row = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
