@@ -23,6 +23,7 @@ from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.runs import inspection, launch, pictures, run
 from metaloss.runs.callbacks.base import Look
+from metaloss.runs.state import State
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,6 +140,25 @@ def train(folder: Path, method: str = "adalfl", extra: Iterable[str] = (), **fla
         device="cpu",
         **flags,
     )
+
+
+class Killed(BaseException):
+    """As the kernel does it: no handler of ours runs."""
+
+
+@contextmanager
+def killed_when(reached: Callable[[State], bool]) -> Iterator[None]:
+    """Within it a run must be killed: after the first step that reaches a state."""
+    record = run.Run._record
+
+    def die(self: run.Run, *arguments: Any) -> None:
+        record(self, *arguments)
+        if reached(self.state):
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run.Run, "_record", die)
+        yield
 
 
 def rows(folder: Path) -> list[dict]:

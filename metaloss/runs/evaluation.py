@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from metaloss.runs.scores import Scores, scores
-from metaloss.tasks.base import Data
+from metaloss.tasks.base import OBJECTIVES, Data
 
 CHUNK = 1000  #: examples at once; the result does not depend on it but for rounding
 
@@ -21,7 +22,7 @@ def evaluate(
     data: Data,
     split: str,
     limit: int | None = None,
-    kept: list[tuple[Tensor, Tensor]] | None = None,
+    look: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Means over a split, in eval mode; the model's mode is put back.
 
@@ -30,7 +31,7 @@ def evaluate(
         data: on the model's device.
         split: "train", "valid" or "test".
         limit: take the first so many examples; None: all.
-        kept: takes outputs and labels, a batch at a time, on the CPU.
+        look: is given the outputs and labels of each batch.
 
     Returns:
         "loss" (the task loss) and the objective's metric; where the target has a unit of its own,
@@ -43,8 +44,8 @@ def evaluate(
         outputs = model(inputs)
         finite = bool(outputs.isfinite().all())
         count += len(labels)
-        if kept is not None:
-            kept.append((outputs.cpu(), labels.cpu()))
+        if look is not None:
+            look(outputs, labels)
         for name, total in _totals(outputs, labels, data).items():
             totals[name] += total.item() if finite else math.nan
     model.train(training)
@@ -74,14 +75,24 @@ class Examination:
 def examine(model: nn.Module, data: Data, split: str) -> Examination:
     """All that is said of a model at the end; the outputs of the whole split are held at once.
 
+    A task with an objective of its own, whose outputs may be of any shape, has no scores: then they
+    are not held.
+
     Args:
         model, data, split: see `evaluate`.
     """
-    kept: list[tuple[Tensor, Tensor]] = []
-    numbers = evaluate(model, data, split, kept=kept)
-    outputs, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    found = scores(outputs, labels, data.objective)
-    errors = data.objective.errors(outputs, labels)
+    objective = data.objective
+    scored = objective in OBJECTIVES.values()
+    kept: list[list[Tensor]] = [[], [], []]
+
+    def keep(outputs: Tensor, labels: Tensor) -> None:
+        given = (objective.errors(outputs, labels), labels, outputs if scored else outputs[:0])
+        for held, values in zip(kept, given, strict=True):
+            held.append(values.cpu())
+
+    numbers = evaluate(model, data, split, look=keep)
+    errors, labels, outputs = (torch.cat(values) for values in kept)
+    found = scores(outputs, labels, objective) if scored else Scores({})
     return Examination({**numbers, **found.numbers}, found, errors, labels)
 
 

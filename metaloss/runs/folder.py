@@ -26,7 +26,8 @@ class RunFolder:
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
     machine), `metrics.jsonl`, `result.json`, `test_errors.npz` (of each test example),
     `checkpoint.pt` and the one before it, TensorBoard events, `loss/` (the exported learned loss),
-    `figures/`, `.lock` (see `machine.lock`), and `log.txt` where a sweep started the run.
+    `figures/`, `.lock` (see `machine.lock`), `log.txt` where a sweep started the run, and of
+    trackers a `NAME.tracked` each, and what they keep themselves, such as `wandb/`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
@@ -147,7 +150,8 @@ class Run:
                 if self.state.average is not None:
                     self.state.average.load_state_dict(self.state.best["average"])
             found = examine(self.state.model, self.state.data, "test")
-            numbers = {**found.numbers, **self._of_average("test")}
+            average = self._of_average(lambda m: examine(m, self.state.data, "test").numbers)
+            numbers = {**found.numbers, **average}
             self._log(self._row_of("test", numbers))
             self.folder.keep_errors(found.errors.numpy(), found.labels.numpy())
             numbers = {name: finite_or_none(value) for name, value in numbers.items()}
@@ -369,15 +373,14 @@ class Run:
         """Loss and metric on a split; of the training data, on as much as is held out."""
         data = self.state.data
         limit = len(data.splits["valid"][0]) if split == "train" else None
-        numbers = evaluate(self.state.model, data, split, limit)
-        return self._row_of(split, {**numbers, **self._of_average(split, limit)})
+        measure = partial(evaluate, data=data, split=split, limit=limit)
+        return self._row_of(split, {**measure(self.state.model), **self._of_average(measure)})
 
-    def _of_average(self, split: str, limit: int | None = None) -> dict[str, float]:
+    def _of_average(self, measure: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The same numbers of the averaged θ, if the run keeps one."""
         if (average := self.state.average) is None:
             return {}
-        found = evaluate(average.module, self.state.data, split, limit)
-        return {f"ema_{name}": value for name, value in found.items()}
+        return {f"ema_{name}": value for name, value in measure(average.module).items()}
 
     def _row_of(self, split: str, numbers: dict[str, float]) -> Row:
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}

@@ -18,9 +18,8 @@ from metaloss.runs.callbacks.parts.everyone import Everyone
 from metaloss.runs.callbacks.parts.numbers import scalars
 from metaloss.runs.callbacks.parts.tracker import Tracker
 from metaloss.runs.metrics import read_metrics
-from metaloss.runs.run import Run
 from metaloss.testing.callback import ROWS
-from tests.helpers import train
+from tests.helpers import killed_when, train
 
 TOLD: list[tuple[str, object]] = []
 
@@ -99,21 +98,9 @@ def test_it_is_told_each_row_and_changes_no_bit(listener, plain, tmp_path):
     assert not list(folder.glob("events.*")) and not list(plain.glob("events.*"))
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_it_goes_on_from_what_the_checkpoint_holds(listener, plain, tmp_path, monkeypatch):
+def test_it_goes_on_from_what_the_checkpoint_holds(listener, plain, tmp_path):
     folder = tmp_path / "run"
-    record = Run._record
-
-    def die(self, *arguments):
-        record(self, *arguments)
-        if self.state.steps == 6:  # the checkpoint is at 4
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "_record", die)
+    with killed_when(lambda state: state.steps == 6):  # the checkpoint is at 4
         train(folder, extra=(ASKED,))
     told = [row for what, row in listener if what in ("step", "evaluation")]
     listener.clear()

@@ -18,7 +18,7 @@ from metaloss.runs.runner import Runner
 from metaloss.tasks.base import CLASSIFICATION
 from metaloss.tasks.preparation.mixing import Mixing
 from metaloss.testing.certification.certify import certify, planned_case
-from tests.helpers import METHODS, QUICK, assert_same_state, rows, train
+from tests.helpers import METHODS, QUICK, assert_same_state, killed_when, rows, train
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -162,25 +162,12 @@ FINE_TUNED = (
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_of_each_method_resumes_bit_for_bit(method, tmp_path, monkeypatch):
+def test_a_run_of_each_method_resumes_bit_for_bit(method, tmp_path):
     """Killed while it mixes and parameters are frozen, and again after they are not."""
     assert train(tmp_path / "whole", method, FINE_TUNED) == 0
-    after_step = Run._record
-
-    class Killed(BaseException):
-        pass
-
     for moment in (3, 7, 12):
-
-        def die(self, *arguments, moment=moment):
-            after_step(self, *arguments)
-            if self.state.init_steps + self.state.steps == moment:
-                raise Killed
-
-        monkeypatch.setattr(Run, "_record", die)
-        with pytest.raises(Killed):
+        with killed_when(lambda state, moment=moment: state.init_steps + state.steps == moment):
             train(tmp_path / "killed", method, FINE_TUNED, resume=True)
-    monkeypatch.undo()
     assert train(tmp_path / "killed", method, FINE_TUNED, resume=True) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")

@@ -15,7 +15,7 @@ import torch
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs import launch
 from metaloss.runs.run import Run
-from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, rows, train
+from tests.helpers import METHODS, QUICK, ROOT, Killed, assert_same_state, killed_when, rows, train
 
 
 @pytest.mark.pictures
@@ -83,9 +83,6 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_p
     train(tmp_path / "whole", method, extra)
     after_step, save = Run._record, Run._save_checkpoint
 
-    class Killed(BaseException):
-        pass
-
     for moment in (2, 9, 11, 15, 17, 20):  # steps of both phases together
 
         def die_after_step(self, phase, step, *rest, moment=moment):
@@ -108,24 +105,12 @@ def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_p
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_augmented_batches_resume_bit_for_bit(tmp_path, monkeypatch, data_dir):
+def test_augmented_batches_resume_bit_for_bit(tmp_path, data_dir):
     extra = ("Runner.task = @tasks.cifar10()", "tasks.cifar10.batch_size = 8")
     options = {"extra": extra, "data_dir": data_dir}
     assert train(tmp_path / "whole", **options) == 0
-    after_step = Run._record
-
-    class Killed(BaseException):
-        pass
-
-    def die(self, *arguments):
-        after_step(self, *arguments)
-        if self.state.steps == 7:
-            raise Killed
-
-    monkeypatch.setattr(Run, "_record", die)
-    with pytest.raises(Killed):
+    with killed_when(lambda state: state.steps == 7):
         train(tmp_path / "killed", **options)
-    monkeypatch.setattr(Run, "_record", after_step)
     assert train(tmp_path / "killed", resume=True, **options) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")

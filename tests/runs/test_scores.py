@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import sklearn.metrics
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaloss.runs.evaluation import examine
 from metaloss.runs.scores import scores
-from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, REGRESSION, Data
 from tests.helpers import rows, train
 
 
@@ -88,6 +90,21 @@ def test_of_values():
 
 def test_outputs_that_are_not_finite_have_none():
     assert scores(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]), CLASSIFICATION).numbers == {}
+
+
+def test_an_objective_of_ones_own_has_errors_alone():
+    """Its outputs may be of any shape: here a class for each of four places."""
+    outputs, labels = torch.randn(6, 3, 4), torch.randint(3, (6, 4))
+
+    def wrong_places(outputs, labels):
+        return (outputs.argmax(1) != labels).float().mean(-1)
+
+    own = replace(CLASSIFICATION, errors=wrong_places)
+    data = Data({"test": (outputs, labels)}, 3, own)
+    found = examine(torch.nn.Identity(), data, "test")
+    assert found.numbers.keys() == {"loss", "error_rate"}
+    assert found.scores.recall == found.scores.reliability == []
+    assert found.errors.equal(wrong_places(outputs, labels))
 
 
 def test_a_run_writes_them(tmp_path):

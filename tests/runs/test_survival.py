@@ -24,7 +24,7 @@ from metaloss.runs.callbacks.base import Look, Start
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.progress import Progress
 from metaloss.runs.run import Run
-from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, rows, sketch, thinned
+from tests.helpers import METHODS, QUICK, ROOT, Killed, assert_same_state, rows, sketch, thinned
 from tests.helpers import train as run
 from tests.runs import lives
 
@@ -183,10 +183,6 @@ def test_killed_while_real_figures_are_written(tmp_path):
 
 
 # --- damaged files ---
-
-
-class Killed(BaseException):
-    """As the kernel does it: no handler of ours runs."""
 
 
 @pytest.fixture

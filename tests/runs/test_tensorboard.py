@@ -19,7 +19,7 @@ from metaloss.machine import sealed
 from metaloss.runs.callbacks.parts.numbers import GROUPS, bindings, scalars
 from metaloss.runs.metrics import read_metrics
 from metaloss.runs.run import Run
-from tests.helpers import differences, drawn, tool, train
+from tests.helpers import Killed, differences, drawn, tool, train
 
 KEEP_ALL = {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
 
@@ -34,10 +34,6 @@ def run(tmp_path_factory):
     with drawn():
         assert train(folder, extra=("Runner.figures = 3",)) == 0
     return folder
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture(

@@ -17,7 +17,18 @@ from metaloss.errors import InputError
 from metaloss.machine import sealed
 from metaloss.runs.run import Run
 from metaloss.runs.state import State
-from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, differences, rows, tool, train
+from tests.helpers import (
+    METHODS,
+    QUICK,
+    ROOT,
+    Killed,
+    assert_same_state,
+    differences,
+    killed_when,
+    rows,
+    tool,
+    train,
+)
 
 SCHEDULED = (
     "Runner.schedule = @schedules.cosine",
@@ -34,10 +45,6 @@ ALL = (
     "Runner.keep_best = 'valid'",
     "Runner.patience = 100",
 )
-
-
-class Killed(BaseException):
-    """As the kernel does it: no handler of ours runs."""
 
 
 def base_lrs(folder):
@@ -57,21 +64,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_and_resumed_it_is_the_run_left_alone(method, whole, tmp_path, monkeypatch):
+def test_killed_and_resumed_it_is_the_run_left_alone(method, whole, tmp_path):
     """Killed in the warm-up, and after it."""
-    after_step = Run._record
-
     for moment in (3, 9):
-
-        def die(self, phase, step, *rest, moment=moment):
-            after_step(self, phase, step, *rest)
-            if (phase, step) == ("train", moment):
-                raise Killed
-
-        monkeypatch.setattr(Run, "_record", die)
-        with pytest.raises(Killed):
+        with killed_when(lambda state, moment=moment: state.steps == moment):
             train(tmp_path / "run", method, ALL, resume=True)
-    monkeypatch.undo()
     assert train(tmp_path / "run", method, ALL, resume=True) == 0
     assert rows(tmp_path / "run") == rows(whole / method)
     assert_same_state(tmp_path / "run", whole / method)
