@@ -39,11 +39,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests that share a fixture of their module go to one worker, which makes it once."""
-    for item in items:
-        found = [fixtures[-1] for fixtures in item._fixtureinfo.name2fixturedefs.values()]
-        if any((own.scope, own.baseid) == ("module", item.parent.nodeid) for own in found):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if config.getoption("reverse"):
         items.reverse()
 

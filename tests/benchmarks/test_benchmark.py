@@ -24,8 +24,6 @@ from metaloss.problem.problem import WATCHED
 from metaloss.representations.nn import NN
 from tests.helpers import thinned, tool
 
-pytestmark = pytest.mark.xdist_group("clock")  # one at a time
-
 CPU = torch.device("cpu")
 SMALL = {
     "lenet5": Pair("lenet5", (1, 16, 16), 3, 6),

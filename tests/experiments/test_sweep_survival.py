@@ -18,9 +18,9 @@ from metaloss.experiments.sweeps.standing import standing
 from metaloss.machine import sealed
 from tests.helpers import ROOT, differences, rows
 
-#: One at a time, and in the full run: some hundred processes, each of which imports torch. That a
-#: run survives is in the small one (tests/runs/test_survival.py).
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clock")]
+#: In the full run: some hundred processes, each of which imports torch. That a run survives is in the
+#: small one (tests/runs/test_survival.py).
+pytestmark = pytest.mark.full
 
 KILLS = 30
 SPEC = """
