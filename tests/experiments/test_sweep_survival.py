@@ -18,8 +18,8 @@ from metaloss.experiments.sweeps.standing import standing
 from metaloss.machine import sealed
 from tests.helpers import ROOT, differences, rows
 
-#: In the full run: some hundred processes, each of which imports torch. That a run survives is in the
-#: small one (tests/runs/test_survival.py).
+#: In the full run: some hundred processes, each of which imports torch. That a run survives is in
+#: the small one (tests/runs/test_survival.py).
 pytestmark = pytest.mark.full
 
 KILLS = 30
