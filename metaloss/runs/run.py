@@ -169,6 +169,7 @@ class Run:
 
     def close(self) -> None:
         """Ends the files, whatever has become of the run."""
+        self.state.data.close()
         self.progress.close()
         self.callbacks.close()
         self.metrics.close()

@@ -126,9 +126,15 @@ class Data:
         """What reads the batches of one random stream ahead."""
         key = split, batch_size, id(generator)
         if key not in self.feeds:
-            choose = partial(self.choose, split, batch_size, whole=whole)
+            # Of data without feeds: these would hold, and be held by, what they are chosen from.
+            chosen_from = replace(self, feeds={})
+            choose = partial(chosen_from.choose, split, batch_size, whole=whole)
             self.feeds[key] = Feed(self.splits[split][0], choose)
         return self.feeds[key]
+
+    def close(self) -> None:
+        """Ends the processes that read ahead; a later draw starts others."""
+        self.feeds.clear()
 
     def in_order(self, split: str, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """The first `limit` examples of a split (None: all) as batches, without augmentation."""

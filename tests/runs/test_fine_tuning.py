@@ -31,6 +31,12 @@ def small(classes: int, **arguments) -> torch.nn.Module:
         return timm.create_model("resnet18", num_classes=classes, **{**TINY, **arguments})
 
 
+@pytest.fixture(autouse=True)
+def unread(monkeypatch):
+    """No weights that another test has read."""
+    monkeypatch.setattr(recipe, "_read", {})
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with 48 JPEGs of two classes, and weights of seven other classes."""

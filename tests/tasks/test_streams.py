@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -95,6 +97,25 @@ def test_a_generator_that_is_put_back_draws_the_same_again(pictures, workers):
     stream.set_state(state)
     for batch in batches:
         assert data.draw("train", 4, stream)[0].equal(batch)
+
+
+@pytest.mark.parametrize("end", ["close", "no reference left"])
+def test_processes_that_read_ahead_end_with_their_data(pictures, workers, end):
+    """By no collector: one that ends them itself waits five seconds for each."""
+    workers(2)
+    before = set(active_children())
+    gc.disable()
+    try:
+        data = folder(pictures, stream=True)
+        data.draw("train", 4, generator())
+        assert len(set(active_children()) - before) == 2
+        if end == "close":
+            data.close()
+        else:
+            del data
+        assert set(active_children()) <= before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("images", [True, False])

@@ -132,21 +132,29 @@ class Feed:
         if ready is None or not _same(ready, choice):
             follower = torch.Generator()
             follower.set_state(before)
-            self._coming = self._ahead(follower)
+            self._coming = _ahead(self._stream, self._choose, follower)
             ready, inputs = next(self._coming)
         assert inputs is not None
         return choice, inputs
 
-    def _ahead(self, generator: torch.Generator) -> Iterator[tuple[Choice, Tensor]]:
-        waiting: list[Choice] = []
 
-        def choices() -> Iterator[Choice]:
-            while True:
-                waiting.append(self._choose(generator))
-                yield waiting[-1]
+def _ahead(
+    stream: Stream, choose: Callable[[torch.Generator], Choice], generator: torch.Generator
+) -> Iterator[tuple[Choice, Tensor]]:
+    """The batches that a generator decides, one after another without end.
 
-        for inputs in _loaded(self._stream, choices()):
-            yield waiting.pop(0), inputs
+    No method of the feed, which holds it: the workers of objects in a circle are ended by Python's
+    collector, which waits five seconds for each; otherwise they end at once.
+    """
+    waiting: list[Choice] = []
+
+    def choices() -> Iterator[Choice]:
+        while True:
+            waiting.append(choose(generator))
+            yield waiting[-1]
+
+    for inputs in _loaded(stream, choices()):
+        yield waiting.pop(0), inputs
 
 
 def _loaded(stream: Stream, choices: Iterator[Choice]) -> Iterator[Tensor]:
