@@ -26,20 +26,6 @@ TESTS = [
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
 BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
-TOOLS = [  # as installed commands
-    *(
-        "train",
-        "data",
-        "sweep",
-        "list",
-        "evaluate",
-        "figures",
-        "report",
-        "compare",
-        "transfer",
-        "distill",
-    )
-]
 
 setup(
     name="metaloss",
@@ -55,9 +41,7 @@ setup(
         "metaloss.tools",
     ],
     package_dir={"metaloss.gin_configs": "gin_configs", "metaloss.tools": "tools"},
-    entry_points={
-        "console_scripts": [f"metaloss-{tool} = metaloss.tools.{tool}:main" for tool in TOOLS]
-    },
+    entry_points={"console_scripts": ["metaloss = metaloss.__main__:main"]},
     package_data={
         "metaloss": ["py.typed", "experiments/reports/*.json", "experiments/reports/*.j2"],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],

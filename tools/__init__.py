@@ -1,1 +1,1 @@
-"""Command lines, thin over the package; installed as `metaloss.tools` and `metaloss-NAME`."""
+"""Command lines, thin over the package; installed as the sub-commands of `metaloss`."""

@@ -76,12 +76,16 @@ def carry_out(arguments: argparse.Namespace) -> int:
     """Measures; the exit code."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is beside the package
+    from metaloss.errors import InputError, did_you_mean, first_line
+
+    root = Path(__file__).parent.parent
+    if not (root / "benchmarks").is_dir():
+        raise InputError("benchmark: its contenders are not installed; call it in a clone")
+    sys.path.insert(0, str(root))
     from benchmarks import report
     from benchmarks.contenders import CONTENDERS
     from benchmarks.measure import measure
     from benchmarks.pairs import PAIRS, of_outputs
-    from metaloss.errors import InputError, did_you_mean, first_line
 
     def chosen(kind: str, asked: list[str] | None, known: list[str]) -> list[str]:
         for name in asked or []:

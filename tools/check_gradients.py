@@ -16,15 +16,8 @@ Exit codes: 0 all hold, 1 one does not, 2 bad input.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from metaloss.testing.certification.certify import Certificate
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,93 +52,9 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Certifies; the exit code."""
-    from metaloss.testing.certification import report
+    from metaloss.testing.certification import commands
 
-    done: list[Certificate] = []
-    if arguments.model:
-        return check_models(arguments.model, arguments.engine or ["auto"])
-    for certificate in find(arguments):
-        if not done:
-            print(report.HEADER)
-        done.append(certificate)
-        print(report.line(certificate), flush=True)
-    missed = [certificate for certificate in done if not certificate.holds]
-    print(f"{len(done) - len(missed)} of {len(done)} certificates hold")
-    if arguments.markdown:
-        arguments.markdown.write_text(report.document(done))
-    return 1 if missed else 0
-
-
-def check_models(names: Sequence[str], engines: Sequence[str]) -> int:
-    """Prints a verdict on each model with each engine -> the exit code.
-
-    Raises:
-        InputError: there is no such function, or it gives no model with inputs.
-    """
-    from metaloss.engines import ENGINES
-    from metaloss.errors import InputError, did_you_mean
-    from metaloss.testing.certification.model import check_model
-
-    holds = True
-    for name in names:
-        module_name, _, function = name.partition(":")
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
-        except ImportError as error:
-            raise InputError(f"--model={name}: {error}") from error
-        finally:
-            sys.path.pop(0)
-        make = getattr(module, function, None)
-        if not callable(make):
-            near = did_you_mean(function, vars(module))
-            raise InputError(f"--model={name}: {module_name} has no function '{function}'{near}")
-        for engine in engines:
-            ENGINES[engine]
-            verdict = check_model(make, engine)
-            holds &= verdict.holds
-            print(f"{name}: {verdict}", flush=True)
-    return 0 if holds else 1
-
-
-def find(arguments: argparse.Namespace) -> Iterator[Certificate]:
-    """The certificates that are asked for.
-
-    Raises:
-        InputError: an unknown word, or a gin file or plugin that cannot be used.
-    """
-    from metaloss import config
-    from metaloss.config import plugins
-    from metaloss.engines import ENGINES
-    from metaloss.errors import InputError, did_you_mean
-    from metaloss.machine import seeding
-    from metaloss.tasks.base import find_data_dir
-    from metaloss.testing.certification import certify, grid
-
-    plugins.load_all(arguments.plugin)
-    for engine in arguments.engine:
-        ENGINES[engine]
-    if arguments.gin_file:
-        with seeding.drawing_from(seeding.stream(arguments.seed, "phi")):
-            plan = config.load(arguments.gin_file, arguments.gin_param).build()
-        folder = find_data_dir(arguments.data_dir)
-        case = certify.planned_case(plan, folder, arguments.seed, arguments.examples)
-        for engine in arguments.engine or ("exact", "sweep"):
-            for warm in (0, 2):
-                yield certify.certify(case, engine, warm, 3 if engine == "sweep" else 1)
-        return
-    for words, known, flag in (
-        (arguments.optimizer, grid.OPTIMIZERS, "--optimizer"),
-        (arguments.loss, grid.LOSSES, "--loss"),
-        (arguments.backbone, grid.MODELS, "--backbone"),
-    ):
-        for word in words:
-            if word not in known:
-                near = did_you_mean(word, known)
-                raise InputError(f"{flag} = {word!r} is unknown{near} · known: {', '.join(known)}")
-    yield from grid.certificates(
-        arguments.engine, arguments.optimizer, arguments.loss, arguments.backbone
-    )
+    return commands.carry_out(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Draws; the exit code."""
-    import metaloss  # noqa: F401  (its components register themselves)
     from metaloss.analysis import indices, paper_figures
     from metaloss.config import plugins
     from metaloss.errors import InputError, first_line

@@ -35,7 +35,6 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Lists; the exit code."""
-    import metaloss  # noqa: F401  (its components register themselves)
     from metaloss.config import plugins
     from metaloss.config.catalogue import catalogue
 

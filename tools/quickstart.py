@@ -31,9 +31,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(command_line: list[str] | None = None) -> int:
     """All runs, then a table."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(command_line)
 
     from metaloss.errors import answered
 

@@ -5,22 +5,52 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import nullcontext
 from typing import Any, TypeVar, get_type_hints
 
 import gin
 
+import metaloss
 from metaloss.config.arguments import Component, checked, parameters_of, require_parameters
 from metaloss.errors import ConfigError, did_you_mean
 
 Root = TypeVar("Root", bound=type)
+Entry = TypeVar("Entry")
+
+
+class Entries(MutableMapping[str, Entry]):
+    """What modules enter as they are imported; whoever reads it finds the whole package's."""
+
+    def __init__(self) -> None:
+        self._entered: dict[str, Entry] = {}
+
+    def _all(self) -> dict[str, Entry]:
+        for name in metaloss.__all__:
+            getattr(metaloss, name)  # imports what nobody has asked for yet
+        return self._entered
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._entered[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entered[name]
+
 
 #: Every registry, by kind. A kind is a folder of the package: "representations", "tasks", ...
-REGISTRIES: dict[str, Registry] = {}
+REGISTRIES: Entries[Registry] = Entries()
 
 #: What a gin file can be about, by name: a run, or a sweep over many.
-ROOTS: dict[str, type] = {}
+ROOTS: Entries[type] = Entries()
 
 #: Plugins that did not load, and why, for the errors of unknown names; `plugins` fills it.
 FAILED_PLUGINS: dict[str, str] = {}

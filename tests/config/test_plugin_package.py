@@ -93,11 +93,12 @@ def test_the_package_passes_its_own_tests(installed, tmp_path):
 
 @pytest.mark.full
 def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
-    listed = run(installed / "metaloss-list", "representations.t*", folder=tmp_path)
+    listed = run(installed / "metaloss", "list", "representations.t*", folder=tmp_path)
     assert "@representations.tangent()" in listed
     shutil.copy(PACKAGE / "src" / "metaloss_tangent" / "tangent.gin", tmp_path)
     out = run(
-        installed / "metaloss-train",
+        installed / "metaloss",
+        "train",
         "--gin_file=tasks/digits_mlp.gin",
         "--gin_file=methods/adalfl.gin",
         "--gin_file=tangent.gin",
@@ -134,7 +135,7 @@ def test_an_installed_plugin_is_swept(installed, tmp_path):
         "Sweep.bindings = ['Runner.steps = 2', 'meta_optimizers.task_fit.steps = 1', "
         "'meta_optimizers.offline_unrolled.steps = 1']\n"
     )
-    out = run(installed / "metaloss-sweep", "run", "sweep.gin", folder=tmp_path)
+    out = run(installed / "metaloss", "sweep", "run", "sweep.gin", folder=tmp_path)
     assert "finished    digits_mlp/tangent-" in out
 
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import gin
 import nbclient
@@ -20,6 +21,7 @@ import torch
 from markdown_it import MarkdownIt
 
 import metaloss
+from metaloss import __main__ as command
 from metaloss import config
 from metaloss.config import gin_files, plugins
 from metaloss.config.registry import REGISTRIES
@@ -106,11 +108,13 @@ def command_lines(page):
 
 SHELLS = ("", "bash", "console", "sh", "shell")
 PROGRAM = re.compile(r"(?:tools|examples)/\w+\.py")
+COMMAND = re.compile(r"^ *metaloss ([\w-]+)")
 
 
 def calls(page):
     """The programs of this repository that a page calls, and their arguments."""
-    for line in filter(PROGRAM.search, command_lines(page)):
+    of_tools = (COMMAND.sub(tool_of, line) for line in command_lines(page))
+    for line in filter(PROGRAM.search, of_tools):
         lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
         lexer.commenters, lexer.whitespace_split = "#", True
         words = list(lexer)
@@ -118,6 +122,11 @@ def calls(page):
             if PROGRAM.fullmatch(word):
                 end = next((k for k in range(i, len(words)) if words[k] in SEPARATORS), None)
                 yield word, [argument.strip("[]") for argument in words[i + 1 : end]]
+
+
+def tool_of(match):
+    """The file of a sub-command; one that is not there, where there is none."""
+    return f"tools/{command.commands().get(match[1], Path(match[1])).stem}.py"
 
 
 SEPARATORS = (";", "&&", "||", "|", "&", ">", ">>", ")")

@@ -13,6 +13,7 @@ from tests.helpers import ROOT
 
 #: Entries at the top of the package, a floor a line; imports run downward alone.
 FLOORS = [
+    ("__main__",),
     ("testing",),
     ("experiments",),
     ("runs",),
