@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,11 @@ def train(folder: Path, method: str = "adalfl", extra: Iterable[str] = (), **fla
         device="cpu",
         **flags,
     )
+
+
+def said(error: str) -> list[str]:
+    """The lines that a run has said on stderr: without their times, from the level on."""
+    return [re.sub(r"^\d{4}(-\d\d){2} \d\d(:\d\d){2} ", "", line) for line in error.splitlines()]
 
 
 class Killed(BaseException):

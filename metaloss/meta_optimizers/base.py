@@ -30,6 +30,11 @@ class MetaStep:
     skipped: Tensor | None = None
     adjoint_residual: Tensor | None = None  #: of its certificate; None if it has none
 
+    @property
+    def due(self) -> bool:
+        """Whether the meta-parameters were to move."""
+        return self.task_loss is not None
+
     def members(self) -> list[MetaStep]:
         """Of a stack's step, what it did for each of its problems; views."""
         given = {name: v.unbind() for name, v in vars(self).items() if v is not None}
@@ -77,6 +82,10 @@ class MetaOptimizer(ABC):
     @abstractmethod
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
+
+    def meta_steps(self, base_steps: int) -> int:
+        """How many meta-steps go with so many base steps of a training: one with each."""
+        return base_steps
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -85,6 +85,10 @@ class OnlineOneStep(ByGradient):
         frozen = self.stop is not None and made >= self.stop
         return made >= self.start and not frozen and (made - self.start) % self.every == 0
 
+    def meta_steps(self, base_steps: int) -> int:
+        end = base_steps if self.stop is None else min(base_steps, self.stop)
+        return len(range(self.start, end, self.every))
+
     def count(self) -> None:
         self._base_steps += 1
 

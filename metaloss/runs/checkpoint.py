@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import Any
 
 from metaloss.errors import RunFolderError, first_line
 from metaloss.machine import distributed, sealed
 from metaloss.runs.folder import RunFolder
+from metaloss.runs.progress import LOG
 from metaloss.runs.state import State
 
 Position = tuple[int, int]  #: meta-steps of the initialisation, base steps of the training
@@ -85,7 +85,7 @@ def restore(
         raise RunFolderError(sealed.damage(path, reason)) from error
     if damage is not None and distributed.rank() == 0:
         stands = f"meta-step {state.init_steps}, step {state.steps}"
-        print(f"warning: {damage}: going on from the one before, {stands}", file=sys.stderr)
+        LOG.warning(f"{damage}: going on from the one before, {stands}")
     return counted, callbacks
 
 

@@ -19,9 +19,12 @@ from metaloss.config.paths import asked_for
 from metaloss.errors import ConfigError, InputError
 from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
+from metaloss.runs import words
 from metaloss.runs.folder import RunFolder, found_there
+from metaloss.runs.introduction import introduction
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.precision import process_left_as_it_was
+from metaloss.runs.progress import speaking
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner
 from metaloss.tasks.base import find_data_dir
@@ -104,12 +107,11 @@ def train(**flags: Any) -> int:
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in left]
     lockstep = Lockstep(runs, asked.max_seconds)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
-    if distributed.rank() == 0:
-        print("".join(f"{line}\n" for line in runs[0].state.notes), end="")
     if asked.dry_run:
         _print_dry_run(lockstep, runs[0])
         return 0
-    return max([*codes, *carry_out(lockstep, runs, asked)])
+    with speaking():
+        return max([*codes, *carry_out(lockstep, runs, asked)])
 
 
 def plan(asked: Flags) -> tuple[str, list[Planned]]:
@@ -189,6 +191,7 @@ def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags) -> list[int
             if distributed.rank() == 0:
                 meta = {**run.plan.names, **describe(run.seed, run.device), **together}
                 run.folder.begin(run.config, meta)
+        _introduce(runs)
         with _stopping_on_signals(runs) as received:
             results = lockstep.execute()
             distributed.gather(None)  # a process that leaves earlier may take the others with it
@@ -241,22 +244,34 @@ def _say_ended(folder: RunFolder, ended: dict[str, Any]) -> int:
     return EXIT_CODES[ended["status"]]
 
 
-def _summary(result: dict[str, object]) -> str:
+def _summary(result: dict[str, Any]) -> str:
+    what = "{status}, {task} + {backbone}, {method}: ".format(**result)
+    if result["test"] is not None:
+        what += f"test {result['metric']} {words.number(float(result['test']), 4)} "
+    before = f" and {result['init_steps']} meta-steps before" * (not result["steps"])
     return (
-        f"{result['status']}, {result['task']} + {result['backbone']}, {result['method']}: "
-        f"test {result['metric']} {result['test']} after {result['steps']} steps, "
-        f"{result['seconds']} s"
+        f"{what}after {result['steps']} steps{before}, {words.duration(float(result['seconds']))}"
     )
 
 
+@distributed.first_alone
+def _introduce(runs: Sequence[Run]) -> None:
+    """Says what the runs are made of, and where they go."""
+    first = runs[0]
+    lines = introduction(first.plan, first.state, first.device)
+    for line in [*lines, *(f"folder: {run.folder.path}" for run in runs)]:
+        first.progress.say(line)
+
+
 def _print_dry_run(lockstep: Lockstep, run: Run) -> None:
-    """Makes one step of each phase on runs that leave no files, and says what each is made of."""
-    theta = sum(p.numel() for p in run.state.learner.problem.theta)
-    phi = sum(p.numel() for p in run.state.learner.problem.phi)
-    lockstep.rehearse()
+    """Makes a few steps of each phase on runs that leave no files; what it says is a gin file."""
+    forecast = lockstep.rehearse()
+    if distributed.rank() > 0:
+        return
     print(run.config)
-    print(f"# {theta:,} base parameters, {phi:,} loss parameters; one step of each phase works")
-    print("# " + ", ".join(f"{name} {len(x):,}" for name, (x, _) in run.state.data.splits.items()))
+    introduced = introduction(run.plan, run.state, run.device)
+    for line in [*introduced, "a step of each phase works", forecast]:
+        print(f"# {line}")
 
 
 @contextmanager

@@ -15,9 +15,12 @@ from torch import Tensor
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
-from metaloss.meta_optimizers.base import MetaStep
+from metaloss.machine.memory import of_run
+from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.in_turn import InTurn
 from metaloss.problem.batches import Batch, StepBatch
 from metaloss.runs import checkpoint
+from metaloss.runs.forecast import Forecast, paced, typical
 from metaloss.runs.run import Run
 from metaloss.runs.state import MIXED, Phase, State
 from metaloss.stack import Stack
@@ -95,16 +98,33 @@ class Lockstep:
                         run.stop = True
                 ended = [run for run in going if not run.after_step(made[run.seed])]
 
-    def rehearse(self) -> None:
-        """One step of each phase, without files, to see that they work."""
-        for state in self._states:
-            if state.initializing is not None:
-                train, objective = state.draws("init_")
-                assert objective is not None
-                state.initializing.step(train, objective)
+    def rehearse(self) -> Forecast:
+        """A few steps of each phase, without files: they work, and the run will take so long."""
+        device = self._runs[0].device
+        initialization = sum(_rehearsed(state, device) for state in self._states)
         if self._stack is not None:
             self._stack.join()
-        self._learner.step(*self._draws(""))
+        train, objective = self._draws("")
+        learner, plan, total = self._learner, self._runs[0].plan, self._states[0].total
+        made: list[MetaStep] = []
+        steps = paced(lambda: made.append(learner.step(train, objective)), device)
+        by_kind = {
+            due: typical([s for s, own in zip(steps, made, strict=True) if own.due is due])
+            for due in (True, False)
+        }
+        meta_steps = 0 if plan.adaptation is None else plan.adaptation.meta_steps(total)
+        plain = by_kind[False]
+        if meta_steps and not plain:
+            plain = typical(paced(lambda: learner.problem.plain_step(train()), device))
+        training = by_kind[True] * meta_steps + plain * (total - meta_steps)
+        baseline = None
+        if plan.representation is not None or plan.adaptation is not None:
+            with learner.problem.descending_task_loss():
+                each = paced(lambda: learner.problem.plain_step(train()), device)
+            baseline = typical(each) * total
+        evaluation = sum(run.evaluation_seconds() for run in self._runs)
+        memory = of_run(device)
+        return Forecast(initialization, training, evaluation, baseline, memory)
 
     @property
     def _learner(self) -> AdaLFL:
@@ -210,6 +230,25 @@ def _initialization(state: State, several: bool) -> Iterator[MetaStep]:
         if made is None:
             return
         yield made
+
+
+def _rehearsed(state: State, device: torch.device) -> float:
+    """Seconds of a seed's initialisation, by a few meta-steps of each of its phases."""
+    initialization = state.initializing
+    if initialization is None:
+        return 0.0
+    train, objective = state.draws("init_")
+    assert objective is not None
+    seconds = 0.0
+    for phase in initialization.phases if isinstance(initialization, InTurn) else [initialization]:
+
+        def meta_step(phase: MetaOptimizer = phase) -> None:
+            phase.set_out(state.learner.problem, state.redraw_model)
+            phase.step(train, objective)
+
+        if phase.steps:
+            seconds += typical(paced(meta_step, device)) * phase.steps
+    return seconds
 
 
 class StackedData:

@@ -1,42 +1,59 @@
-"""Where a run reports to: metrics.jsonl (the source of truth) and the terminal."""
+"""What a run says while it goes on: a bar in a terminal, else lines with the time, by `logging`."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from metaloss.errors import first_line
+from metaloss.runs import words
 from metaloss.runs.metrics import Row
+
+LOG = logging.getLogger("metaloss.runs")
+EVERY = 8.0  #: seconds between two lines of a phase: with a slow step between, ten
+FIRST = 2.0  #: seconds until its first line, which says how long it will take
+#: Numbers of a row of metrics that are spoken of; of a split's the loss and the metric are.
+SPOKEN = ("learned_loss", "task_loss")
 
 
 class Progress:
-    """Tells a person how far the run is: a bar in a terminal, else a line now and then.
+    """Tells a person how far a run is.
 
     Args:
-        every: seconds between two lines where there is no terminal.
+        metric: of the task, such as "error_rate".
+        learned: whether there is a learned loss.
 
     Attributes:
         label: of the run, where there are several.
     """
 
-    def __init__(self, every: float = 10.0) -> None:
+    def __init__(self, metric: str, learned: bool) -> None:
         self.label = ""
-        self._every = every
+        self._metric = metric
+        self._learned = learned
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""
         self._total = self._first = self._done = 0
-        self._began = self._told = 0.0
+        self._began = self._due = 0.0
+        self._numbers: dict[str, str] = {}  # the latest ones, by what they are called
 
-    def start(self, phase: str, done: int, total: int) -> None:
-        """A phase begins, or goes on from `done` steps."""
+    def start(self, phase: str, done: int, total: int, alike: int = 0) -> None:
+        """A phase begins, or goes on from `done` steps.
+
+        Args:
+            alike: the step after which steps take alike; how long is left is not told before.
+        """
         self.close()
         self._phase = f"{self.label} {phase}".lstrip()
-        self._total, self._first, self._done = total, done, done
-        self._began = self._told = time.monotonic()
+        self._total, self._done, self._first = total, done, max(done, alike)
+        self._began = time.monotonic()
+        self._due = self._began + FIRST
+        self._numbers = {}
         if self._terminal:
             from tqdm import tqdm
 
@@ -44,29 +61,39 @@ class Progress:
 
     def show(self, row: Row) -> None:
         """A row of the phase's metrics is there."""
-        numbers = ", ".join(
-            f"{name} {value:.4g}"
-            for name, value in row.items()
-            if isinstance(value, float) and name != "seconds"
-        )
-        numbers = f"{row['split']} {numbers}" if "split" in row else numbers
+        split = row.get("split")
+        for name, value in row.items():
+            if isinstance(value, float) and name in ((self._metric,) if split else SPOKEN):
+                called = f"{split} {name}" if split else name
+                self._numbers[words.named(called, self._learned)] = words.number(value)
+
+    def step(self, step: int) -> None:
+        """A step of the phase was made, and what is due after it is done."""
+        done, self._done = self._done, step
         if self._bar is not None:
-            self._bar.update(row["step"] - self._done)
-            self._bar.set_postfix_str(numbers)
-        elif time.monotonic() - self._told >= self._every or row["step"] == self._total:
-            self._told = time.monotonic()
-            rate = (row["step"] - self._first) / max(1e-9, self._told - self._began)
-            left = f", {(self._total - row['step']) / rate:.0f} s left" if rate else ""
-            self.say(f"{self._phase} {row['step']}/{self._total}{left}: {numbers}")
-        self._done = row["step"]
+            self._bar.set_postfix_str(self._told(), refresh=False)
+            self._bar.update(step - done)
+            return
+        now = time.monotonic()
+        if step <= self._first:
+            self._began = now
+        if now < self._due and step < self._total:
+            return
+        self._due = now + EVERY
+        ahead, made = "", step - self._first
+        if made > 0 and step < self._total:
+            left = (self._total - step) * (now - self._began) / made
+            ahead = f", {words.duration(left)} left"
+        told = self._told()
+        self.say(f"{self._phase} {step}/{self._total}{ahead}{told and ': '}{told}")
 
     def say(self, line: str) -> None:
         """A line of its own."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            with contextlib.suppress(OSError):  # a full disk or a closed terminal; the run goes on
-                print(line, file=sys.stderr, flush=True)
+        LOG.info(line)
+
+    def warn(self, trouble: str) -> None:
+        """A line about what is wrong."""
+        LOG.warning(f"{self.label} {trouble}".lstrip())
 
     @contextlib.contextmanager
     def sparing(self, figures: str) -> Iterator[None]:
@@ -74,11 +101,51 @@ class Progress:
         try:
             yield
         except Exception as error:
-            reason = first_line(error)
-            self.say(f"warning: without {figures}: {type(error).__name__}: {reason}")
+            self.warn(f"without {figures}: {type(error).__name__}: {first_line(error)}")
 
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _told(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._numbers.items())
+
+
+@contextlib.contextmanager
+def speaking() -> Iterator[None]:
+    """Within it what runs say is on stderr: beside the bars of a terminal, else with the time.
+
+    A program that has given the logger "metaloss" a handler of its own is left to that.
+    """
+    logger = logging.getLogger("metaloss")
+    if logger.handlers:
+        yield
+        return
+    handler, before = _Stderr(), (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # what is told here, a handler of the whole process need not repeat
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+class _Stderr(logging.Handler):
+    """Lines on stderr as it is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        level = record.levelname
+        with contextlib.suppress(OSError):  # a full disk or a closed terminal; the run goes on
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                plain = level == "INFO"
+                tqdm.write(line if plain else f"{level.lower()}: {line}", file=sys.stderr)
+            else:
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+                print(f"{stamp} {level} {line}", file=sys.stderr, flush=True)

@@ -30,6 +30,7 @@ from metaloss.runs.progress import Progress
 from metaloss.runs.runner import Runner
 from metaloss.runs.state import State
 
+FEW = 256  #: examples by which evaluations are timed before a run
 LONG = 60.0  #: seconds from which on a run draws all its pictures, and some while it trains
 
 
@@ -76,7 +77,8 @@ class Run:
         self.state.learner.tell = self._tell_unhealthy
         self.status = "unfinished"
         self.stop = False
-        self.progress = Progress()
+        metric = self.state.data.objective.metric
+        self.progress = Progress(metric, learned=plan.representation is not None)
         self.metrics = MetricsFile(folder.metrics)
         callbacks = [TensorBoard()] if plan.callbacks is None else plan.callbacks
         self.callbacks = Everyone(callbacks, self._warn)
@@ -116,7 +118,9 @@ class Run:
             rows = self.metrics.resume(metrics)
             self.callbacks.begin(self._start(rows), callbacks)
         if (initialization := state.initializing) is not None:
-            self.progress.start("initialization", state.init_steps, initialization.steps)
+            total = initialization.steps
+            alike = total - getattr(initialization, "phases", [initialization])[-1].steps
+            self.progress.start("initialization", state.init_steps, total, alike)
         else:
             self._begin_training()
         return self.status == "unfinished"
@@ -238,6 +242,7 @@ class Run:
                 return
         if phase == "train" and state.schedule is not None and not last:
             state.schedule.after_step()
+        self._tell_step(step)
         stop = distributed.anywhere(self.stop)
         if stop or last or step % plan.checkpoint_every == 0:
             self._save_checkpoint()
@@ -297,7 +302,11 @@ class Run:
 
     @distributed.first_alone
     def _warn(self, trouble: str) -> None:
-        self.progress.say(f"{self.progress.label} warning: {trouble}".lstrip())
+        self.progress.warn(trouble)
+
+    @distributed.first_alone
+    def _tell_step(self, step: int) -> None:
+        self.progress.step(step)
 
     @distributed.first_alone
     def _show(self, last: bool) -> None:
@@ -376,6 +385,20 @@ class Run:
         limit = len(data.splits["valid"][0]) if split == "train" else None
         measure = partial(evaluate, data=data, split=split, limit=limit)
         return self._row_of(split, {**measure(self.state.model), **self._of_average(measure)})
+
+    def evaluation_seconds(self) -> float:
+        """That all evaluations of the training will take, by one on a few examples."""
+        sizes = {name: len(labels) for name, (_, labels) in self.state.data.splits.items()}
+        count = len(range(0, self.state.total, self.plan.evaluate_every))
+        examples = sizes["test"] + count * (2 * sizes["valid"] + sizes.get("select", 0))
+        began = time.monotonic()
+        taken = min(FEW, sizes["valid"])
+        evaluate(self.state.model, self.state.data, "valid", taken)
+        forward = (time.monotonic() - began) / taken * examples
+        began = time.monotonic()
+        inspection.numbers(self.state)
+        looking = (time.monotonic() - began) * (count + 1)
+        return forward * (1 if self.plan.ema is None else 2) + looking
 
     def _of_average(self, measure: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The same numbers of the averaged θ, if the run keeps one."""

@@ -22,9 +22,19 @@ from metaloss.runs import launch, pictures
 from metaloss.runs.callbacks import tensorboard
 from metaloss.runs.callbacks.base import Look, Start
 from metaloss.runs.folder import RunFolder
-from metaloss.runs.progress import Progress
+from metaloss.runs.progress import Progress, speaking
 from metaloss.runs.run import Run
-from tests.helpers import METHODS, QUICK, ROOT, Killed, assert_same_state, rows, sketch, thinned
+from tests.helpers import (
+    METHODS,
+    QUICK,
+    ROOT,
+    Killed,
+    assert_same_state,
+    rows,
+    said,
+    sketch,
+    thinned,
+)
 from tests.helpers import train as run
 from tests.runs import lives
 
@@ -156,18 +166,18 @@ def test_a_whole_life(whole, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    warning = dies("figures/.one.png")[0]
-    assert warning.startswith(f"warning: {path} is no whole checkpoint (its checksum does not ")
+    warned = f"WARNING {path} is no whole checkpoint (its checksum does not "
+    assert any(line.startswith(warned) for line in said("\n".join(dies("figures/.one.png"))))
     dies("figures/.other.png")
     dies(".result.json")
     assert not (folder / "result.json").exists()
     assert lives.lead(arguments(folder), log, lives.sketch)[0] == 0
     assert_same_run(folder, whole[0])
-    said = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     code, lines = lives.lead(arguments(folder), log)  # and it is not made again
     assert (code, len(lines)) == (0, 1)
     assert lines[0].startswith(f"{folder}: this run has ended already; finished, digits + mlp")
-    assert json.loads((folder / "result.json").read_text()) == said
+    assert json.loads((folder / "result.json").read_text()) == result
 
 
 def test_killed_while_real_figures_are_written(tmp_path):
@@ -227,9 +237,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(moment, at, damage, de
     path.write_bytes({"cut": content[:-1000], "flipped": flipped, "empty": b""}[damage])
     assert run(folder, resume=True) == 0
     reason = "its checksum does not match" if damage == "flipped" else "File is not a zip file"
-    assert capsys.readouterr().err.splitlines()[0] == (
-        f"warning: {path} is no whole checkpoint ({reason}): going on from the one before, {at}"
-    )
+    assert (
+        f"WARNING {path} is no whole checkpoint ({reason}): going on from the one before, {at}"
+    ) in said(capsys.readouterr().err)
     assert_same_run(folder, whole[0])
 
 
@@ -239,11 +249,11 @@ def test_metrics_that_are_cut_short_are_refused(dead, train):
     size = sealed.load(folder / "checkpoint.pt")["metrics_bytes"]
     content = path.read_bytes()
     path.write_bytes(content[: size - 1])
-    code, lines = train(*arguments(folder))
+    code, error = train(*arguments(folder))
     assert code == 2
-    assert lines == (
+    assert error.splitlines()[-1] == (
         f"error: {path} is cut short: {size - 1} bytes of the {size} that the checkpoint counts; "
-        "put it back, or remove the run folder to start the run over\n"
+        "put it back, or remove the run folder to start the run over"
     )
     path.write_bytes(content)
     assert train(*arguments(folder))[0] == 0
@@ -317,8 +327,8 @@ def test_a_full_disk_ends_the_run_in_one_line(moment, disk, whole, tmp_path):
     reason = FULL if mounted else "cannot be written: [Errno 27] File too large"
     assert lines[-1].startswith(f"error: {folder}")
     assert lines[-1].endswith(reason)
-    told = ("initialization ", "training ", "warning: without figures", "warning: initialisation")
-    assert all(line.startswith(told) for line in lines[:-1])
+    told = ("INFO ", "WARNING without figures", "WARNING initialisation")
+    assert all(line.startswith(told) for line in said("\n".join(lines[:-1])))
     assert not list(folder.rglob("*.partial"))
     if sealed.exists(folder / "checkpoint.pt"):
         assert sealed.load_last(folder / "checkpoint.pt")[1] is None
@@ -341,7 +351,8 @@ def test_files_that_cannot_grow_end_the_run_in_one_line(whole, tmp_path):
 def test_a_terminal_that_takes_no_more_does_not_end_a_run(monkeypatch):
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stderr", full)
-        Progress().say("far")
+        with speaking():
+            Progress("mse", learned=False).say("far")
         told = True
     assert told  # it is the end of the file that fails
 
@@ -473,11 +484,11 @@ def test_a_run_does_not_lose_its_result_to_its_figures(dead, whole, tmp_path, mo
     monkeypatch.setattr(pictures, "draw", broken)
     folder = tmp_path / "run"
     assert run(folder) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if line.startswith("warning: without")] == [
-        "warning: without the figures at step 7: ValueError: no font",
-        "warning: without the figures at step 14: ValueError: no font",
-        f"warning: without figures (tools/figures.py {folder} draws them): ValueError: no font",
+    lines = said(capsys.readouterr().err)
+    assert [line for line in lines if line.startswith("WARNING without")] == [
+        "WARNING without the figures at step 7: ValueError: no font",
+        "WARNING without the figures at step 14: ValueError: no font",
+        f"WARNING without figures (tools/figures.py {folder} draws them): ValueError: no font",
     ]
     assert rows(folder) == rows(whole[0])
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
