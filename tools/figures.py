@@ -43,41 +43,9 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Draws; the exit code."""
-    from metaloss.analysis import indices, paper_figures
-    from metaloss.config import plugins
-    from metaloss.errors import InputError, first_line
-    from metaloss.experiments import records
-    from metaloss.machine.files import writing
-    from metaloss.runs import pictures
+    from metaloss.experiments import redraw
 
-    failed = False
-    drawn: list[Path] = []
-    plugins.load_all(arguments.plugin)
-    if arguments.activation:
-        with writing(arguments.activation):
-            paper_figures.activation().savefig(arguments.activation, dpi=pictures.DPI)
-        print(arguments.activation)
-    for path in [found for given in arguments.run for found in records.find(given)[0] or [given]]:
-        try:
-            record = records.read_whole(path)
-            title = record.title
-            pictures.draw(path, title)
-        except InputError as error:
-            message = first_line(error)
-            message = message if str(path) in message else f"{path}: {message}"
-            print(f"error: {message}", file=sys.stderr)
-            failed = True
-            continue
-        drawn.append(path)
-        state = "" if record.status == "finished" else f" ({record.status}, step {record.steps:,})"
-        print(f"{path}/figures: {title}{state}")
-        latest = next((row for row in reversed(record.rows) if "scale" in row), {})
-        for warning in indices.warnings(latest):
-            print(f"warning: {path}: the loss at step {latest['step']:,}: {warning}")
-    if arguments.together and drawn:
-        for file in pictures.draw_together(records.names(drawn), arguments.together):
-            print(file)
-    return 2 if failed else 0
+    return redraw.carry_out(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -47,9 +47,13 @@ def find(file: str | Path, beside: Path = Path()) -> Path:
     for folder in (beside, Path(), CONFIG_DIR, CONFIG_DIR.parent):
         if (folder / file).is_file():
             return folder / file
-    shipped = sorted(p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob("*.gin"))
-    near = did_you_mean(Path(file).as_posix().removeprefix("gin_configs/"), shipped)
-    raise ConfigError(f"no gin file '{file}'{near or ' · shipped: ' + ', '.join(shipped)}")
+    near = did_you_mean(file.as_posix().removeprefix("gin_configs/"), shipped())
+    raise ConfigError(f"no gin file '{file}'{near or ' · `metaloss copy` lists those that ship'}")
+
+
+def shipped() -> list[str]:
+    """The shipped gin files, by their paths in `gin_configs`."""
+    return sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.gin"))
 
 
 @dataclass(frozen=True, repr=False)

@@ -40,6 +40,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise RunFolderError(f"{path} cannot be written: {error}") from error
 
 
+def write_new(path: Path, text: str) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+        InputError: it is, or it cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(
+            f"{path} is there already: it stays as it is; give another --output"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def remove_partial(folder: Path) -> None:
     """Removes what `write_atomically` left in a folder when it was killed.
 

@@ -17,7 +17,7 @@ from metaloss.config.arguments import NonNegativeInt, PositiveInt, Share
 from metaloss.errors import ArgumentError, DataError, first_line
 from metaloss.tasks.base import CLASSIFICATION, REGRESSION, TASKS, Data, Task
 from metaloss.tasks.preparation import columns, own_data
-from metaloss.tasks.preparation.dialect import Dialect
+from metaloss.tasks.preparation.dialect import MISSING, Dialect
 from metaloss.tasks.preparation.encoding import (
     Category,
     Column,
@@ -81,7 +81,7 @@ class Table(Task):
         numeric: Sequence[str] = (),
         categorical: Sequence[str] = (),
         ignore: Sequence[str] = (),
-        missing: Sequence[str] = ("", "?", "NA", "N/A", "NaN", "nan", "null"),
+        missing: Sequence[str] = MISSING,
         delimiter: str = ",",
         max_categories: Annotated[int, Ge(2)] = 100,
         test_fraction: Share = 0.2,

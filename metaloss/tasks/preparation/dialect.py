@@ -7,6 +7,8 @@ from typing import Any
 
 import polars as pl
 
+#: What stands for a missing value, where nothing else is said.
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null")
 #: What stands for a missing value among numbers, in any case, besides the dialect's own words.
 AMONG_NUMBERS = (
     *("null", "none", "nil", "na", "n/a", "n.a.", "n.a", "nan", "-nan", "<na>", "#n/a", "#na"),
