@@ -18,8 +18,9 @@ from metaloss.config import plugins
 from metaloss.errors import InputError, RunFolderError, did_you_mean
 from metaloss.experiments import settings
 from metaloss.machine.files import read_json, write_json
+from metaloss.machine.tensors import digest
 from metaloss.representations.base import REPRESENTATIONS
-from metaloss.representations.saved.folder import CONFIG, digest
+from metaloss.representations.saved.folder import CONFIG
 from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
 from metaloss.runs import launch
 from metaloss.runs.folder import RunFolder

@@ -25,7 +25,8 @@ class RunFolder:
 
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
     machine), `metrics.jsonl`, `result.json`, `test_errors.npz` (of each test example),
-    `checkpoint.pt` and the one before it, TensorBoard events, `loss/` (the exported learned loss),
+    `checkpoint.pt` and the one before it, TensorBoard events, `model.json`, its weights and
+    `README.md` (see `runs.saved_model`), `loss/` (the exported learned loss),
     `figures/`, `.lock` (see `machine.lock`), `log.txt` where a sweep started the run, and of
     trackers a `NAME.tracked` each, and what they keep themselves, such as `wandb/`.
     """
@@ -38,6 +39,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.checkpoint = path / "checkpoint.pt"
         self.errors = path / "test_errors.npz"
+        self.model = path / "model.json"
         self.loss = path / "loss"
         self.figures = path / "figures"
         self.lock = path / ".lock"
@@ -59,8 +61,8 @@ class RunFolder:
         if not self.config.exists():
             before = sealed.previous(self.checkpoint)
             for path in (
-                self.metrics, self.checkpoint, before, self.result, self.errors, self.loss,
-                self.figures,
+                self.metrics, self.checkpoint, before, self.result, self.errors, self.model,
+                self.loss, self.figures,
             ):  # fmt: skip
                 if path.exists():
                     raise RunFolderError(

@@ -19,7 +19,7 @@ from metaloss.machine import distributed, memory
 from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.representations.saved.learned_loss import LearnedLoss
-from metaloss.runs import checkpoint, inspection
+from metaloss.runs import checkpoint, inspection, saved_model
 from metaloss.runs.callbacks.base import Start
 from metaloss.runs.callbacks.parts.everyone import Everyone
 from metaloss.runs.callbacks.tensorboard import TensorBoard
@@ -149,6 +149,7 @@ class Run:
         numbers: dict[str, Any] = {}
         details: dict[str, Any] = {}
         if self.status == "finished":
+            self._leave_model()
             if self.state.best is not None:
                 self.state.model.load_state_dict(self.state.best["model"])
                 if self.state.average is not None:
@@ -424,6 +425,12 @@ class Run:
         metrics, callbacks = self.metrics.sync(), self.callbacks.state_dict()
         checkpoint.save(self.folder, self.config, metrics, callbacks, state)
         self._export_loss(self._result({}))
+
+    def _leave_model(self) -> None:
+        """The model, for whoever uses it where neither data nor gin files are."""
+        saved = saved_model.of_state(self.plan, self.seed, self.state.standing())
+        if saved is not None:
+            saved.write(self.folder.path)
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
         """The learned loss so far, for whoever looks at it or uses it."""

@@ -232,6 +232,18 @@ class State:
         self.residual = residual
         self.worst_residual = residual if worst is None else torch.fmax(worst, residual)
 
+    def standing(self) -> dict[str, Any]:
+        """The model, its best and its running mean, where they stand, and what inputs are to it."""
+        return {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "average": None if self.average is None else self.average.state_dict(),
+            "init_steps": self.init_steps,
+            "steps": self.steps,
+            "total": self.total,
+            "data": kept.of(self.data),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data that `load_state_dict` goes on from, bit for bit.
 
@@ -240,14 +252,11 @@ class State:
         standing = self._generators if self._taking_turns else seeding.global_state(self._device)
         own, *others = distributed.gather(standing)
         return {
-            "model": self.model.state_dict(),
+            **self.standing(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
             "learner": self.learner.state_dict(),
             "initialization": self.initializing.state_dict() if self.initializing else {},
             "schedule": self.schedule.state_dict() if self.schedule and self.steps else None,
-            "init_steps": self.init_steps,
-            "steps": self.steps,
-            "total": self.total,
             "skipped": int(self.skipped),
             "residual": None if self.residual is None else float(self.residual),
             "worst_residual": None if self.worst_residual is None else float(self.worst_residual),
@@ -255,10 +264,7 @@ class State:
             "samples": self.samples,
             "latest": self.latest,
             "selection": self.selection,
-            "best": self.best,
             "waited": self.waited,
-            "average": None if self.average is None else self.average.state_dict(),
-            "data": kept.of(self.data),
             "streams": {name: stream.get_state() for name, stream in self._streams.items()},
             "global": own,
             "global_of_others": others,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from metaloss.errors import (
 )
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
-from metaloss.runs import evaluation, predictions
+from metaloss.runs import evaluation, predictions, saved_model
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import finite_or_none
 from metaloss.runs.precision import process_left_as_it_was, set_float32
 from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
+from metaloss.runs.saved_model import SavedModel, Weights
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import MULTI_LABEL, SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation import kept
@@ -41,28 +43,62 @@ BYTES, NUMBERS = "bytes (uint8)", "numbers"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's model as its checkpoint has it.
+    """A model that has left its run, or as the run's checkpoint has it.
 
     Attributes:
         model: in eval mode.
-        data: what it was trained on, on the model's device.
-        plan: the components of the run.
-        folder: of the run.
+        about: how inputs are prepared and what outputs mean, on the model's device; of every split
+            no example, unless only the data themselves can say it.
+        folder: that it is from.
         seed: of the run.
-        step: base steps made so far.
+        step: base steps that were made for these weights.
         steps: base steps of the whole training.
-        absent: why `data` has no examples, where it has none: the run's preparation of inputs is
-            kept with it, so that `predict` needs none.
+        precision: of the run.
+        data_dir: see `Task.load`.
     """
 
     model: nn.Module
-    data: Data
-    plan: Runner
+    about: Data
     folder: RunFolder
     seed: int
     step: int
     steps: int
-    absent: DataError | None = None
+    precision: str
+    data_dir: str | Path | None = None
+    _kept: kept.Kept | None = None
+
+    @cached_property
+    def plan(self) -> Runner:
+        """The components of the run.
+
+        Raises:
+            RunFolderError: the folder is of a model alone.
+            ConfigError: a component is not known: a plugin is missing.
+        """
+        if not self.folder.config.is_file():
+            raise RunFolderError(
+                f"{self.folder.path} has no config.gin, which names the data: it predicts, but it "
+                "can be evaluated in its run's own folder only"
+            )
+        return _build(config.load([self.folder.config]), self.seed)
+
+    @cached_property
+    def data(self) -> Data:
+        """What it was trained on, on the model's device; read when it is asked for first.
+
+        Raises:
+            DataError: the run's data are not there, or have changed since.
+        """
+        if len(self.about.splits["train"][1]):
+            return self.about
+        data = _load_data(self.plan, self.seed, self._device, self.data_dir)
+        kept.require_same(data, self._kept)
+        return kept.prepared_so(data, self._kept)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.about.splits["train"][1].device
+        return device
 
     def evaluate(self, split: str = "test", data: Data | None = None) -> dict[str, float]:
         """Means over all examples of a split, and scores: `metaloss.runs.evaluation.examine`.
@@ -74,17 +110,15 @@ class TrainedModel:
 
         Raises:
             InputError: there is no such split.
-            DataError: the run's data are not there, or have changed since.
+            DataError: see `data`.
         """
-        if data is None and self.absent is not None:
-            raise self.absent
         data = self.data if data is None else data
         if split not in data.splits:
             there = [name for name in (*SPLITS, "select") if name in data.splits]
             near, known = did_you_mean(split, there), ", ".join(there)
             raise InputError(f"no split {split!r}{near} · there are: {known}")
         with process_left_as_it_was():
-            set_float32(self.plan.precision)
+            set_float32(self.precision)
             return evaluation.examine(self.model, data, split).numbers
 
     @torch.no_grad()
@@ -92,15 +126,15 @@ class TrainedModel:
         """The model's answer to raw inputs, prepared as its training's were.
 
         Args:
-            raw: as the task's files hold them, `[n, *data.input_shape]`; see
+            raw: as the task's files hold them, `[n, *about.input_shape]`; see
                 `metaloss.runs.predictions.read`.
 
         Raises:
             DataError: they are of another shape; bytes where the training images were numbers, or
                 the other way round; or the task does not say how raw inputs are prepared.
         """
-        how, device = _preparation(self.data), self.data.splits["train"][1].device
-        shape, kind = list(self.data.input_shape), _kind(self.data)
+        how, shape = _preparation(self.about), list(self.about.input_shape)
+        kind = _kind(self.about)
         if list(raw.shape[1:]) != shape:
             raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
         # To images, bytes are other numbers than floats are: 255 times as large.
@@ -108,13 +142,13 @@ class TrainedModel:
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
         parts = torch.split(raw, evaluation.CHUNK)
         with process_left_as_it_was():
-            set_float32(self.plan.precision)
-            found = torch.cat([self.model(how.prepare(part.to(device))) for part in parts])
-        if self.data.objective is MULTI_LABEL:
+            set_float32(self.precision)
+            found = torch.cat([self.model(how.prepare(part.to(self._device))) for part in parts])
+        if self.about.objective is MULTI_LABEL:
             return Prediction(found.sigmoid().cpu(), None)
-        if self.data.objective.metric == "error_rate":
+        if self.about.objective.metric == "error_rate":
             return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
-        targets = self.data.targets
+        targets = self.about.targets
         return Prediction((found if targets is None else targets.undo(found)).cpu(), None)
 
     def other_task(
@@ -131,6 +165,7 @@ class TrainedModel:
             ConfigError: a binding changes something besides the task, or nothing reads it.
             DataError: the data cannot be read, or is not of the model's kind.
         """
+        _ = self.plan  # which says what is missing, if it is
         parsed = config.load([self.folder.config], bindings)
         unread = [binding for binding in parsed.unread if "--gin_param" in binding]  # not the run's
         if unread:
@@ -142,8 +177,9 @@ class TrainedModel:
             if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
-        device = self.data.splits["train"][1].device
-        return plan.task, _prepared_as(self.data, _load_data(plan, self.seed, device, data_dir))
+        return plan.task, _prepared_as(
+            self.about, _load_data(plan, self.seed, self._device, data_dir)
+        )
 
 
 def load_model(
@@ -151,54 +187,104 @@ def load_model(
     device: str | torch.device = "cpu",
     data_dir: str | Path | None = None,
     *,
-    average: bool = False,
+    weights: Weights = "tested",
 ) -> TrainedModel:
     """The model of a run that ended, was stopped or still goes on; changes nothing there.
 
+    Of a run that has finished `model.json` and the weights beside it are read, and nothing else: no
+    data, no gin file, and no plugin but one that the backbone is from. Of others it is the
+    checkpoint's.
+
     Args:
-        run: its folder.
+        run: its folder, or one with the files of `metaloss.runs.saved_model` alone.
         device: where model and data go.
-        data_dir: the run's, see `Task.load`; None: $METALOSS_DATA, or ./data.
-        average: the running mean of its weights, where it has one (`Runner.ema`), in their place.
+        data_dir: of `evaluate`, see `Task.load`; None: $METALOSS_DATA, or ./data.
+        weights: "tested", those that `result.json` is about (the best where the run kept it, else
+            the last); "last"; or "average", their running mean (`Runner.ema`).
 
     Raises:
-        InputError: the run has no running mean.
-        RunFolderError: it is no run folder, has no checkpoint yet or a damaged one, or is still in
+        InputError: the run has no such weights.
+        RunFolderError: it is no run folder, has no checkpoint yet or a damaged file, or is still in
             its initialisation. Where the latest checkpoint alone is damaged, the model is of the
             one before, with a warning.
-        DataError, ConfigError: the data cannot be read (see `TrainedModel.absent`), or a component
-            is not known: a plugin is missing.
+        DataError, ConfigError: a component is not known: a plugin is missing; or, of a run that
+            kept no preparation of its inputs, the data cannot be read.
     """
     folder, device = RunFolder(Path(run)), torch.device(device)
+    if not folder.model.is_file():
+        return _of_checkpoint(folder, device, data_dir, weights)
+    return _of_files(saved_model.read(folder.path, weights), folder, device, data_dir, weights)
+
+
+def _of_files(
+    saved: SavedModel,
+    folder: RunFolder,
+    device: torch.device,
+    data_dir: str | Path | None,
+    weights: Weights,
+) -> TrainedModel:
+    about = saved.about
+    return TrainedModel(
+        saved.build(weights).to(device),
+        saved.data.to(device),
+        folder,
+        about["seed"],
+        saved.step(weights),
+        about["total"],
+        about["precision"],
+        data_dir,
+        about["data"],
+    )
+
+
+def _of_checkpoint(
+    folder: RunFolder, device: torch.device, data_dir: str | Path | None, weights: Weights
+) -> TrainedModel:
+    """Of a run that has not finished, or whose model no file can tell of."""
     if not folder.config.is_file():
-        raise RunFolderError(f"{run} is no run folder: there is no config.gin in it")
+        raise RunFolderError(
+            f"{folder.path} is no run folder: there is no config.gin in it, nor model.json"
+        )
     if not sealed.exists(folder.checkpoint):
-        raise RunFolderError(f"{run} has no checkpoint yet: its first comes at checkpoint_every")
-    saved, damage = sealed.load_last(folder.checkpoint)
+        raise RunFolderError(
+            f"{folder.path} has no checkpoint yet: its first comes at checkpoint_every"
+        )
+    checkpoint, damage = sealed.load_last(folder.checkpoint)
     if damage is not None:
-        warnings.warn(f"{damage}: the model is of the one before", stacklevel=2)
-    seed = folder.seed()
-    if saved.get("config") != folder.config.read_text("utf-8", errors="replace"):
+        warnings.warn(f"{damage}: the model is of the one before", stacklevel=3)
+    if checkpoint.get("config") != folder.config.read_text("utf-8", errors="replace"):
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
+    seed = folder.seed()
     plan = _build(config.load([folder.config]), seed)
-    if average and plan.ema is None:
-        raise InputError(f"{run} has no running mean of its weights: it was trained without ema")
-    preparation, absent = saved.get("state", {}).get("data"), None
     try:
-        data = _load_data(plan, seed, device, data_dir)
-        kept.require_same(data, preparation)
-        data = kept.prepared_so(data, preparation)
-    except DataError as error:
-        if not kept.is_enough(preparation):
-            raise
-        data, absent = kept.without_examples(preparation).to(device), error
-    with seeding.drawing_from(seeding.stream(seed, "theta")), blank():
-        model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).to(device)
+        state = checkpoint["state"]
+        found, steps = saved_model.weights_of(state)
+        made, total = int(state["init_steps"]), state.get("total", plan.steps)
+        saved = saved_model.of_state(plan, seed, state)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"of another version: {type(error).__name__}: {first_line(error)}"
+        raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
+    if plan.initialization is not None and made < plan.initialization.steps:
+        raise RunFolderError(
+            f"{folder.path} is at meta-step {made} of {plan.initialization.steps} of its "
+            "initialisation: no model is in training yet"
+        )
+    saved_model.require_weights(weights, {**plan.names, "seed": seed, "weights": found})
+    if saved is not None:
+        return _of_files(saved, folder, device, data_dir, weights)
+    data = _load_data(plan, seed, device, data_dir)
+    kept.require_same(data, state.get("data"))
+    with torch.random.fork_rng(devices=()), blank():
+        model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs)
     if plan.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    step = _restore(model, saved, plan, folder, average)
-    steps = saved["state"].get("total", plan.steps)
-    return TrainedModel(model.eval(), data, plan, folder, seed, step, steps, absent)
+    try:
+        model.load_state_dict(found[weights])
+    except RuntimeError as error:
+        reason = f"of another version: {first_line(error)}"
+        raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
+    model = model.eval().to(device)
+    return TrainedModel(model, data, folder, seed, steps[weights], total, plan.precision, data_dir)
 
 
 # --- the command ---
@@ -237,8 +323,8 @@ def evaluate(
     trained = load_model(run, processes.find_device(device), data_dir)
     where = f"{run}, step {trained.step} of {trained.steps}"
     if predict is not None and output is not None:
-        found = trained.predict(predictions.read(predict, trained.data, key))
-        predictions.save(found, trained.data.classes, output)
+        found = trained.predict(predictions.read(predict, trained.about, key))
+        predictions.save(found, trained.about.classes, output)
         return f"{where}: {len(found.values)} predictions in {output}"
     numbers = _evaluation(trained, "test" if split is None else split, gin_param, data_dir)
     if output is not None:
@@ -288,41 +374,6 @@ def _check_output(
 
 
 # --- from a run folder ---
-
-
-def _restore(
-    model: nn.Module, saved: dict[str, Any], plan: Runner, folder: RunFolder, average: bool
-) -> int:
-    """Gives the model the checkpoint's parameters and buffers; -> base steps made so far.
-
-    Args:
-        average: those of the running mean.
-    """
-    try:
-        state = saved["state"]
-        made, step = int(state["init_steps"]), int(state["steps"])
-        best = state.get("best")  # where the run keeps it, it is the model that was tested
-        source = state if best is None else best
-        model.load_state_dict(_mean(source) if average else source["model"])
-        step = step if best is None else int(best["step"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"of another version: {type(error).__name__}: {first_line(error)}"
-        raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
-    if plan.initialization is not None and made < plan.initialization.steps:
-        raise RunFolderError(
-            f"{folder.path} is at meta-step {made} of {plan.initialization.steps} of its "
-            "initialisation: no model is in training yet"
-        )
-    return step
-
-
-def _mean(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The running mean in a state, under the model's own names; its model before the training."""
-    if source["average"] is None:
-        return dict(source["model"])
-    within = "module."
-    found = source["average"].items()
-    return {name[len(within) :]: value for name, value in found if name.startswith(within)}
 
 
 def _build(parsed: config.Config, seed: int) -> Runner:

@@ -22,6 +22,7 @@ from metaloss.links import Link, TaskLoss
 from metaloss.machine import distributed
 from metaloss.problem.batches import Batch
 from metaloss.tasks.preparation.encoding import Encoding
+from metaloss.tasks.preparation.image_files import Decoder
 from metaloss.tasks.preparation.images import Images
 from metaloss.tasks.preparation.scaling import Scaling
 from metaloss.tasks.preparation.streams import Choice, Feed, Stream
@@ -40,8 +41,10 @@ class Data:
     images: Images | None = None  #: how stored images become inputs; None: what is stored is input
     inputs: Images | Scaling | None = None  #: how raw inputs became what is stored, if they did
     encoding: Encoding | None = None  #: how the columns of a table became raw inputs
+    decoder: Decoder | None = None  #: how image files became what is stored
     targets: Scaling | None = None  #: of values, by column; None: they are in their own unit
     classes: tuple[str, ...] | None = None  #: their names, where they have some
+    target_names: tuple[str, ...] | None = None  #: of the columns in regression, likewise
     weights: dict[str, Tensor] | None = None  #: how often each example is drawn, by split, [n]
     notes: tuple[str, ...] = ()  #: what a person should know of how the files were read
     #: What earlier versions, whose runs kept no preparation, read otherwise; None: nothing.

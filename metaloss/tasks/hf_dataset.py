@@ -266,7 +266,8 @@ class HFDataset(Task):
         scaled, targets = own_data.scaled(labels, place)
         splits = {split: (x, scaled[split]) for split, x in prepared.items()}
         outputs = scaled["train"].shape[1]
-        return Data(splits, outputs, REGRESSION, inputs=standard, targets=targets, notes=told)
+        return Data(splits, outputs, REGRESSION, inputs=standard, targets=targets, notes=told,
+                    target_names=(self.label,) if outputs == 1 else None)  # fmt: skip
 
     def _numbers(self, rows: Any, split: str) -> torch.Tensor:
         """The features of each row, [n, features], float64."""

@@ -123,6 +123,7 @@ class ImageTable(Task):
             notes,
             targets=targets,
             classes=None if classes is None else tuple(classes),
+            target_names=self.labels if objective is None else None,
         )
         if self.kind == "classification" and classes is not None:
             place = rows.place(self.labels[0])

@@ -180,7 +180,14 @@ class Table(Task):
             return Data(splits, len(classes), CLASSIFICATION, classes=tuple(classes), **common)
         scaled, targets = own_data.scaled({name: y for name, (_, y) in splits.items()}, place)
         splits = {name: (x, scaled[name]) for name, (x, _) in splits.items()}
-        return Data(splits, len(self.targets), REGRESSION, targets=targets, **common)
+        return Data(
+            splits,
+            len(self.targets),
+            REGRESSION,
+            targets=targets,
+            target_names=self.targets,
+            **common,
+        )
 
     def _labels(self, rows: Rows) -> tuple[Tensor, list[str] | None]:
         """Indices [n] and the classes they are of; or float64 targets [n, outputs] and None."""

@@ -428,7 +428,7 @@ def test_an_unknown_representation_names_its_plugin(saved):
 
 def test_the_origin_of_a_plugin_is_found(tmp_path, monkeypatch):
     """Of a file, and of an installed package with an entry point, as pip lays it down."""
-    from metaloss.config import plugins
+    from metaloss.config import origins, plugins
 
     code = """
 import metaloss
@@ -447,14 +447,14 @@ class Own(metaloss.REPRESENTATIONS["squared_error"]):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-distribution\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text("[metaloss.plugins]\nown = own_pkg.losses\n")
     monkeypatch.syspath_prepend(str(site))
-    loss_folder._origin.cache_clear()
+    origins.origin_of.cache_clear()
     plugins.load_all([], folder=None)
-    origins = {}
+    found = {}
     for name in ("own_file", "own_pkg"):
         made(name, links.values, recorded=None).save_pretrained(tmp_path / name)
-        origins[name] = json.loads((tmp_path / name / "config.json").read_text())["origin"]
+        found[name] = json.loads((tmp_path / name / "config.json").read_text())["origin"]
         assert load_loss(tmp_path / name).summary == f"{name}, step 20"
-    assert origins == {
+    assert found == {
         "own_file": {"module": "own_file.py", "distribution": None, "version": None},
         "own_pkg": {
             "module": "own_pkg.losses",

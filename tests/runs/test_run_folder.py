@@ -25,7 +25,8 @@ SMALL = (
 )
 FILES = {
     ".lock", "checkpoint.previous.pt", "checkpoint.pt", "command.txt", "config.gin", "figures",
-    "initialization", "loss", "meta.json", "metrics.jsonl", "result.json", "test_errors.npz",
+    "initialization", "loss", "meta.json", "metrics.jsonl", "model.json", "README.md",
+    "result.json", "test_errors.npz", "weights.safetensors",
 }  # fmt: skip
 
 

@@ -110,13 +110,13 @@ def test_the_running_mean_is_evaluated_beside_the_model_and_loaded(whole):
     folder = whole / "adalfl"
     result = json.loads((folder / "result.json").read_text())
     for averaged in (False, True):
-        found = load_model(folder, average=averaged).evaluate("test")
+        found = load_model(folder, weights="average" if averaged else "tested").evaluate("test")
         names = {name: f"ema_{name}" if averaged else name for name in found}
         assert found == {name: result["test_metrics"][names[name]] for name in found}
     evaluated = [row for row in rows(folder) if "split" in row]
     assert all(row["ema_loss"] != row["loss"] for row in evaluated)
     with pytest.raises(InputError, match="has no running mean of its weights"):
-        load_model(folder.parent / "plain", average=True)
+        load_model(folder.parent / "plain", weights="average")
 
 
 @pytest.mark.parametrize("method", ["baseline", "adalfl"])

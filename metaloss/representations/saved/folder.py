@@ -8,25 +8,22 @@ README.md                the same for people
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaloss import links
-from metaloss.config.plugins import GROUP
+from metaloss.config.origins import how_to_get, origin_of
 from metaloss.config.registry import UnknownComponentError
 from metaloss.errors import InputError, RunFolderError, first_line
 from metaloss.links import Link
 from metaloss.machine.circumstances import versions
 from metaloss.machine.files import read_json, write_atomically, write_json
+from metaloss.machine.tensors import read_tensors, write_tensors
 from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.saved import card
 from metaloss.representations.saved.trajectory import Trajectory, flat
@@ -65,7 +62,7 @@ def write(folder: Path, saved: SavedLoss) -> None:
         "arguments": saved.representation.arguments(),
         "link": links.to_json(saved.link),
         "step": saved.step,
-        "origin": _origin(type(saved.representation).__module__),
+        "origin": origin_of(type(saved.representation).__module__),
         "versions": versions(),
         "provenance": saved.provenance,
     }
@@ -82,46 +79,9 @@ def write(folder: Path, saved: SavedLoss) -> None:
     else:
         tensors[TRAJECTORY] = {"steps": saved.trajectory.steps, "phi": saved.trajectory.phi}
     for name, content in tensors.items():
-        _write_tensors(folder / name, content)
+        write_tensors(folder / name, content)
     readme = card.text(config, saved.link, flat(saved.representation).numel(), saved.trajectory)
     write_atomically(folder / CARD, lambda path: path.write_text(readme, "utf-8"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file with a checksum, which the format itself has not."""
-    from safetensors.torch import save
-
-    # Copies: safetensors refuses tensors that share memory, as tied parameters do.
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    content = save(own, {"sha256": digest(own)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-@functools.cache
-def _origin(module: str) -> dict[str, str | None]:
-    """Where a representation's class is from: its module, and the distribution that brought it."""
-    package = module.partition(".")[0]
-    if package == "metaloss":
-        return {"module": module, "distribution": package, "version": versions().get(package)}
-    if package == "metaloss_plugins":  # a file, loaded by metaloss.config.plugins
-        return {"module": f"{module.partition('.')[2]}.py", "distribution": None, "version": None}
-    brought = [
-        point.dist.name
-        for point in entry_points(group=GROUP)
-        if point.dist is not None and point.module.partition(".")[0] == package
-    ]
-    brought += packages_distributions().get(package, []) if not brought else []
-    found = brought[0] if brought else None
-    return {"module": module, "distribution": found, "version": version(found) if found else None}
 
 
 # --- reading ---
@@ -141,7 +101,7 @@ def read(folder: str | Path) -> SavedLoss:
     _check(config, path)
     representation = _build(config, path)
     try:
-        representation.load_state_dict(_read_tensors(folder / PHI), assign=True)
+        representation.load_state_dict(read_tensors(folder / PHI), assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunFolderError(f"{folder / PHI} does not fit: {reason}") from error
@@ -171,7 +131,7 @@ def read_trajectory(folder: str | Path) -> Trajectory:
         RunFolderError: there is none, or it is damaged or no trajectory.
     """
     path = _place(Path(folder)) / TRAJECTORY
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     steps, phi = tensors.get("steps"), tensors.get("phi")
     if (
         steps is None
@@ -220,7 +180,7 @@ def _build(config: Mapping[str, Any], path: Path) -> Representation:
     component: Any = REPRESENTATIONS.get(name)
     if component is None:
         missing = REPRESENTATIONS.describe_unknown(name)
-        raise UnknownComponentError(f"{path}: {missing}{_plugin(config.get('origin'))}")
+        raise UnknownComponentError(f"{path}: {missing}{how_to_get(config.get('origin'))}")
     if not inspect.isclass(component):
         raise RunFolderError(f"{path}: {name!r} is no class of losses, but a recipe for them")
     try:
@@ -231,31 +191,3 @@ def _build(config: Mapping[str, Any], path: Path) -> Representation:
         message = f"{path}: representations.{name} refuses its arguments: {reason}"
         raise RunFolderError(message) from error
     return representation
-
-
-def _plugin(origin: Any) -> str:
-    """How to get the plugin that a representation was saved from, as far as config.json says."""
-    if not isinstance(origin, dict) or not isinstance(origin.get("module"), str):
-        return ""
-    module, distribution = origin["module"], origin.get("distribution")
-    if distribution == "metaloss":
-        return f" · it was saved by metaloss {origin.get('version')}, which has it"
-    load = f"load it by --plugin={module}, or import it first"
-    if distribution is None:
-        return f" · it was saved from the plugin {module}: {load}"
-    return f" · it was saved from {module} of {distribution} {origin.get('version')}: {load}"
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in memory of their own."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"{path} cannot be read: {first_line(error)}") from error
-    if metadata.get("sha256") not in (None, digest(tensors)):  # None: format 1
-        raise RunFolderError(f"{path} is damaged: its checksum does not match")
-    return tensors

@@ -220,6 +220,7 @@ class ImageReading:
             outputs,
             objective,
             Images(*scale, self.padding, self.flip),
+            decoder=decoder,
             weights=weights,
             notes=tuple(said),
             read_otherwise=_changed(seen),

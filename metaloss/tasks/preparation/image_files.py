@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -211,6 +211,15 @@ class Decoder:
     background: tuple[int, int, int] = (255, 255, 255)
     deep: bool = False
     interpolation: Interpolation = "bilinear"
+
+    def plain(self) -> dict[str, Any]:
+        """What a run keeps."""
+        return {**asdict(self), "background": list(self.background)}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Decoder:
+        """The decoder that `plain` described."""
+        return cls(**{**plain, "background": tuple(plain["background"])})
 
     def __call__(self, file: ImageFile) -> Tensor:
         """One image.

@@ -101,8 +101,11 @@ class Images:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Images:
-        """The preparation that `plain` described."""
-        return cls(**plain)
+        """The preparation that `plain` described, its tensors perhaps as lists."""
+        mean, deviation = (
+            torch.as_tensor(plain[name], dtype=torch.float32) for name in ("mean", "deviation")
+        )
+        return cls(mean, deviation, plain["padding"], plain["flip"])
 
     def to(self, device: torch.device) -> Images:
         """The same for images on a device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ class Scaling:
         return {"zero": self.zero.cpu(), "unit": self.unit.cpu()}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Tensor]) -> Scaling:
-        """The scaling that `plain` described."""
-        return cls(**plain)
+    def of(cls, plain: Mapping[str, Any]) -> Scaling:
+        """The scaling that `plain` described, its tensors perhaps as lists."""
+        zero, unit = (
+            torch.as_tensor(plain[name], dtype=torch.float64) for name in ("zero", "unit")
+        )
+        return cls(zero, unit)
 
     def to(self, device: torch.device) -> Scaling:
         """The same for numbers on a device."""

@@ -1,0 +1,237 @@
+"""A model that leaves its run: files that another environment reads, and that can run no code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import metaloss
+from metaloss import BACKBONES
+from metaloss.errors import InputError, RunFolderError
+from metaloss.machine import sealed
+from metaloss.machine.tensors import write_tensors
+from metaloss.runs import model_card
+from tests.helpers import train
+
+STEPS = ("Runner.steps = 6", "Runner.evaluate_every = 2")
+RUNS = {
+    "digits": ("Runner.ema = 0.5", "Runner.keep_best = 'valid'", "base_optimizers.sgd.lr = 3.0"),
+    "values": ("Runner.task = @tasks.arrays()", "tasks.arrays.path = 'values.npz'"),
+    "pixels": (
+        *("Runner.task = @tasks.arrays()", "tasks.arrays.path = 'pixels.npz'"),
+        *("Runner.backbone = @backbones.lenet5", "Runner.memory_format = 'channels_last'"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of a few steps, and their data in a folder that can be taken away."""
+    folder = tmp_path_factory.mktemp("saved")
+    random = np.random.default_rng(0)
+    x = random.normal(100, 20, (60, 4))
+    y = x @ random.normal(size=(4, 2)) + 1000
+    np.savez(folder / "values.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    bytes_ = random.integers(0, 256, (60, 16, 16), dtype=np.uint8)
+    labels = np.array(["cat", "dog"])[np.arange(60) % 2]
+    np.savez(folder / "pixels.npz", x_train=bytes_[:40], y_train=labels[:40], x_test=bytes_[40:],
+             y_test=labels[40:])  # fmt: skip
+    for name, extra in RUNS.items():
+        assert train(folder / name, "baseline", (*STEPS, *extra), data_dir=str(folder)) == 0
+    return folder
+
+
+def raw(name):
+    """Inputs as the task's files hold them."""
+    random = torch.Generator().manual_seed(1)
+    if name == "pixels":
+        return torch.randint(256, (7, 1, 16, 16), generator=random, dtype=torch.uint8)
+    shape = (7, 4) if name == "values" else (7, 1, 8, 8)
+    return 100 * torch.rand(shape, generator=random, dtype=torch.float64)
+
+
+def left(runs, name, folder):
+    """The files of the model alone, in another folder."""
+    folder.mkdir()
+    for path in (runs / name).iterdir():
+        if path.name == "model.json" or path.suffix == ".safetensors":
+            shutil.copy(path, folder)
+    return folder
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+import metaloss
+for folder in map(Path, sys.argv[1:]):
+    found = metaloss.load_model(folder).predict(torch.from_numpy(np.load(folder / "x.npy")))
+    np.save(folder / "found.npy", found.values.numpy())
+"""
+
+
+def test_models_predict_the_same_in_another_place(runs, tmp_path):
+    """In another process and folder, with no data, no gin file and no checkpoint."""
+    for name in RUNS:
+        np.save(left(runs, name, tmp_path / name) / "x.npy", raw(name).numpy())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folders = [tmp_path / name for name in RUNS]
+    subprocess.run([sys.executable, "-c", ELSEWHERE, *folders], cwd=elsewhere, check=True)
+    for name in RUNS:
+        expected = metaloss.load_model(runs / name).predict(raw(name)).values.numpy()
+        found = np.load(tmp_path / name / "found.npy")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_files_say_what_the_checkpoint_says(runs, name, tmp_path):
+    """The same model is had by both, of each kind of weights, bit for bit."""
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(runs / name, unfinished)
+    (unfinished / "model.json").unlink()
+    kinds = ["tested", "last", "average"] if name == "digits" else ["tested"]
+    states = []
+    for kind in kinds:
+        one, other = (
+            metaloss.load_model(f, weights=kind, data_dir=runs) for f in (runs / name, unfinished)
+        )
+        assert (one.step, one.steps, one.seed) == (other.step, other.steps, other.seed)
+        assert one.predict(raw(name)).values.equal(other.predict(raw(name)).values)
+        assert one.evaluate("valid") == other.evaluate("valid")
+        states.append(torch.cat([p.flatten() for p in one.model.parameters()]))
+    assert not any(a.equal(b) for a, b in zip(states, states[1:], strict=False))
+
+
+def test_kinds_of_weights(runs):
+    result = json.loads((runs / "digits" / "result.json").read_text())
+    about = json.loads((runs / "digits" / "model.json").read_text())
+    assert {kind: held["step"] for kind, held in about["weights"].items()} == {
+        "tested": result["best_step"], "last": 6, "average": result["best_step"],
+    }  # fmt: skip
+    assert result["best_step"] < 6
+    for kind, error in (("tested", "error_rate"), ("average", "ema_error_rate")):
+        model = metaloss.load_model(runs / "digits", weights=kind)
+        assert model.evaluate()["error_rate"] == result["test_metrics"][error]
+    with pytest.raises(InputError, match="no last weights: the tested ones are the last, since "):
+        metaloss.load_model(runs / "values", weights="last")
+    with pytest.raises(InputError, match="no lst weights: no such kind; did you mean 'last'?"):
+        metaloss.load_model(runs / "values", weights="lst")
+
+
+def test_a_model_alone_cannot_be_evaluated(runs, tmp_path):
+    model = metaloss.load_model(left(runs, "digits", tmp_path / "there"))
+    with pytest.raises(RunFolderError, match="has no config.gin, which names the data"):
+        model.evaluate()
+
+
+# --- without metaloss ---
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_cards_snippet_predicts_the_same(runs, name, monkeypatch):
+    """It runs as it stands, and says no word of metaloss."""
+    card = (runs / name / "README.md").read_text()
+    with_it, without = re.findall(r"```python\n(.*?)```", card, re.S)
+    assert "metaloss.load_model" in with_it and "metaloss" not in without
+    monkeypatch.chdir(runs / name)
+    names: dict = {}
+    exec(without, names)
+    expected = metaloss.load_model(".").predict(raw(name)).values
+    torch.testing.assert_close(names["predict"](raw(name)).double(), expected.double(),
+                               rtol=1e-6, atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["allcnn", "lenet5", "logistic", "mlp", "vgg16"])
+def test_chains_of_torchs_layers_are_code(name):
+    with torch.device("meta"):
+        model = BACKBONES[name](input_shape=(3, 32, 32), outputs=4)
+        again = eval(model_card.chain(model), {"nn": torch.nn})
+    assert repr(again) == repr(model)
+
+
+def test_other_models_are_none():
+    with torch.device("meta"):
+        squeezenet = BACKBONES["squeezenet"](input_shape=(3, 32, 32), outputs=4)
+    assert model_card.chain(squeezenet) is None
+
+    class Own(torch.nn.Linear):
+        """Not torch's."""
+
+    assert model_card.chain(torch.nn.Sequential(Own(2, 2))) is None
+
+
+# --- what cannot be read ---
+
+
+@pytest.fixture
+def damaged(runs, tmp_path):
+    """Changes model.json; -> the error's line."""
+    folder = left(runs, "values", tmp_path / "there")
+    about = json.loads((folder / "model.json").read_text())
+
+    def change(**changes):
+        (folder / "model.json").write_text(json.dumps({**about, **changes}))
+        with pytest.raises(InputError) as caught:
+            metaloss.load_model(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value).replace(str(folder), "DIR")
+
+    change.folder = folder
+    return change
+
+
+def test_a_model_json_that_cannot_be_used(damaged):
+    assert damaged(format=2) == (
+        "DIR/model.json has format 2, of a newer metaloss; this one reads formats up to 1"
+    )
+    assert "is not that of a model" in damaged(format="1")
+    assert "is damaged: backbone = 3" in damaged(backbone=3)
+    assert "is damaged: KeyError" in damaged(data={"inputs": None})
+    assert damaged(arguments={"hidden": -1}).startswith("backbones.mlp.hidden = -1: give a list")
+    assert damaged(arguments={"width": 3}).startswith("backbones.mlp has no parameter 'width'")
+    assert "weights do not fit mlp" in damaged(arguments={"hidden": [5]})
+    origin = {"module": "my.nets", "distribution": "my", "version": "1"}
+    line = damaged(backbone="mlpp", origin=origin)
+    assert line.startswith("no 'mlpp' in backbones; did you mean 'mlp'? · known: ")
+    assert line.endswith("saved from my.nets of my 1: load it by --plugin=my.nets, or import it "
+                         "first")  # fmt: skip
+
+
+def test_weights_that_are_damaged_or_could_run_code(damaged):
+    path = damaged.folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert damaged() == "DIR/weights.safetensors is damaged: its checksum does not match"
+    write_tensors(path, {"0.weight": torch.zeros(2)})
+    assert "the tested weights do not fit mlp" in damaged()
+    path.write_bytes(pickle.dumps({"weights": 1}))
+    assert "DIR/weights.safetensors cannot be read" in damaged()
+    path.unlink()
+    assert "DIR/weights.safetensors cannot be read" in damaged()
+
+
+def test_a_run_of_an_earlier_version(runs, tmp_path):
+    """Its checkpoint has no decoder and no names of targets; or, still earlier, no preparation."""
+    folder = tmp_path / "old"
+    shutil.copytree(runs / "values", folder)
+    (folder / "model.json").unlink()
+    expected = metaloss.load_model(folder).predict(raw("values")).values
+    content = sealed.load(folder / "checkpoint.pt")
+    for name in ("decoder", "target_names"):
+        del content["state"]["data"][name]
+    sealed.save(folder / "checkpoint.pt", content)
+    assert metaloss.load_model(folder).predict(raw("values")).values.equal(expected)
+    del content["state"]["data"]
+    sealed.save(folder / "checkpoint.pt", content)
+    model = metaloss.load_model(folder, data_dir=runs)
+    torch.testing.assert_close(model.predict(raw("values")).values, expected)
+    with pytest.raises(InputError, match="no file .*values.npz"):
+        metaloss.load_model(folder, data_dir=tmp_path)
