@@ -38,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--loss", action="append", default=[], help="of the built-ins only this; may repeat")
     add("--backbone", action="append", default=[], help="of the built-ins only this; may repeat")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
+    add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     return parser.parse_args(arguments)
 
 

@@ -40,13 +40,13 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Compares; the exit code."""
-    import metaloss
+    from metaloss.experiments import records
     from metaloss.experiments.reports import comparison, formats, output
     from metaloss.machine.files import check_output
 
     if arguments.output is not None:
         check_output(arguments.output, (".html", ".png"))
-    metaloss.load_plugins(arguments.plugin)
+    records.load_plugins(arguments.plugin, [arguments.run_a, arguments.run_b])
     pair, problems = comparison.read(arguments.run_a, arguments.run_b)
     document = comparison.document(pair, problems)
     print(formats.markdown(document, {}), end="")

@@ -26,6 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the validation split; default: 0")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
+    add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     return parser.parse_args(arguments)
 
 

@@ -61,7 +61,6 @@ def main(command_line: list[str] | None = None) -> int:
 def carry_out(asked: argparse.Namespace) -> int:
     """Distills; the exit code."""
     from metaloss.analysis import formulas
-    from metaloss.config import plugins
     from metaloss.errors import InputError
     from metaloss.experiments import transfer
     from metaloss.experiments.reports import formats, formula_report
@@ -69,7 +68,7 @@ def carry_out(asked: argparse.Namespace) -> int:
 
     if asked.train and not (asked.output and asked.gin_file):
         raise InputError("--train needs --output DIR, and --gin_file for the task")
-    plugins.load_all(asked.plugin)
+    plugin = transfer.load_plugins(asked.plugin, asked.loss)
     whole = load_loss(asked.loss)
     loss = whole if asked.step is None else whole.at(asked.step)
     classes = formulas.classes_of(loss, asked.classes)
@@ -90,7 +89,7 @@ def carry_out(asked: argparse.Namespace) -> int:
     ]
     seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
     plan = transfer.Plan(asked.output, asked.gin_file, asked.gin_param, trials, seeds)
-    code = plan.carry_out(asked.device, asked.data_dir, asked.plugin, asked.threads)
+    code = plan.carry_out(asked.device, asked.data_dir, plugin, asked.threads)
     if code == 0:
         print(plan.report())
     return code

@@ -32,6 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
+    add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     return parser.parse_args(arguments)
 
 

@@ -28,6 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
     add("--format", choices=FORMATS, help="default: by --output, or md")
     add("--output", type=Path, metavar="FILE", help="default: the terminal; figures need a file")
+    add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     return parser.parse_args(arguments)
 
 
@@ -44,7 +45,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     """Reports; the exit code."""
     from metaloss.experiments.reports.publish import publish
 
-    publish(arguments.runs, arguments.format, arguments.output)
+    publish(arguments.runs, arguments.format, arguments.output, arguments.plugin)
     return 0
 
 

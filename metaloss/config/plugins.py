@@ -2,8 +2,9 @@
 
 Three sources, in this order: installed packages with an entry point in the group
 `metaloss.plugins` (its value is a module to import), the Python files of a `plugins` folder, and
-what `--plugin` names. A plugin that does not load warns; its reason shows in the next
-unknown-name error. One that `--plugin` asked for by name is an error at once.
+what `--plugin` names, now or when a run began, which remembers it. A plugin that does not load
+warns; its reason shows in the next unknown-name error. One that `--plugin` asks for by name is an
+error at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -26,12 +27,15 @@ _ROOT = Path(__file__).parents[2]
 FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
 
-def load_all(asked: Sequence[str] = (), folder: Path | None = FOLDER) -> None:
+def load_all(
+    asked: Sequence[str] = (), folder: Path | None = FOLDER, remembered: Iterable[str] = ()
+) -> None:
     """Loads the plugins of every source; once loaded, their components are known by name.
 
     Args:
         asked: modules ("my_package.losses") or files ("my_loss.py"), as given to `--plugin`.
         folder: each `*.py` in it is a plugin.
+        remembered: what runs were asked for; one in `asked` of the same name is taken instead.
 
     Raises:
         ConfigError: a plugin in `asked` does not load.
@@ -49,11 +53,33 @@ def load_all(asked: Sequence[str] = (), folder: Path | None = FOLDER) -> None:
             _remember_failure(str(file), error)
     for name in asked:
         try:
-            load_file(Path(name).expanduser()) if name.endswith(".py") else importlib.import_module(
-                name
-            )
+            _load(name)
         except (Exception, SystemExit) as error:
             raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
+    for name in besides(asked, remembered):
+        try:
+            _load(name)
+        except (Exception, SystemExit) as error:
+            _remember_failure(f"{name} (of the run)", error)
+
+
+def lasting(name: str) -> str:
+    """What `--plugin` was given, in words that mean the same in any folder."""
+    return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+
+
+def besides(asked: Sequence[str], remembered: Iterable[str]) -> list[str]:
+    """The remembered plugins that no asked one takes the place of; each once."""
+    taken = {Path(name).name for name in asked}
+    return [name for name in dict.fromkeys(remembered) if Path(name).name not in taken]
+
+
+def _load(name: str) -> None:
+    """A file, or a module."""
+    if name.endswith(".py"):
+        load_file(Path(name).expanduser())
+    else:
+        importlib.import_module(name)
 
 
 def load_file(path: Path) -> ModuleType:

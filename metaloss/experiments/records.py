@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from metaloss.config import plugins
 from metaloss.errors import ConfigError, RunFolderError, first_line
 from metaloss.experiments import settings
 from metaloss.experiments.settings import Settings
@@ -169,6 +170,16 @@ def read(paths: Sequence[str | Path]) -> Reading:
                 runs += [run] if run is not None else []
                 problems += [f"{folder}: {line}" for line in lines]
     return Reading(runs, problems)
+
+
+def load_plugins(asked: Sequence[str], paths: Iterable[str | Path]) -> None:
+    """The plugins that are asked for, and those that the runs at and below some paths remember.
+
+    Raises:
+        ConfigError: one that is asked for does not load.
+    """
+    runs = [RunFolder(run) for path in paths for run in find(Path(path))[0]]
+    plugins.load_all(asked, remembered=[name for run in runs for name in run.plugins()])
 
 
 def find(path: Path) -> tuple[list[Path], list[Path]]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaloss.analysis import indices, paper_figures
-from metaloss.config import plugins
 from metaloss.errors import InputError, first_line
 from metaloss.experiments import records
 from metaloss.machine.files import writing
@@ -30,7 +29,7 @@ def carry_out(
     """
     failed = False
     drawn: list[Path] = []
-    plugins.load_all(plugin)
+    records.load_plugins(plugin, run)
     if activation:
         with writing(activation):
             paper_figures.activation().savefig(activation, dpi=pictures.DPI)

@@ -183,6 +183,21 @@ class Plan:
         return text
 
 
+def load_plugins(asked: Sequence[str], loss: Path) -> list[str]:
+    """Loads the plugins that are asked for, and those that a loss's run remembers; all of them.
+
+    Args:
+        asked: as given to `--plugin`.
+        loss: the folder of the run, or of an exported loss, which remembers none.
+
+    Raises:
+        ConfigError: one does not load.
+    """
+    every = [*asked, *plugins.besides(asked, RunFolder(loss).plugins())]
+    plugins.load_all(every)
+    return every
+
+
 def keep(loss: LearnedLoss, folder: Path) -> None:
     """Writes the loss into a folder, or sees that it is the one there.
 

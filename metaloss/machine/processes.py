@@ -87,6 +87,19 @@ def own_device(name: str) -> str:
     return f"cuda:{place}"
 
 
+def set_threads(count: int | None) -> None:
+    """Gives torch so many CPU threads; None leaves it as it is.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    if count is None:
+        return
+    if count < 1:
+        raise InputError(f"--threads {count}: at least 1")
+    torch.set_num_threads(count)
+
+
 def find_device(name: str) -> torch.device:
     """The device by its name; "auto" is a GPU if there is one.
 

@@ -103,6 +103,13 @@ class RunFolder:
             raise RunFolderError(f"{self.meta} names no seed")
         return seed
 
+    def plugins(self) -> list[str]:
+        """What `--plugin` named when the run began; none where that cannot be read."""
+        try:
+            return list(read_json(self.meta).get("plugins", ()))
+        except RunFolderError:  # whoever needs the notes says so
+            return []
+
     def keep_errors(self, errors: np.ndarray, labels: np.ndarray) -> None:
         """Writes the metric of each test example, with a hash that tells which they are.
 
@@ -155,6 +162,12 @@ class RunFolder:
         if not self.config.is_file():
             write_json(self.meta, meta)
             write_atomically(self.config, lambda path: path.write_text(config, "utf-8"))
+
+
+def plugins_there(folder: Path) -> list[str]:
+    """The plugins of the run in a folder, or of those in its seedN folders."""
+    runs = [RunFolder(folder), *map(RunFolder, sorted(folder.glob("seed*")))]
+    return list(dict.fromkeys(name for run in runs for name in run.plugins()))
 
 
 def found_there(folder: Path, seeds: Sequence[int]) -> tuple[list[str], list[int]]:

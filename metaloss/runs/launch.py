@@ -20,7 +20,7 @@ from metaloss.errors import ConfigError, InputError
 from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
 from metaloss.runs import words
-from metaloss.runs.folder import RunFolder, found_there
+from metaloss.runs.folder import RunFolder, found_there, plugins_there
 from metaloss.runs.introduction import introduction
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.precision import process_left_as_it_was
@@ -42,7 +42,7 @@ class Flags:
     lockstep, each in a folder of its own: `output_dir`/seedN.
 
     Raises:
-        InputError: fewer threads than one.
+        InputError: fewer workers than none, or no time at all.
     """
 
     gin_file: Sequence[str] = ()
@@ -61,8 +61,6 @@ class Flags:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads {self.threads}: at least 1")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers {self.workers}: at least 0")
         if self.max_seconds is not None and not self.max_seconds > 0:
@@ -92,8 +90,7 @@ def train(**flags: Any) -> int:
         InputError: something that was given cannot be used; nothing is lost or overwritten.
     """
     asked = Flags(**flags)
-    if asked.threads is not None:
-        torch.set_num_threads(asked.threads)
+    processes.set_threads(asked.threads)
     if asked.workers is not None:
         streams.set_workers(asked.workers)
     device = processes.find_device(processes.own_device(asked.device))
@@ -120,10 +117,11 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     Raises:
         InputError: a flag or the configuration cannot be used.
     """
-    plugins.load_all(list(asked.plugin))
     files, seeds = asked.gin_file, asked.seed
     seeds = [seeds] if isinstance(seeds, int) else list(seeds or ())
     root = None if asked.output_dir is None else asked_for(asked.output_dir, "--output_dir")
+    remembered = plugins_there(root) if asked.resume and root is not None else []
+    plugins.load_all(asked.plugin, remembered=remembered)
     if asked.resume and root is not None and not files and not asked.gin_param:
         files, seeds = found_there(root, seeds)
     parsed = completed(files, asked.gin_param)
@@ -190,6 +188,7 @@ def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags) -> list[int
         for run in runs:
             if distributed.rank() == 0:
                 meta = {**run.plan.names, **describe(run.seed, run.device), **together}
+                meta |= {"plugins": [plugins.lasting(name) for name in asked.plugin]}
                 run.folder.begin(run.config, meta)
         _introduce(runs)
         with _stopping_on_signals(runs) as received:
@@ -207,6 +206,7 @@ def check_data(
     seed: int = 0,
     data_dir: str | None = None,
     plugin: Sequence[str] = (),
+    threads: int | None = None,
 ) -> list[str]:
     """What `tools/data.py` says of a run's data; the arguments are its flags.
 
@@ -218,7 +218,8 @@ def check_data(
     """
     from metaloss.tasks.preparation import findings
 
-    plugins.load_all(list(plugin))
+    plugins.load_all(plugin)
+    processes.set_threads(threads)
     # A task alone is no run: what else one needs is of the smallest that is shipped.
     runner: Runner = completed(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
     data = runner.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))

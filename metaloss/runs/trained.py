@@ -301,6 +301,7 @@ def evaluate(
     device: str = "auto",
     data_dir: str | None = None,
     plugin: Sequence[str] = (),
+    threads: int | None = None,
 ) -> str:
     """What `tools/evaluate.py` is asked of a run's model; the arguments are its flags.
 
@@ -319,7 +320,8 @@ def evaluate(
     if output is not None:
         kept = [run] if predict is None else [run, predict]
         _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
-    plugins.load_all(list(plugin))
+    plugins.load_all(plugin, remembered=RunFolder(run).plugins())
+    processes.set_threads(threads)
     trained = load_model(run, processes.find_device(device), data_dir)
     where = f"{run}, step {trained.step} of {trained.steps}"
     if predict is not None and output is not None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import gin
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 
 import metaloss
 from metaloss import REPRESENTATIONS, links, testing
+from metaloss import __main__ as command
 from metaloss.config import plugins
 from metaloss.config.configuration import load
 from metaloss.config.registry import FAILED_PLUGINS
@@ -22,6 +24,7 @@ from metaloss.errors import ConfigError
 from metaloss.problem import snapshot
 from metaloss.representations.saved.learned_loss import load_loss
 from tests.helpers import ROOT, tool
+from tests.helpers import train as small_train
 
 COMPONENT = """
 from metaloss.representations.squared_error import SquaredError
@@ -244,3 +247,79 @@ def test_the_list_shows_a_plugin(write, kind, capsys):
 def test_the_list_turns_an_unknown_pattern_into_one_line(capsys):
     assert tool("list").main(["backbone.*"]) == 2
     assert capsys.readouterr().err.startswith("error: no component matches 'backbone.*'")
+
+
+ASYMMETRIC = '''
+"""A loss whose two sides weigh differently."""
+import torch
+from torch import nn
+from metaloss.representations.base import REPRESENTATIONS, Representation
+
+@REPRESENTATIONS.register("lopsided")
+class Lopsided(Representation):
+    """(f - y)² with a weight for each sign."""
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([1.0, 2.0]))
+    def forward(self, prediction, target):
+        difference = prediction - target
+        return (torch.where(difference > 0, *self.weights) * difference.square()).mean(-1)
+'''
+
+
+@pytest.fixture(scope="module")
+def lopsided(tmp_path_factory):
+    """The folder of a run with a loss of a plugin's, given as a relative path, that was stopped."""
+    folder = tmp_path_factory.mktemp("lopsided")
+    (folder / "lopsided.py").write_text(ASYMMETRIC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        loss = "Runner.representation = @representations.lopsided()"
+        assert small_train(folder / "run", "ml3", [loss], plugin=["lopsided.py"]) == 0
+    return folder
+
+
+@pytest.fixture
+def forgotten(lopsided):
+    """As in a new process, which knows nothing of the plugin."""
+    sys.modules.pop("metaloss_plugins.lopsided", None)
+    REPRESENTATIONS._components.pop("lopsided", None)
+    if "representations.lopsided" in gin.config._REGISTRY:
+        gin.config._REGISTRY.pop("representations.lopsided")
+    return lopsided / "run"
+
+
+def test_a_run_remembers_its_plugins_by_their_whole_paths(lopsided):
+    meta = json.loads((lopsided / "run" / "meta.json").read_text())
+    assert meta["plugins"] == [str(lopsided / "lopsided.py")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "RUN", "--device=cpu", "--threads=1"],
+        ["train", "--resume", "--output_dir=RUN"],
+        ["compare", "RUN", "RUN"],
+        ["report", "RUN"],
+        ["distill", "RUN", "--largest=1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_done_with_a_run_needs_no_plugin_again(forgotten, words, capsys):
+    assert command.main([word.replace("RUN", str(forgotten)) for word in words]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert "lopsided" in REPRESENTATIONS
+
+
+def test_a_plugin_that_is_gone_is_named_and_another_of_its_name_takes_its_place(
+    forgotten, tmp_path, capsys
+):
+    there = forgotten.parent / "lopsided.py"
+    moved = there.rename(tmp_path / "lopsided.py")
+    try:
+        assert command.main(["evaluate", str(forgotten)]) == 2
+        missing = f"plugin '{there} (of the run)' did not load: FileNotFoundError"
+        assert missing in capsys.readouterr().err.splitlines()[-1]
+        assert command.main(["evaluate", str(forgotten), f"--plugin={moved}"]) == 0
+    finally:
+        moved.rename(there)

@@ -16,20 +16,27 @@ Form = Literal["md", "latex", "csv", "html"]
 ENDINGS: dict[Form, str] = {"md": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
 
 
-def publish(paths: Sequence[Path], form: Form | None = None, file: Path | None = None) -> None:
+def publish(
+    paths: Sequence[Path],
+    form: Form | None = None,
+    file: Path | None = None,
+    plugin: Sequence[str] = (),
+) -> None:
     """Reads runs and writes the report over them; warns of what cannot be read.
 
     Args:
         paths: run folders, or folders that hold some.
         form: None: by the file's ending, or Markdown.
         file: None prints it.
+        plugin: modules or files of learned losses that no run remembers.
 
     Raises:
-        InputError: there is no usable run, or the file cannot be written.
+        InputError: there is no usable run, a plugin does not load, or the file cannot be written.
     """
     if file is not None:
         check_output(file, [ENDINGS[form]] if form else list(ENDINGS.values()))
         form = next(name for name, ending in ENDINGS.items() if ending == file.suffix)
+    records.load_plugins(plugin, paths)
     reading = records.read(paths)
     for line in reading.problems:
         print(f"warning: {line}", file=sys.stderr)

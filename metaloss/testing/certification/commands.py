@@ -11,7 +11,7 @@ from metaloss import config
 from metaloss.config import plugins
 from metaloss.engines import ENGINES
 from metaloss.errors import InputError, did_you_mean
-from metaloss.machine import seeding
+from metaloss.machine import processes, seeding
 from metaloss.tasks.base import find_data_dir
 from metaloss.testing.certification import certify, grid, report
 from metaloss.testing.certification.model import check_model
@@ -30,6 +30,7 @@ def carry_out(
     loss: Sequence[str] = (),
     backbone: Sequence[str] = (),
     markdown: Path | None = None,
+    threads: int | None = None,
 ) -> int:
     """Prints a line a certificate; the arguments are the tool's flags.
 
@@ -40,6 +41,7 @@ def carry_out(
         InputError: an unknown word, or a gin file, plugin or model that cannot be used.
     """
     plugins.load_all(plugin)
+    processes.set_threads(threads)
     for name in engine:
         ENGINES[name]
     if model:
