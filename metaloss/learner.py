@@ -18,7 +18,7 @@ from metaloss.base_optimizers.base import reset
 from metaloss.engines.base import Draw
 from metaloss.errors import HealthWarning, InputError
 from metaloss.links import Link, TaskLoss
-from metaloss.machine import distributed, memory
+from metaloss.machine import clock, distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.in_turn import InTurn
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled, memory_of
@@ -177,6 +177,7 @@ class AdaLFL:
         self._look(drawn[-1])  # what the task loss was taken on, if it was; nothing more is drawn
         return made
 
+    @clock.part("evaluation")
     def _look(self, batch: StepBatch) -> None:
         """Probes the learned loss, and answers to what is found."""
         learners = self._members()
@@ -226,6 +227,7 @@ class AdaLFL:
             numbers = of_batch(self.problem, adapted(batch, self.adapter))
         return replace(found, numbers={**found.numbers, **numbers})
 
+    @clock.part("base")
     def _take(
         self, meta_optimizer: MetaOptimizer | None, draw_train: Draw, draw_objective: Draw
     ) -> MetaStep:
@@ -315,16 +317,17 @@ class AdaLFL:
         attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
         for done in range(start + 1, initialization.steps + 1):
-            initialization.set_out(self.problem, redraw)
-            result = self._take(initialization, draw_train, draw_objective)
-            if done == initialization.steps:
-                snapshot.set_model_values(model, before)
-                attributes.put_back()
-                reset(optimizer)
-                self._forget_recordings()
-                self._try_out(initialization, draw_train, draw_objective, redraw, trial_steps)
-                if self.adaptation is not None:
-                    self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
+            with clock.part("initialization", whole=True):
+                initialization.set_out(self.problem, redraw)
+                result = self._take(initialization, draw_train, draw_objective)
+                if done == initialization.steps:
+                    snapshot.set_model_values(model, before)
+                    attributes.put_back()
+                    reset(optimizer)
+                    self._forget_recordings()
+                    self._try_out(initialization, draw_train, draw_objective, redraw, trial_steps)
+                    if self.adaptation is not None:
+                        self.adaptation.attach(self.problem)  # a fresh Adam, as the authors have it
             yield result
 
     def _try_out(

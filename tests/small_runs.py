@@ -50,6 +50,7 @@ def write_run(
             "test": test if status == "finished" else None,
             "status": status,
             "seconds": seconds,
+            "seconds_by_part": {"base": seconds / 4, "meta": seconds / 2, "other": seconds / 4},
             "peak_memory_bytes": 2**30,
         }
         (folder / "result.json").write_text(json.dumps(result))

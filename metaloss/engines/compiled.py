@@ -17,7 +17,7 @@ from metaloss.engines.parts import traced_step
 from metaloss.engines.parts.certificate import tolerance
 from metaloss.engines.parts.traced_step import Given, trace
 from metaloss.errors import UnsupportedModelError, first_line
-from metaloss.machine import distributed, seeding
+from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import snapshot
 from metaloss.problem.batches import MicroBatches, StepBatch
 from metaloss.problem.followed import Followed
@@ -121,6 +121,7 @@ class Compiled(CertifiedEngine):
         with torch.no_grad():
             return step.run(*(tensor for part in parts for tensor in part))
 
+    @clock.part("compiling")
     def _made(
         self,
         problem: Problem,

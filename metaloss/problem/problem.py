@@ -17,7 +17,7 @@ from metaloss import links
 from metaloss.base_optimizers.base import update_of
 from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.links import Link, TaskLoss
-from metaloss.machine import distributed, seeding
+from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import batches, replicas, vectors
 from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
@@ -235,6 +235,7 @@ class Problem:
         self.optimizer.step()
         return made.learned_loss
 
+    @clock.part("base")
     def base_step(self, batch: StepBatch, keep: Keep = NOTHING) -> BaseStep:
         """The same step, with what it takes to go back through it.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
+from metaloss.machine import clock
 from metaloss.machine.memory import of_run
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.in_turn import InTurn
@@ -65,6 +66,7 @@ class Lockstep:
             self._stack = Stack([state.learner for state in self._states])
             for run in runs:
                 run.progress.label = f"seed {run.seed}"
+                run.state.clock = self._states[0].clock  # what they do together is of no one alone
 
     def restore(self) -> None:
         """Goes on from the folders' checkpoints, if there are any; changes no file.
@@ -81,6 +83,7 @@ class Lockstep:
         """Carries the restored runs out; gives the content of each one's result.json."""
         results: dict[int, dict[str, Any]] = {}
         with ExitStack() as opened:
+            opened.enter_context(self._states[0].clock.running())
             for run in self._runs:
                 opened.callback(run.close)
             going, steps = list(self._runs), self._steps()
@@ -181,6 +184,7 @@ class Lockstep:
     def _draw_step(self, *asked: Any) -> StepBatch:
         return self._runs[0].plan.one_step(partial(self._draw, *asked))
 
+    @clock.part("data")
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         assert self._data is not None
         batch = self._data.draw(split, size, [state.stream(stream) for state in self._states])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaloss.machine import distributed, memory
+from metaloss.machine import clock, distributed, memory
 from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.representations.saved.learned_loss import LearnedLoss
@@ -150,27 +150,33 @@ class Run:
         details: dict[str, Any] = {}
         if self.status == "finished":
             self._leave_model()
-            if self.state.best is not None:
-                self.state.model.load_state_dict(self.state.best["model"])
-                if self.state.average is not None:
-                    self.state.average.load_state_dict(self.state.best["average"])
-            found = examine(self.state.model, self.state.data, "test")
-            average = self._of_average(lambda m: examine(m, self.state.data, "test").numbers)
-            numbers = {**found.numbers, **average}
-            self._log(self._row_of("test", numbers))
-            self.folder.keep_errors(found.errors.numpy(), found.labels.numpy())
-            numbers = {name: finite_or_none(value) for name, value in numbers.items()}
-            details = {"recall": found.scores.recall, "reliability": found.scores.reliability}
+            numbers, details = self._test()
         result = {**self._result(numbers), **details}
         self._export_loss(result)
         if self.status != "stopped":  # its end is still to come, and whoever stopped it waits
             if self.plan.figures:
                 self._draw(result)
+                result.update(self._times())
             self.callbacks.end(result)
         self.metrics.sync()
         write_json(self.folder.result, result)
         self.close()
         return result
+
+    @clock.part("evaluation")
+    def _test(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model, or the best one so far, on the test split: in numbers, and in detail."""
+        if self.state.best is not None:
+            self.state.model.load_state_dict(self.state.best["model"])
+            if self.state.average is not None:
+                self.state.average.load_state_dict(self.state.best["average"])
+        found = examine(self.state.model, self.state.data, "test")
+        average = self._of_average(lambda m: examine(m, self.state.data, "test").numbers)
+        numbers = {**found.numbers, **average}
+        self._log(self._row_of("test", numbers))
+        self.folder.keep_errors(found.errors.numpy(), found.labels.numpy())
+        numbers = {name: finite_or_none(value) for name, value in numbers.items()}
+        return numbers, {"recall": found.scores.recall, "reliability": found.scores.reliability}
 
     def close(self) -> None:
         """Ends the files, whatever has become of the run."""
@@ -309,6 +315,7 @@ class Run:
     def _tell_step(self, step: int) -> None:
         self.progress.step(step)
 
+    @clock.part("figures")
     @distributed.first_alone
     def _show(self, last: bool) -> None:
         """Looks at the loss; its curves are drawn in long runs alone, the last at the end."""
@@ -319,6 +326,7 @@ class Run:
             if self._is_long() and not last:
                 self.callbacks.after_look(inspection.look_at_curves(self.state))
 
+    @clock.part("figures")
     def _draw(self, result: dict[str, Any]) -> None:
         from metaloss.runs import pictures  # matplotlib takes half a second
 
@@ -354,10 +362,17 @@ class Run:
             "adjoint_residual": None
             if state.worst_residual is None
             else finite_or_none(float(state.worst_residual)),
-            "seconds": round(self.seconds(), 3),
+            **self._times(),
             "peak_memory_bytes": memory.of_run(self.device),
         }
 
+    def _times(self) -> dict[str, Any]:
+        """Seconds so far, and what they were spent on."""
+        seconds = self.seconds()
+        by_part = self.state.clock.by_part(seconds)
+        return {"seconds": round(seconds, 3), "seconds_by_part": by_part}
+
+    @clock.part("evaluation")
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
         """Logs the indices of the learned loss, and loss and metric of the model on some splits."""
@@ -416,6 +431,7 @@ class Run:
 
     # --- checkpoints ---
 
+    @clock.part("checkpoint")
     def _save_checkpoint(self) -> None:
         self.state.seconds = self.seconds()
         self._write_checkpoint(self.state.state_dict())  # which asks all processes

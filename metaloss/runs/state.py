@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
-from metaloss.machine import distributed, seeding
+from metaloss.machine import clock, distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.problem.batches import Batch, StepBatch
 from metaloss.representations.saved.trajectory import Trajectory, flat
@@ -121,6 +121,7 @@ class State:
         self.residual: Tensor | None = None  # of the latest certificate, until it is logged
         self.worst_residual: Tensor | None = None  # of all certificates; None: there is none
         self.seconds = 0.0  # spent before the process that runs now
+        self.clock = clock.Clock()  # what they were spent on, and those of this process
         self.samples: dict[int, Tensor] = {}  # φ by base step
         self.latest: dict[str, float] = {}  # numbers of the latest meta-step
         self.selection: float | None = None  # the latest metric on the split "select"
@@ -261,6 +262,7 @@ class State:
             "residual": None if self.residual is None else float(self.residual),
             "worst_residual": None if self.worst_residual is None else float(self.worst_residual),
             "seconds": self.seconds,
+            "parts": dict(self.clock.seconds),
             "samples": self.samples,
             "latest": self.latest,
             "selection": self.selection,
@@ -289,6 +291,7 @@ class State:
         else:
             self.model.load_state_dict(state["model"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
+        self.clock.seconds.update(state.get("parts", {}))
         for name in ("residual", "worst_residual"):
             value = state.get(name)
             setattr(self, name, None if value is None else torch.tensor(value, dtype=torch.float64))
@@ -336,6 +339,7 @@ class State:
     def _draw_step(self, *asked: Any) -> StepBatch:
         return self._plan.one_step(partial(self._draw, *asked))
 
+    @clock.part("data")
     def _draw(self, split: str, size: int, stream: str) -> Batch:
         mixing = self.mixing if stream in MIXED else None
         batch = self.data.draw(split, size, self._streams[stream], whole=mixing is not None)

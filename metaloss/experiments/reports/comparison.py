@@ -112,6 +112,10 @@ def _facts(run: Record) -> dict[str, str]:
         "progress": run.progress,
         "skipped meta-steps": str(run.result.get("skipped_meta_steps", DASH)),
         "seconds": DASH if seconds is None else f"{seconds:.3g}",
+        **{
+            f"seconds of {part}": f"{spent:.3g}"
+            for part, spent in (run.result.get("seconds_by_part") or {}).items()
+        },
         "peak memory": DASH if memory is None else f"{memory / GIB:.2f} GiB",
         "machine": run.machine,
     }

@@ -40,7 +40,7 @@ def results(groups: Sequence[Group]) -> Table:
             f"{seconds:.3g}" if seconds else DASH,
             f"{memory / GIB:.2f}" if memory else DASH,
         )
-        rows.append((*_names(group, groups, footnotes), *map(Cell, texts)))
+        rows.append((*names(group, groups, footnotes), *map(Cell, texts)))
     return Table(
         "Runs outside the paper's tables",
         "Test error: mean±sample standard deviation (n seeds); seconds and peak memory of a "
@@ -80,7 +80,7 @@ def scores(groups: Sequence[Group], name: str) -> Table | None:
     for group, numbers in found.items():
         if numbers:
             texts = (number(numbers[key]) if key in numbers else DASH for key in shown)
-            rows.append((*_names(group, groups, footnotes), *map(Cell, texts)))
+            rows.append((*names(group, groups, footnotes), *map(Cell, texts)))
     return Table(
         name,
         "Means over the finished runs, on test data: the task loss (of classes the negative "
@@ -107,7 +107,7 @@ def tests(groups: Sequence[Group]) -> Table | None:
     """The groups outside the paper's tables against the baseline; None where there is none."""
     rows, footnotes = [], Footnotes()
     for group, comparison in against_baseline(groups):
-        task, backbone, method = _names(group, groups, footnotes)
+        task, backbone, method = names(group, groups, footnotes)
         compared = Cell(f"{method.text} - baseline", "name")
         rows.append((task, backbone, compared, *comparison_cells(comparison)))
     if not rows:
@@ -154,7 +154,8 @@ def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Compariso
         yield from zip(made, corrected(list(made.values())), strict=True)
 
 
-def _names(group: Group, groups: Sequence[Group], footnotes: Footnotes) -> tuple[Cell, Cell, Cell]:
+def names(group: Group, groups: Sequence[Group], footnotes: Footnotes) -> tuple[Cell, Cell, Cell]:
+    """A group's task, model and method, with a letter for what it differs in from the others."""
     mark = footnotes.mark(describe(differing(group, groups)))
     task, backbone = group.pair
     return Cell(task, "name"), Cell(backbone, "name"), Cell(group.method + mark, "name")

@@ -11,7 +11,14 @@ from metaloss.analysis.curves import LossCurves
 from metaloss.errors import InputError
 from metaloss.experiments.groups import Group, group
 from metaloss.experiments.records import STATUSES, Reading, Record
-from metaloss.experiments.reports import learning, other_tables, paper, paper_tables, placement
+from metaloss.experiments.reports import (
+    learning,
+    other_tables,
+    paper,
+    paper_tables,
+    placement,
+    times,
+)
 from metaloss.experiments.reports.document import Block, Document, Lines, Picture, Section, Text
 from metaloss.experiments.reports.paper import Paper
 from metaloss.experiments.reports.placement import Filled
@@ -64,7 +71,7 @@ def contents(reading: Reading) -> Contents:
 
 def document(found: Contents) -> Document:
     """The report; a section that has nothing to show is left out."""
-    makers = (_overview, _tables, _curves, _losses, _other, _scores, _problems)
+    makers = (_overview, _tables, _curves, _losses, _other, _scores, _times, _problems)
     sections = [section for make in makers if (section := make(found)).blocks]
     return Document("metaloss: report over many runs", sections)
 
@@ -213,6 +220,15 @@ def _other(found: Contents) -> Section:
 def _scores(found: Contents) -> Section:
     table = other_tables.scores(found.groups, "All runs, by more than one number")
     return Section("Scores", [] if table is None else [table])
+
+
+def _times(found: Contents) -> Section:
+    section = Section("Where the time went")
+    if spent := times.spent(found.groups):
+        caption = "Mean seconds of a finished run, by part."
+        drawn = times.bars(spent)
+        section.blocks += [times.table(spent), Picture("times", drawn, "Where it went", caption)]
+    return section
 
 
 def _problems(found: Contents) -> Section:

@@ -22,6 +22,7 @@ from metaloss.engines.base import (
 )
 from metaloss.engines.parts.certificate import refusal, tolerance
 from metaloss.errors import MissingGradientError, UncertifiedError
+from metaloss.machine import clock
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import Descent, Group
 from metaloss.problem.batches import StepBatch
@@ -87,6 +88,7 @@ class ByGradient(MetaOptimizer):
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
         self.guard = Guard(self.certify_every, self.uncertified)
 
+    @clock.part("meta")
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
         """A base step on each training batch, and a step of the meta-parameters through them."""
         self.guard.settle(self.engine, self.problem, self.meta, train)

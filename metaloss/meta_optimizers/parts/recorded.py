@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from metaloss.base_optimizers.base import State, update_of
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError, UnsupportedModelError, first_line
-from metaloss.machine import distributed, seeding
+from metaloss.machine import clock, distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.problem import Problem
@@ -122,7 +122,8 @@ class RecordedSteps:
         else:
             self._seen.append(key)
             return self._watched(take, batches)
-        recording.replay()
+        with clock.part("base" if branch == "base" else "meta"):
+            recording.replay()
         for parameter, state in recording.state.items():
             self._problem.optimizer.state[parameter] = dict(state)
         result = _copy(recording.result)
@@ -176,6 +177,7 @@ class RecordedSteps:
             )
         return result
 
+    @clock.part("compiling")
     def _make(self, take: Steps, leaves: list[Any], shape: Any) -> Recording:
         """Records the step without carrying it out; Python has then counted it."""
         optimizer = self._problem.optimizer
