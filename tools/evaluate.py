@@ -4,6 +4,7 @@ r"""Evaluates the model of a run on a split or another data set, or predicts wit
     python tools/evaluate.py runs/mnist_lenet5/adalfl/seed0 --split=valid
     python tools/evaluate.py RUN --gin_param="tasks.arrays.path = 'other.npz'" --output=other.json
     python tools/evaluate.py RUN --predict=inputs.npz --output=predictions.csv
+    python tools/evaluate.py RUN --predict=photos --output=predictions.csv --weights=average
 
 Nothing in the run folder is changed. Exit codes: 0 done, 2 bad input.
 """
@@ -25,10 +26,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--split", help="test (default), valid, train or select, all of its examples")
     add("--gin_param", action="append", default=[], metavar="'NAME = VALUE'",
         help="another data set: of the task only; may repeat")  # fmt: skip
-    add("--predict", type=Path, metavar="FILE", help=".npz of inputs; .csv or .parquet of a table")
+    add("--predict", type=Path, metavar="PATH",
+        help="picture, or a folder of them; .npz of arrays; .csv or .parquet")  # fmt: skip
     add("--key", help="array in --predict; default: x, the only one, or x_test")
     add("--output", type=Path, metavar="FILE", help=".json; of predictions .npz or .csv")
     add("--overwrite", action="store_true", help="write --output even if it is there")
+    add("--weights", default="tested", choices=["tested", "last", "average"],
+        help="those of the result (default), of the last step, or their running mean")  # fmt: skip
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")

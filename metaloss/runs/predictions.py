@@ -1,150 +1,122 @@
-"""Predictions from files to files: raw inputs in, what a trained model says of them out."""
+"""What a trained model says of inputs, and the files that it is written to."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metaloss.errors import DataError, did_you_mean
 from metaloss.machine.files import write_atomically
-from metaloss.tasks.arrays import opened
-from metaloss.tasks.base import Data
-from metaloss.tasks.preparation import own_data
-from metaloss.tasks.preparation.tables import ARROW
-
-TABLES = (".csv", ".tsv", ".parquet", *ARROW)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of inputs, on the CPU."""
+    """What a model says of inputs, on the CPU.
 
-    #: Probabilities of the classes, or of each label, [n, C]; or values in the target's own unit,
-    #: [n, outputs].
-    values: Tensor
-    classes: Tensor | None  #: index of the predicted class [n], int64; None where there is no one
-
-
-def read(path: Path, data: Data, key: str | None = None) -> Tensor:
-    """Raw inputs for a model, [n, *data.input_shape].
-
-    Args:
-        path: of a CSV or Parquet file, if the model is of the task `table`, with its columns; else
-            of an .npz file with numbers [n, features], or images [n, height, width], [n, height,
-            width, channels] or [n, channels, height, width], not scaled.
-        data: the model's own.
-        key: of the array; None: "x", the only one, or "x_test".
-
-    Raises:
-        DataError: the file is damaged, or holds no such array, or what the model cannot take.
+    Attributes:
+        values: probabilities of the classes, or of each label, [n, C]; or values in the targets'
+            own units, [n, outputs].
+        kind: which of the two they are.
+        classes: index of the predicted class [n], int64; None where there is no one.
+        names: of the columns of `values`: classes, labels or targets; None: they have none.
+        files: that the inputs are from; None: they have no file each.
     """
-    if not path.is_file():
-        raise DataError(f"no file {path}")
-    if data.encoding is not None:
-        if path.suffix == ".npz":
-            raise DataError(
-                f"{path}: the run's rows are a table's: give a CSV, Parquet or Arrow file"
-            )
-        rows = data.encoding.rows(path)
-        for line in data.encoding.unknown(rows):
-            print(f"warning: {line}", file=sys.stderr)
-        return torch.from_numpy(data.encoding.encode(data.encoding.frame(rows)))
-    if path.suffix in TABLES:
-        raise DataError(f"{path}: the run's inputs are arrays: give an .npz file")
-    with opened(path) as archive:
-        key = _key(archive.files, key, path)
-        raw = archive[key]
-    return _shaped(raw, data, f"{path}: {key}")
+
+    values: Tensor
+    kind: Literal["probabilities", "values"]
+    classes: Tensor | None = None
+    names: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The name of each predicted class, or its number where classes have no names."""
+        if self.classes is None:
+            return None
+        return [str(i) if self.names is None else self.names[i] for i in self.classes.tolist()]
 
 
-def save(prediction: Prediction, classes: tuple[str, ...] | None, path: Path) -> None:
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions one after the other; at least one."""
+    first = parts[0]
+    files = [file for part in parts for file in part.files or ()]
+    return replace(
+        first,
+        values=torch.cat([part.values for part in parts]),
+        classes=None
+        if first.classes is None
+        else torch.cat([part.classes for part in parts if part.classes is not None]),
+        files=tuple(files) if files else None,
+    )
+
+
+def save(prediction: Prediction, path: Path) -> None:
     """Writes a CSV file with a row for each input, or an .npz file.
 
     That holds `probabilities` [n, C], `predicted` [n] and the names `classes` [C], if there are; or
-    `predictions` [n, outputs].
+    `predictions` [n, outputs] and their names `targets`; and `files` [n], if there are.
 
     Args:
         prediction: see `TrainedModel.predict`.
-        classes: their names, where they have some.
         path: ends in .csv or .npz.
 
     Raises:
         RunFolderError: it cannot be written.
     """
     if path.suffix == ".csv":
-        text = _as_csv(prediction, classes)
+        text = _as_csv(prediction)
         write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
         return
+    names = "targets"
     if prediction.classes is None:
         arrays = {"predictions": prediction.values.numpy()}
     else:
+        names = "classes"
         arrays = {
             "probabilities": prediction.values.numpy(),
             "predicted": prediction.classes.numpy(),
         }
-        if classes is not None:
-            arrays["classes"] = np.array(classes)
+    for name, words in ((names, prediction.names), ("files", prediction.files)):
+        if words is not None:
+            arrays[name] = np.array(words)
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
-def _as_csv(prediction: Prediction, classes: tuple[str, ...] | None) -> str:
+def _as_csv(prediction: Prediction) -> str:
+    header, rows = _columns(prediction)
+    if prediction.files is not None:
+        header = ["file", *header]
+        rows = [[file, *row] for file, row in zip(prediction.files, rows, strict=True)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    values = prediction.values.numpy()
-    columns = range(values.shape[1])
-    if prediction.classes is None and classes is not None:  # several labels at once
-        writer.writerow([f"probability_{name}" for name in classes])
-        writer.writerows(values.tolist())
-        return out.getvalue()
-    if prediction.classes is None:
-        one = values.shape[1] == 1
-        writer.writerow(["prediction"] if one else [f"prediction_{i}" for i in columns])
-        writer.writerows(values.tolist())
-        return out.getvalue()
-    names = [str(i) for i in columns] if classes is None else classes
-    named = [] if classes is None else ["class"]
-    writer.writerow(["predicted", *named, *(f"probability_{name}" for name in names)])
-    for index, row in zip(prediction.classes.tolist(), values, strict=True):
-        writer.writerow([index, *(names[index] for _ in named), *map(str, row)])
+    writer.writerow(header)
+    writer.writerows(rows)
     return out.getvalue()
 
 
-def _key(present: list[str], asked: str | None, path: Path) -> str:
-    """Which array to read."""
-    if asked is None:
-        usual = [key for key in ("x", *present[: len(present) == 1], "x_test") if key in present]
-        if usual:
-            return usual[0]
-        asked = "x"
-    if asked not in present:
-        near, known = did_you_mean(asked, present), ", ".join(present)
-        raise DataError(f"{path}: no array {asked}{near} · it holds: {known or 'none'}; see --key")
-    return asked
-
-
-def _shaped(raw: np.ndarray, data: Data, place: str) -> Tensor:
-    """An array as the task stores its raw inputs."""
-    shape = data.input_shape
-    layouts = [shape]
-    if len(shape) == 3:
-        channels, height, width = shape
-        layouts += [(height, width, channels)] + [(height, width)] * (channels == 1)
-    if not raw.size or raw.shape[1:] not in layouts:
-        known = " or ".join(str(["n", *layout]).replace("'", "") for layout in layouts)
-        raise DataError(f"{place} is {raw.dtype} {list(raw.shape)}, but the model takes {known}")
-    if raw.dtype.kind not in "buif":
-        raise DataError(f"{place} is {raw.dtype}: give numbers")
-    if raw.dtype != np.uint8:
-        own_data.require_finite(raw, place)
-    if raw.shape[1:] != shape:
-        raw = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(raw))
+def _columns(prediction: Prediction) -> tuple[list[str], list[list[object]]]:
+    """Header and rows."""
+    values, labels = prediction.values.numpy(), prediction.labels
+    numbered = [str(i) for i in range(values.shape[1])]
+    names = numbered if prediction.names is None else list(prediction.names)
+    if labels is None or prediction.classes is None:
+        what = "prediction" if prediction.kind == "values" else "probability"
+        one = what == "prediction" and len(names) == 1
+        return [what] if one else [f"{what}_{name}" for name in names], values.tolist()
+    named = [] if prediction.names is None else ["class"]
+    header = ["predicted", *named, *(f"probability_{name}" for name in names)]
+    found = zip(prediction.classes.tolist(), labels, values, strict=True)
+    rows = [[index, *(label for _ in named), *map(str, row)] for index, label, row in found]
+    return header, rows

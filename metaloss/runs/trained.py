@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaloss import config
 from metaloss.backbones.base import blank
@@ -26,8 +28,9 @@ from metaloss.errors import (
 )
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
-from metaloss.runs import evaluation, predictions, saved_model
+from metaloss.runs import evaluation, inputs, predictions, saved_model
 from metaloss.runs.folder import RunFolder
+from metaloss.runs.inputs import Inputs
 from metaloss.runs.metrics import finite_or_none
 from metaloss.runs.precision import process_left_as_it_was, set_float32
 from metaloss.runs.predictions import Prediction
@@ -39,6 +42,7 @@ from metaloss.tasks.preparation import kept
 from metaloss.tasks.preparation.images import Images
 
 BYTES, NUMBERS = "bytes (uint8)", "numbers"
+BATCH = 256  #: inputs that are predicted for at once
 
 
 @dataclass(frozen=True)
@@ -121,35 +125,54 @@ class TrainedModel:
             set_float32(self.precision)
             return evaluation.examine(self.model, data, split).numbers
 
-    @torch.no_grad()
-    def predict(self, raw: Tensor) -> Prediction:
-        """The model's answer to raw inputs, prepared as its training's were.
+    def predict(self, what: Any, batch: int = BATCH, key: str | None = None) -> Prediction:
+        """The model's answer to what a person has, prepared as its training's inputs were.
 
         Args:
-            raw: as the task's files hold them, `[n, *about.input_shape]`; see
-                `metaloss.runs.predictions.read`.
+            what: files, pictures, rows or arrays, see `metaloss.runs.inputs.batches`.
+            batch: how many at once; the answer does not depend on it but for rounding.
+            key: of the array in an .npz file.
 
         Raises:
-            DataError: they are of another shape; bytes where the training images were numbers, or
-                the other way round; or the task does not say how raw inputs are prepared.
+            DataError: it cannot be read, or is not what the model takes, which is said; or the task
+                does not say how raw inputs are prepared.
         """
-        how, shape = _preparation(self.about), list(self.about.input_shape)
-        kind = _kind(self.about)
-        if list(raw.shape[1:]) != shape:
-            raise DataError(f"inputs of shape {list(raw.shape[1:])}, but the model takes {shape}")
+        parts = list(self.stream(what, batch, key))
+        if not parts:
+            raise DataError("there is nothing to predict for")
+        return predictions.joined(parts)
+
+    def stream(self, what: Any, batch: int = BATCH, key: str | None = None) -> Iterator[Prediction]:
+        """The same a batch at a time: of an iterator without end, the next answers as they come.
+
+        Args:
+            what, batch, key: see `predict`.
+
+        Raises:
+            DataError: see `predict`.
+        """
+        for given in inputs.batches(what, self.about, batch, key):
+            yield self._answer(given)
+
+    @torch.no_grad()
+    def _answer(self, given: Inputs) -> Prediction:
+        about, raw = self.about, given.raw
+        how, kind = _preparation(about), _kind(about)
         # To images, bytes are other numbers than floats are: 255 times as large.
         if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
             raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
-        parts = torch.split(raw, evaluation.CHUNK)
         with process_left_as_it_was():
             set_float32(self.precision)
-            found = torch.cat([self.model(how.prepare(part.to(self._device))) for part in parts])
-        if self.about.objective is MULTI_LABEL:
-            return Prediction(found.sigmoid().cpu(), None)
-        if self.about.objective.metric == "error_rate":
-            return Prediction(found.softmax(-1).cpu(), found.argmax(-1).cpu())
-        targets = self.about.targets
-        return Prediction((found if targets is None else targets.undo(found)).cpu(), None)
+            found = self.model(how.prepare(raw.to(self._device)))
+        if about.objective is MULTI_LABEL:
+            said = found.sigmoid().cpu()
+            return Prediction(said, "probabilities", None, about.classes, given.files)
+        if about.objective.metric == "error_rate":
+            likely = found.argmax(-1).cpu()
+            said = found.softmax(-1).cpu()
+            return Prediction(said, "probabilities", likely, about.classes, given.files)
+        said = (found if about.targets is None else about.targets.undo(found)).cpu()
+        return Prediction(said, "values", None, about.target_names, given.files)
 
     def other_task(
         self, bindings: Sequence[str], data_dir: str | Path | None = None
@@ -290,6 +313,20 @@ def _of_checkpoint(
 # --- the command ---
 
 
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Within it warnings become lines of standard error, as a command's are; also a decorator."""
+
+    def tell(message: Warning | str, *where: Any, **more: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = tell
+        yield
+
+
+@warnings_as_lines()
 def evaluate(
     run: Path,
     split: str | None = None,
@@ -298,6 +335,7 @@ def evaluate(
     key: str | None = None,
     output: Path | None = None,
     overwrite: bool = False,
+    weights: Weights = "tested",
     device: str = "auto",
     data_dir: str | None = None,
     plugin: Sequence[str] = (),
@@ -322,12 +360,12 @@ def evaluate(
         _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
     plugins.load_all(plugin, remembered=RunFolder(run).plugins())
     processes.set_threads(threads)
-    trained = load_model(run, processes.find_device(device), data_dir)
+    trained = load_model(run, processes.find_device(device), data_dir, weights=weights)
     where = f"{run}, step {trained.step} of {trained.steps}"
     if predict is not None and output is not None:
-        found = trained.predict(predictions.read(predict, trained.about, key))
-        predictions.save(found, trained.about.classes, output)
-        return f"{where}: {len(found.values)} predictions in {output}"
+        found = trained.predict(predict, key=key)
+        predictions.save(found, output)
+        return f"{where}: {len(found)} predictions in {output}"
     numbers = _evaluation(trained, "test" if split is None else split, gin_param, data_dir)
     if output is not None:
         content = {name: finite_or_none(value) for name, value in numbers.items()}
@@ -432,8 +470,7 @@ def _prepared_as(own: Data, other: Data) -> Data:
 
 def _kind(data: Data) -> str:
     """What a task's raw inputs are: bytes of images, or numbers."""
-    stored = data.splits["train"][0].dtype
-    return BYTES if stored == torch.uint8 or isinstance(data.inputs, Images) else NUMBERS
+    return BYTES if inputs.takes_bytes(data) else NUMBERS
 
 
 def _require_same_names(

@@ -16,7 +16,7 @@ from metaloss.machine import sealed
 from metaloss.machine.files import read_json
 from metaloss.representations.saved.folder import read_trajectory
 from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
-from metaloss.runs import predictions
+from metaloss.runs import inputs
 from metaloss.runs.metrics import read_metrics
 
 
@@ -87,7 +87,7 @@ def test_inputs_to_predict_for(evil, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.array([evil], dtype=object))
     digits = TASKS["digits"]().load(tmp_path, torch.Generator())
     with pytest.raises(DataError, match="x.npz: cannot be read: Object arrays cannot be loaded"):
-        predictions.read(tmp_path / "x.npz", digits)
+        list(inputs.batches(tmp_path / "x.npz", digits, 10))
 
 
 @pytest.mark.parametrize(

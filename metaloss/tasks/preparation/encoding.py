@@ -210,7 +210,14 @@ class Encoding:
         Raises:
             DataError: the file is damaged, has no such column, or a word where numbers are.
         """
-        rows = read(path, self.dialect)
+        return self.checked(read(path, self.dialect))
+
+    def checked(self, rows: Rows) -> Rows:
+        """The rows, which have the columns that are needed, of words or numbers as needed.
+
+        Raises:
+            DataError: they do not.
+        """
         rows.require(tuple(self.columns))
         for name, column in self.columns.items():
             if not isinstance(column, Category):

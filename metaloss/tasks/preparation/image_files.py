@@ -122,6 +122,14 @@ def listed(path: Path) -> Folder:
     return found
 
 
+def inside(path: Path) -> tuple[list[Path], str]:
+    """The images in a folder and in those within it, in order; and what is left out, in words."""
+    files = sorted(_walk(path))
+    left = Counter(file.suffix.lower() or "no ending" for file in files if not _is_image(file))
+    words = ", ".join(f"{count:,} {ending}" for ending, count in left.most_common())
+    return [file for file in files if _is_image(file)], words
+
+
 def _descended(folder: Path, found: Folder) -> Path:
     """The folder that is meant, where one was unpacked into another."""
     while True:
@@ -227,16 +235,22 @@ class Decoder:
         Raises:
             DataError: it cannot be read.
         """
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         try:
             with Image.open(_opened(file)) as image:
-                largest = LARGEST.get(image.mode)
-                if image.mode == "I" and image.format == "PNG":  # as older Pillows read 16 bits
-                    largest = LARGEST["I;16"]
-                planes = self._planes(ImageOps.exif_transpose(image), largest)
+                return self.of_image(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
+
+    def of_image(self, image: Image.Image) -> Tensor:
+        """An image that Pillow has opened, or made."""
+        from PIL import ImageOps
+
+        largest = LARGEST.get(image.mode)
+        if image.mode == "I" and image.format == "PNG":  # as older Pillows read 16 bits
+            largest = LARGEST["I;16"]
+        planes = self._planes(ImageOps.exif_transpose(image), largest)
         pixels = np.stack([self._sized(plane) for plane in planes])
         if self.deep and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.float32) / 255
