@@ -10,6 +10,7 @@ from metaloss.config.arguments import parameters_of
 from metaloss.config.gin_files import Reference, bindings_of, flatten
 from metaloss.config.registry import REGISTRIES
 from metaloss.errors import ConfigError
+from metaloss.runs.recorder import OWN_LOOP
 from metaloss.runs.runner import Runner
 
 #: Parameters by which a run is watched; its numbers do not depend on them.
@@ -55,6 +56,11 @@ class Settings:
         return str(self.values["Runner.method"])
 
     @property
+    def own_loop(self) -> bool:
+        """Whether it is somebody's own loop, of which a `Recorder` has told."""
+        return repr(self.values.get("Runner.task")).startswith(f"@{OWN_LOOP}.")
+
+    @property
     def key(self) -> frozenset[tuple[str, Any]]:
         """Equal for two runs whose numbers may be averaged."""
         watching = WATCHING - self._decisive()
@@ -91,6 +97,8 @@ def read(text: str, place: str) -> Settings:
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise ConfigError(f"{place} does not set {missing[0]}: it is cut short, or no run's config")
+    if Settings(values).own_loop:  # it has what it was given, and no Runner
+        return Settings(values)
     defaults = _defaults(values)
     # What gin has no word for (a function as a default, say) is never written.
     assumed = [name for name, value in defaults.items() if _is_plain(value) and name not in values]

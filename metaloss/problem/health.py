@@ -16,10 +16,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from metaloss.base_optimizers.base import reset
 from metaloss.machine import distributed, seeding
@@ -263,11 +265,12 @@ def by_parameters(problem: Problem, batch: StepBatch, size: int = 16) -> tuple[f
     inputs, labels = batches.parts(batch)[0]
     found = []
     random_state = seeding.global_state(problem.device)
-    for start in range(0, len(labels), size):
-        part = slice(start, start + size)
+    for start in range(0, batches.examples((inputs, labels)), size):
+        cut = itemgetter(slice(start, start + size))
+        part = tree_map_only(Tensor, cut, (inputs, labels))
         with problem.replaced({}, problem.surroundings.keep()):
-            outputs = problem.forward(inputs[part])
-            g, h, _ = slopes(problem, outputs, labels[part])
+            outputs = problem.forward(part[0])
+            g, h, _ = slopes(problem, outputs, part[1])
             found.append(_by_theta(problem, outputs, g, h))
     seeding.set_global_state(random_state, problem.device)
     cosines, ratios = zip(*found, strict=True)

@@ -84,6 +84,8 @@ class Run:
         self.callbacks = Everyone(callbacks, self._warn)
         self._restored: tuple[int, dict[str, Any]] = 0, {}  # see `checkpoint.restore`
         self._sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
+        empty = torch.empty(0, self.state.data.outputs)
+        self._columns = inspection.classes(self.state.data.objective.link, empty)
         self._found: dict[str, float] = {}  # the metric by split, of the latest evaluation
         self._shown = self._equidistant(plan.figures)
         self._began = self._ended = time.monotonic()
@@ -265,26 +267,12 @@ class Run:
     def _log_step(self, phase: str, step: int, result: MetaStep) -> float:
         """A row of metrics; the numbers leave the device only here. Gives the learned loss."""
         state = self.state
-        learned_loss: float = result.learned_loss.item()
-        if result.task_loss is not None:
-            state.latest["task_loss"] = result.task_loss.item()
-        if result.gradient_norm is not None:
-            state.latest["gradient_norm"] = result.gradient_norm.item()
         if state.residual is not None:  # of a certified step, which seldom is one that is logged
             state.latest["adjoint_residual"] = state.residual.item()
             state.residual = None
-        self._log(
-            {
-                "phase": phase,
-                "step": step,
-                "learned_loss": learned_loss,
-                **state.latest,
-                "base_lr": float(state.learner.problem.optimizer.param_groups[0]["lr"]),
-                "skipped": int(state.skipped),
-                **{f"health_{n}": v for n, v in state.learner.health().numbers.items()},
-            }
-        )
-        return learned_loss
+        made = inspection.of_step(state.learner, result, state.latest)
+        self._log({"phase": phase, "step": step, **made, "skipped": int(state.skipped)})
+        return made["learned_loss"]
 
     def _start(self, rows: int) -> Start:
         """What callbacks are told of the run when it begins, or goes on."""
@@ -319,12 +307,15 @@ class Run:
     @distributed.first_alone
     def _show(self, last: bool) -> None:
         """Looks at the loss; its curves are drawn in long runs alone, the last at the end."""
-        if self.state.loss is None:
+        state = self.state
+        if state.loss is None:
             return
-        with self.progress.sparing(f"the figures at step {self.state.steps}"):
-            self.callbacks.after_look(inspection.look(self.state))
+        with self.progress.sparing(f"the figures at step {state.steps}"):
+            batch = inspection.examples(state)
+            self.callbacks.after_look(inspection.look(state.learner, batch, state.steps))
             if self._is_long() and not last:
-                self.callbacks.after_look(inspection.look_at_curves(self.state))
+                curves = inspection.look_at_curves(state.loss, state.trajectory(), self._columns)
+                self.callbacks.after_look(curves)
 
     @clock.part("figures")
     def _draw(self, result: dict[str, Any]) -> None:
@@ -376,7 +367,7 @@ class Run:
     @distributed.first_alone
     def _report(self, *splits: str) -> None:
         """Logs the indices of the learned loss, and loss and metric of the model on some splits."""
-        self._log({"phase": "train", "step": self.state.steps, **inspection.numbers(self.state)})
+        self._log({"phase": "train", "step": self.state.steps, **self._indices()})
         for split in splits:
             row = self._evaluate(split)
             self._log(row)
@@ -395,6 +386,10 @@ class Run:
         tell(row)
         self.progress.show(row)
 
+    def _indices(self) -> dict[str, float]:
+        state = self.state
+        return inspection.numbers(state.learner, inspection.examples(state), state.samples.get(0))
+
     def _evaluate(self, split: str) -> Row:
         """Loss and metric on a split; of the training data, on as much as is held out."""
         data = self.state.data
@@ -412,7 +407,7 @@ class Run:
         evaluate(self.state.model, self.state.data, "valid", taken)
         forward = (time.monotonic() - began) / taken * examples
         began = time.monotonic()
-        inspection.numbers(self.state)
+        self._indices()
         looking = (time.monotonic() - began) * (count + 1)
         return forward * (1 if self.plan.ema is None else 2) + looking
 
@@ -455,8 +450,7 @@ class Run:
             loss = LearnedLoss(
                 state.loss, objective.link, trajectory=state.trajectory(), step=state.steps
             )
-            provenance = {**provenance, "classes": inspection.classes(state)}
-            loss.save_pretrained(self.folder.loss, **provenance, **self.folder.provenance())
+            inspection.export(self.folder, loss, self._columns, provenance)
 
     def seconds(self) -> float:
         """That the run has taken so far, in all its processes one after the other."""

@@ -22,6 +22,7 @@ MODULES = [
     "metaloss.errors",
     "metaloss.representations.saved.learned_loss",
     "metaloss.runs.launch",
+    "metaloss.runs.recorder",
     "metaloss.learner",
     "metaloss.links",
     "metaloss.problem.meta_parameters",

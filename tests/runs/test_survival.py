@@ -214,7 +214,7 @@ def dead(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         return tmp_path / "run"
 
-    monkeypatch.setattr("metaloss.runs.inspection.look", lambda state: Look(state.steps))
+    monkeypatch.setattr("metaloss.runs.inspection.look", lambda learner, batch, step: Look(step))
     monkeypatch.setattr(pictures, "draw", sketch)
     return dead
 

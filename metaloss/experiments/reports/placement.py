@@ -77,8 +77,8 @@ def fill(paper: Paper, groups: Sequence[Group]) -> tuple[list[Filled], list[Grou
         The tables that have runs of their own, every row of them; and the groups that belong to
         none.
     """
-    index = _Index(paper, groups)
-    homes = {group: index.home(group) for group in groups}
+    index = _Index(paper, [group for group in groups if not group.settings.own_loop])
+    homes = {g: None if g.settings.own_loop else index.home(g) for g in groups}
     filled = []
     for table in paper.tables:
         own = [home for home in homes.values() if home is not None and home.table == table.number]
