@@ -57,9 +57,10 @@ def adalfl(
     every: int = 1,
     recorded: bool = False,
     tabulate: Tabulate = "auto",
+    certify_every: int = 50,
 ) -> Step:
     """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
-    online = OnlineOneStep(META_LR, every, engine=engine)
+    online = OnlineOneStep(META_LR, every, engine=engine, certify_every=certify_every)
     return _learner(model, loss, task_loss, online, recorded, tabulate)
 
 
@@ -232,6 +233,8 @@ CONTENDERS: dict[str, Contender] = {
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
         for k in (4, 20)
     },
+    "exact_uncertified": Contender(partial(adalfl, engine="exact", certify_every=0)),
+    "exact_all_certified": Contender(partial(adalfl, engine="exact", certify_every=1)),
     "compiled": Contender(partial(adalfl, engine="compiled"), counted=False),
     "compiled_every_4": Contender(
         partial(adalfl, engine="compiled", every=4), steps=4, counted=False

@@ -76,7 +76,9 @@ def splits(seed: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def without_end(part: tuple[Tensor, Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def without_end(
+    part: tuple[Tensor, Tensor], seed: int, batch: int = BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches, epoch after epoch."""
     inputs, labels = part
     generator = torch.Generator().manual_seed(seed)

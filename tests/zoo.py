@@ -762,6 +762,14 @@ class ProjectedInForward(Net):
         return self.b(h)
 
 
+@net
+class ReadsGradient(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        grad = self.b.weight.grad
+        return self.b(h) if grad is None else self.b(h) * (1 + grad.abs().mean())
+
+
+REFUSED["ReadsGradient"] = "reads a `.grad` in its forward pass"
 REFUSED["ProjectedInForward"] = "changes its trained parameter 'b.weight' in its forward pass"
 
 

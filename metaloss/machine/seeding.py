@@ -50,6 +50,25 @@ def set_global_state(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Within it, what a model draws on a CPU moves nothing outside: masks of a pass on the side.
+
+    Its numbers follow from where the generator stands, and are no others' numbers. On a GPU the
+    generator goes on, since in a CUDA graph it can never be put back.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    outside = torch.get_rng_state()
+    digest = hashlib.blake2b(outside.numpy().tobytes(), digest_size=8).digest()
+    torch.default_generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(outside)
+
+
 #: Lists of those who want to know of each replay whether anything was drawn in it.
 _WATCHERS: list[list[bool]] = []
 

@@ -50,6 +50,8 @@ MAX_POOLING = {
 
 #: Gradients that a model takes itself, within its forward pass.
 DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+#: What reads a tensor's `.grad`.
+READING = {Tensor.grad.__get__}  # type: ignore[union-attr]
 
 
 class Watch(TorchFunctionMode):
@@ -58,12 +60,14 @@ class Watch(TorchFunctionMode):
     Attributes:
         differentiates: whether it took a gradient.
         hooked: whether it registered a hook on a tensor.
+        reads_gradients: whether it read a tensor's `.grad`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.differentiates = False
         self.hooked = False
+        self.reads_gradients = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -75,6 +79,7 @@ class Watch(TorchFunctionMode):
         """Notes a call."""
         self.differentiates |= func in DIFFERENTIATING
         self.hooked |= func is Tensor.register_hook
+        self.reads_gradients |= func in READING
 
 
 class KeepPrimals(Watch):

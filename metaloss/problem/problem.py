@@ -31,6 +31,7 @@ from metaloss.problem.refusals import (
     refuse_other_kinds,
     refuse_unshareable,
     refuse_without_grad,
+    refusing_gradient_reads,
     refusing_reentrant_checkpoints,
 )
 from metaloss.problem.slopes import (
@@ -108,6 +109,7 @@ class Problem:
         self.follow()
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
+        self._draws = False  # whether the model was seen to draw from torch's global generators
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         replicas.start_alike([model] if loss is None else [model, loss])
 
@@ -179,11 +181,14 @@ class Problem:
             both = [*leaves, *self.theta]
             try:
                 with refusing_reentrant_checkpoints(), self.replaced(named, None):
-                    outputs = self.forward(inputs)
+                    with refusing_gradient_reads():
+                        outputs = self.forward(inputs)
                     slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
                     # A reentrant checkpoint shows in its backward pass.
                     past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
             finally:
+                after = seeding.global_state(self.device)
+                self._draws |= not all(map(torch.equal, random_state, after))
                 seeding.set_global_state(random_state, self.device)
                 self.surroundings.learn(before)
             refuse_aliases(self.theta_names, past[len(leaves) :])
@@ -338,6 +343,8 @@ class Problem:
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves the surroundings as they are.
 
+        On a CPU the generators too: with φ frozen, θ has the bits of plain training.
+
         Returns:
             A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
             not use a parameter; none has a graph.
@@ -345,7 +352,7 @@ class Problem:
         parts = batches.parts(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
-        with self.replaced({}, self.surroundings.keep()):
+        with self.aside(), self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
                 loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
                 ones = torch.ones_like(loss)
@@ -355,6 +362,10 @@ class Problem:
             v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
         )
         return loss, found
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within it belongs a pass on the side, whose random numbers move no others."""
+        return seeding.aside(self.device) if self._draws else nullcontext()
 
     @contextmanager
     def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:

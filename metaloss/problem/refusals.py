@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import distributed
+from metaloss.problem.forward_mode import Watch
 
 Embedding = nn.Embedding | nn.EmbeddingBag
 
@@ -70,6 +71,22 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
                 "the model has reentrant activation checkpoints, whose gradients do not pass "
                 "through torch.autograd.grad: give its checkpoints use_reentrant=False"
             ) from error
+
+
+@contextmanager
+def refusing_gradient_reads() -> Iterator[None]:
+    """Within it belongs a forward pass of the model.
+
+    Raises:
+        UnsupportedModelError: the model has read a tensor's `.grad`.
+    """
+    with Watch() as watch:
+        yield
+    if watch.reads_gradients:
+        raise UnsupportedModelError(
+            "the model reads a `.grad` in its forward pass, which is the engine's and another one "
+            "in each of its passes: keep what the model needs of it in a buffer"
+        )
 
 
 @contextmanager

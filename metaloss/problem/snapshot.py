@@ -82,7 +82,7 @@ def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
     """L_T on a batch at the current θ, without gradient; the surroundings stay as they are."""
     with torch.enable_grad():
         problem.probe(batch)
-    with problem.replaced({}, problem.surroundings.keep()):
+    with problem.aside(), problem.replaced({}, problem.surroundings.keep()):
         losses = [
             problem.task_loss(problem.forward(inputs), labels)
             for inputs, labels in batches.parts(batch)

@@ -134,10 +134,11 @@ def _theta_after(make: Make, shift: Tensor) -> Tensor:
 
 
 def _slope_after(make: Make) -> Tensor:
-    """v = ∇_θ' L_T in a plain loop, flat."""
+    """v = ∇_θ' L_T in a plain loop, flat; by the masks that the learner's own pass has."""
     model, batch = _plain_step(make, None)
-    loss = _task_loss(batch)(call(model, batch[0]), batch[1])
-    grads = torch.autograd.grad(loss, _trained(model), materialize_grads=True)
+    with seeding.aside(torch.device("cpu")):
+        loss = _task_loss(batch)(call(model, batch[0]), batch[1])
+        grads = torch.autograd.grad(loss, _trained(model), materialize_grads=True)
     return torch.cat([grad.flatten() for grad in grads])
 
 
