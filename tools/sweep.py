@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 r"""Carries out a grid of runs: tasks x methods x parameters x seeds, on one machine or on many.
 
-    python tools/sweep.py plan paper/cpu.gin                      # what it would be
+    python tools/sweep.py plan paper/cpu.gin                      # what it would be, and its cost
     python tools/sweep.py run paper/cpu.gin --data_dir=DIR        # starts what is not done yet
     python tools/sweep.py status paper/cpu.gin                    # done, running, failed, time left
     python tools/sweep.py retry paper/cpu.gin --data_dir=DIR      # also what has failed
@@ -15,12 +15,14 @@ SPEC is a gin file with a `Sweep`, also one of the shipped gin_configs/paper; se
 A run's folder is named by its complete configuration and seed, so a sweep that is run again fills
 the gaps only. See docs/sweeps.md.
 
-Exit codes: 0 all is well, 1 a run has failed or was interrupted, 2 bad input.
+Exit codes: 0 all is well, 1 a run has failed or was interrupted, 2 bad input, 130 or 143 stopped by
+SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -63,9 +65,9 @@ def carry_out(arguments: argparse.Namespace) -> int:
 
     try:
         return commands.carry_out(Path(__file__).with_name("train.py"), **vars(arguments))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped: what had begun is saved; run it again to go on", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 if __name__ == "__main__":

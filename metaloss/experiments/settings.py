@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ WATCHING = frozenset(
     f"Runner.{name}"
     for name in ("log_every", "evaluate_every", "checkpoint_every", "samples", "figures")
 )
+METHOD = "Runner.method"
+WORDS = 3  #: of a variant's name at most
 REQUIRED = ("Runner.task", "Runner.backbone", "Runner.method")
 
 
@@ -103,6 +107,73 @@ def read(text: str, place: str) -> Settings:
     # What gin has no word for (a function as a default, say) is never written.
     assumed = [name for name, value in defaults.items() if _is_plain(value) and name not in values]
     return Settings(defaults | values, tuple(assumed))
+
+
+def variants(found: Sequence[Settings]) -> list[str]:
+    """A name for each of some settings, by what differs between them; equal for those alike.
+
+    Those that are alone with their method on their task and backbone are called by it. Of others
+    it is what they differ in: the names of components if these tell them apart, as `focal` and
+    `poly` do; else the method and the numbers, as in `adalfl_lr=0.1`.
+    """
+    words: list[tuple[str, ...]] = [()] * len(found)
+    for members in _alike(found, lambda s: (*_pair(s), s.method)).values():
+        for i, own in zip(members, _distinguishing([found[i] for i in members]), strict=True):
+            words[i] = own
+    names = []
+    for one, own in zip(found, words, strict=True):
+        of_pair = [w for other, w in zip(found, words, strict=True) if _pair(other) == _pair(one)]
+        speaks = own and not any("=" in word for word in own) and of_pair.count(own) == 1
+        names.append("_".join(own if speaks else (one.method, *own)))
+    return names
+
+
+def _pair(one: Settings) -> tuple[str, str]:
+    return one.component("Runner.task"), one.component("Runner.backbone")
+
+
+def _alike(found: Sequence[Settings], key: Callable[[Settings], object]) -> dict[object, list[int]]:
+    """The places of those with the same key."""
+    places: dict[object, list[int]] = defaultdict(list)
+    for i, one in enumerate(found):
+        places[key(one)].append(i)
+    return places
+
+
+def _distinguishing(members: Sequence[Settings]) -> list[tuple[str, ...]]:
+    """Words for what each has set otherwise than the rest; a component's name stands for its own.
+
+    What all of them have set comes first, and what some have only where that is not enough.
+    """
+    every = sorted({name for one in members for name in one.values} - WATCHING - {METHOD})
+    common = [name for name in every if all(name in one.values for one in members)]
+    for names in (common, every):
+        differing = [n for n in names if len({one.values.get(n, NOT_SET) for one in members}) > 1]
+        shown = sorted(differing, key=lambda name: not _names_components(members, name))[:WORDS]
+        found = [
+            tuple(_word(name, one.values[name]) for name in shown if name in one.values)
+            for one in members
+        ]
+        if len({*found}) == len({one.key for one in members}):
+            break
+    return found
+
+
+def _names_components(members: Sequence[Settings], parameter: str) -> bool:
+    return any(isinstance(one.values.get(parameter), Reference) for one in members)
+
+
+def _word(name: str, value: Any) -> str:
+    """A parameter and its value, as a part of a file's name."""
+    if isinstance(value, Reference):
+        return value.name.rpartition(".")[2]
+    said = re.sub(r"[^\w.+-]+", ".", str(value)).strip(".")
+    return f"{name.rpartition('.')[2]}={said}"
+
+
+def told(difference: Difference) -> str:
+    """A difference in one line, without what is not set here, unless that is all of it."""
+    return describe(tuple(item for item in difference if item[1] is not NOT_SET) or difference)
 
 
 def describe(difference: Difference) -> str:

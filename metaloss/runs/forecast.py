@@ -30,13 +30,18 @@ class Forecast:
     baseline: float | None
     memory: int
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.initialization + self.training + self.evaluation
+
     def __str__(self) -> str:
         parts = {
             "initialization": self.initialization,
             "training": self.training,
             "evaluations": self.evaluation,
         }
-        whole = sum(parts.values())
+        whole = self.seconds
         told = " + ".join(f"{name} {words.duration(s)}" for name, s in parts.items() if s)
         beside = ""
         if self.baseline is not None:

@@ -21,6 +21,7 @@ from metaloss.machine import distributed, processes, seeding
 from metaloss.machine.circumstances import describe
 from metaloss.runs import words
 from metaloss.runs.folder import RunFolder, found_there, plugins_there
+from metaloss.runs.forecast import Forecast
 from metaloss.runs.introduction import introduction
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.precision import process_left_as_it_was
@@ -74,6 +75,25 @@ class Planned:
     seed: int
     runner: Runner
     folder: RunFolder
+
+
+@process_left_as_it_was()
+def forecast(**flags: Any) -> Forecast:
+    """How long a run will take, by a few steps of each phase; it leaves no files.
+
+    Args:
+        flags: see `Flags`.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    asked = Flags(**flags)
+    processes.set_threads(asked.threads)
+    device = processes.find_device(processes.own_device(asked.device))
+    text, planned = plan(asked)
+    data = find_data_dir(asked.data_dir)
+    runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in planned]
+    return Lockstep(runs, asked.max_seconds).rehearse()
 
 
 @process_left_as_it_was()

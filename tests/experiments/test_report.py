@@ -117,7 +117,7 @@ def test_paired_tests_say_what_few_seeds_cannot(report, root):
     assert [row[5] == "–" for row in main] == [False, False, True]
     diverged = "1 diverged: the worst ranks, and no interval"
     assert [row[8] for row in main] == ["", "", diverged]
-    others = rows_of(text, "Runs outside the paper's tables, paired by seed")
+    others = rows_of(text, "Runs by task and method, paired by seed")
     assert others[2][2:] == [
         "ml3_relu - baseline", "3", "+.0500", "[+.0500, +.0500]", "–", "–",
         "n = 3: no test can be significant",
@@ -154,7 +154,7 @@ def test_the_chance_of_the_test_examples_stands_beside_that_of_the_seeds(report,
                 tmp_path / f"{files[1][8:-4]}{seed}", files, seed=seed, test=sum(wrong) / 4
             )
             RunFolder(run).keep_errors(np.array(wrong, dtype=np.float32), np.arange(4))
-    compared = rows_of(report(tmp_path)[1], "Runs outside the paper's tables, paired by seed")
+    compared = rows_of(report(tmp_path)[1], "Runs by task and method, paired by seed")
     assert compared[2][2:7] == ["ml3_relu - baseline", "3", "-.2500", "[-.2500, -.2500]", ".2500"]
 
 
@@ -171,8 +171,12 @@ def test_other_runs_are_grouped_by_what_differs(report, tmp_path):
         write_run(tmp_path / str(i), DIGITS[0], [f"backbones.mlp.hidden = {hidden}"], test=0.1 + i)
     write_run(tmp_path / "2", DIGITS[1], ["backbones.mlp.hidden = (8,)"], test=0.5)
     _, text, _ = report(tmp_path)
-    table = rows_of(text, "Runs outside the paper's tables")
-    assert [row[2] for row in table[2:]] == ["baseline (a)", "baseline (b)", "ml3_relu (b)"]
+    table = rows_of(text, "Runs by task and method")
+    assert [row[2] for row in table[2:]] == [
+        "baseline_hidden=4 (a)",
+        "baseline_hidden=8 (b)",
+        "ml3_relu (b)",
+    ]
     assert [row[4] for row in table[2:]] == [".1000 (1)", "1.1000 (1)", ".5000 (1)"]
     assert "* (a) backbones.mlp.hidden = (4,)\n* (b) backbones.mlp.hidden = (8,)" in text
     assert "Table 1" not in text

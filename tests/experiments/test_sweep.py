@@ -139,9 +139,46 @@ def test_a_method_that_does_not_have_a_parameter_is_run_once():
         methods=["methods/baseline.gin", "methods/adalfl_letter.gin"],
         parameters={"meta_optimizers.online_one_step.meta_lr": [1e-4, 1e-5]},
     )
-    assert [cell.group.split("-")[0] for cell in found] == [
-        "digits_mlp/baseline", "digits_mlp/adalfl_letter", "digits_mlp/adalfl_letter",
-    ]  # fmt: skip
+    assert [cell.group.partition("-")[0] for cell in found] == [
+        "digits_mlp/baseline",
+        "digits_mlp/adalfl_letter_meta_lr=0.0001",
+        "digits_mlp/adalfl_letter_meta_lr=1e",
+    ]
+
+
+@pytest.fixture
+def two_losses(tmp_path):
+    """A spec, and beside it the files that it names: one method with two losses."""
+    for name in ("focal", "poly"):
+        text = f"include 'methods/ml3.gin'\nRunner.representation = @representations.{name}()\n"
+        (tmp_path / f"{name}.gin").write_text(text)
+    (tmp_path / "own.gin").write_text(
+        "Sweep.tasks = ['tasks/digits_mlp.gin']\nSweep.seeds = 1\n"
+        "Sweep.methods = ['methods/baseline.gin', 'focal.gin', 'poly.gin']\n"
+    )
+    return tmp_path / "own.gin"
+
+
+def test_files_stand_beside_the_spec_and_variants_are_called_by_what_differs(two_losses):
+    found = cells.load([two_losses])[1]
+    names = [cell.group.rpartition("-")[0] for cell in found]
+    assert names == ["digits_mlp/baseline", "digits_mlp/focal", "digits_mlp/poly"]
+    assert found[1].files == ("tasks/digits_mlp.gin", str(two_losses.parent / "focal.gin"))
+    larger = ["Sweep.parameters = {'Runner.steps': [5, 6]}"]
+    names = [cell.group.rpartition("-")[0] for cell in cells.load([two_losses], larger)[1]]
+    assert names[0] == "digits_mlp/baseline_steps=5"
+    assert names[2:4] == ["digits_mlp/ml3_focal_steps=5", "digits_mlp/ml3_focal_steps=6"]
+
+
+def test_folders_of_another_name_are_found_by_their_hash(two_losses, tmp_path):
+    found = cells.load([two_losses])[1]
+    before = tmp_path / "digits_mlp" / f"ml3-{found[1].hash}"  # as earlier versions called it
+    before.mkdir(parents=True)
+    there = cells.where_they_are(found, tmp_path)
+    assert there[1].group == f"digits_mlp/{before.name}"
+    assert (there[0], there[2]) == (found[0], found[2])
+    (tmp_path / found[1].group).mkdir()
+    assert cells.where_they_are(found, tmp_path)[1].group == found[1].group
 
 
 @pytest.mark.parametrize(
@@ -207,10 +244,10 @@ def test_a_failed_run_stops_no_other_and_waits_for_retry(fake):
     assert not well
     assert sum("finished" in line for line in lines) == 2
     name = grid(2)[1].name
-    assert any(f"failed      {name}: exit code 2: " in line for line in lines)
+    told = f"failed      {name}: what went wrong (exit code 2)\n    {sys.executable} "
+    assert any(told in line for line in lines)
     shown = commands.status(grid(3), Local(parallel=2), fake)
-    assert f"failed      {name}: exit code 2: " in shown
-    assert "what went wrong" in shown
+    assert told in shown
     assert shown.splitlines()[-1] == "3 runs: 2 finished, 1 failed"
     fake.orders()
     assert run(fake, 3) == (True, ["nothing to start: 3 runs: 2 finished, 1 failed"])
@@ -228,8 +265,7 @@ def test_several_seeds_of_a_configuration_are_one_process(fake):
     assert [line.split(" ", 3)[0] for line in lines] == [f"[{i}/5," for i in range(1, 6)]
     for cell in several[2:4]:  # the log of one process tells of both
         found = standing(cell, fake.root)
-        assert (found.state, found.detail[:12]) == ("failed", "exit code 2:")
-        assert "what went wrong" in found.detail
+        assert (found.state, found.detail) == ("failed", "what went wrong (exit code 2)")
     fake.orders()
     assert commands.run(several, Local(parallel=1), fake, lines.append, retry=True)
     assert fake.started() == ["seed0+seed1", "seed2+seed3", "seed2+seed3", "seed4"]
@@ -409,7 +445,10 @@ def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
     assert main(["plan", *rest]) == 0
     plan = capsys.readouterr().out
     assert "tools/train.py --gin_file=tasks/digits_mlp.gin" in plan
-    assert plan.splitlines()[-1] == "1 runs: 1 waiting"
+    *_, counted, expected, whole = plan.splitlines()
+    assert counted == "1 runs: 1 waiting"
+    assert re.match(r"digits_mlp/baseline-\w+: 1 x expected: ", expected)
+    assert re.match(r"1 runs that wait: about \d+ s one after another, ", whole)
     assert main(["report", *rest]) == 2
     assert "no run of this sweep is in" in capsys.readouterr().err
     assert main(["run", *rest]) == 0
@@ -429,7 +468,7 @@ def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
 @pytest.mark.full
 def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
     main = tool("sweep").main
-    rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*"]
+    rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline_*"]
     assert main(["run", *rest, "--limit=4", "--gin_param=Sweep.seeds_at_once = 2"]) == 0
     metas = list((tmp_path / "runs").glob("*/*/*/meta.json"))
     assert len(metas) == 4
@@ -444,7 +483,7 @@ def test_a_real_sweep_of_several_seeds_at_once(spec, tmp_path):
 )
 def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, number, code):
     spec.write_text(SPEC.replace("steps = 4", "steps = 1000000"))
-    words = ["run", str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline-*/seed0"]
+    words = ["run", str(spec), f"--output_dir={tmp_path / 'runs'}", "--only=*/baseline_*/seed0"]
     sweeper = subprocess.Popen(
         [sys.executable, ROOT / "tools/sweep.py", *words],
         start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -460,8 +499,29 @@ def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, n
     else:
         sweeper.send_signal(number)
     _, stderr = sweeper.communicate(timeout=180)
-    assert sweeper.returncode == 130
+    assert sweeper.returncode == code
     assert stderr.splitlines()[-1].startswith("stopped: what had begun is saved")
     for folder in (path.parent for path in folders):
         assert (folder / "checkpoint.pt").is_file()
         assert last_lines(folder / "log.txt")[-1] == f"exit code {code}"
+
+
+def test_the_status_of_a_sweep_with_a_failed_run_is_1_and_says_why(tmp_path, capsys):
+    """A run that has no data fails by itself, and a plan cannot say what it would cost."""
+    spec = tmp_path / "spec.gin"
+    spec.write_text(
+        "Sweep.tasks = ['own_data/table.gin']\nSweep.methods = ['methods/baseline.gin']\n"
+        "Sweep.seeds = 1\n"
+    )
+    main = tool("sweep").main
+    rest = [str(spec), f"--output_dir={tmp_path / 'runs'}", f"--data_dir={tmp_path}"]
+    assert main(["plan", *rest]) == 0
+    why = f"no file {tmp_path}/houses.csv: set tasks.table.path, absolute or inside --data_dir"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f": not known: {why}")
+    assert main(["run", *rest]) == 1
+    capsys.readouterr()
+    assert main(["status", *rest]) == 1
+    failed, command, counted = capsys.readouterr().out.splitlines()
+    assert failed.endswith(f"seed0: {why} (exit code 2)")
+    assert command.startswith(f"    {sys.executable} ")
+    assert counted == "1 runs: 1 failed"

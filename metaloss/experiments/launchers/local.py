@@ -33,7 +33,7 @@ class Local(Launcher):
         """See `Launcher`. SIGINT and SIGTERM let the runs save themselves; no other begins.
 
         Raises:
-            KeyboardInterrupt: after such a signal, when the runs have ended.
+            KeyboardInterrupt: after such a signal, its number, when the runs have ended.
         """
         from joblib import Parallel, delayed
 
@@ -61,7 +61,7 @@ class Local(Launcher):
                 return_as="generator_unordered",
             )(calls())
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(received[0])
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 from metaloss.experiments.groups import Group, compared_by_seed
 from metaloss.experiments.records import mean_of
 from metaloss.experiments.reports.paper import STRUCTURE
-from metaloss.experiments.reports.placement import METHOD
 from metaloss.experiments.reports.tables import (
     COMPARISON_HEAD,
     COMPARISONS,
@@ -22,7 +21,7 @@ from metaloss.experiments.reports.tables import (
     outcome,
     without_repeats,
 )
-from metaloss.experiments.settings import Difference, describe
+from metaloss.experiments.settings import METHOD, Difference, told, variants
 from metaloss.experiments.statistics import Comparison, corrected
 
 OF_THE_METHOD = {METHOD, *STRUCTURE}
@@ -42,7 +41,7 @@ def results(groups: Sequence[Group]) -> Table:
         )
         rows.append((*names(group, groups, footnotes), *map(Cell, texts)))
     return Table(
-        "Runs outside the paper's tables",
+        "Runs by task and method",
         "Test error: mean±sample standard deviation (n seeds); seconds and peak memory of a "
         "finished run, with its initialisation.",
         ("Task", "Model", "Method", "metric", "test", "seconds", "GiB"),
@@ -113,7 +112,7 @@ def tests(groups: Sequence[Group]) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Runs outside the paper's tables, paired by seed",
+        "Runs by task and method, paired by seed",
         COMPARISONS.replace("one row", "one task and model"),
         ("Task", "Model", "compared", *COMPARISON_HEAD),
         without_repeats(rows, 2),
@@ -138,6 +137,11 @@ def differing(group: Group, others: Sequence[Group]) -> Difference:
     return tuple(sorted(found, key=lambda item: item[0]))
 
 
+def called(groups: Sequence[Group]) -> dict[Group, str]:
+    """A name for each group, by what differs between them."""
+    return dict(zip(groups, variants([group.settings for group in groups]), strict=True))
+
+
 def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Comparison]]:
     """Each group compared with the baseline of its pair whose settings are nearest."""
     for pair in dict.fromkeys(group.pair for group in groups):
@@ -156,6 +160,7 @@ def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Compariso
 
 def names(group: Group, groups: Sequence[Group], footnotes: Footnotes) -> tuple[Cell, Cell, Cell]:
     """A group's task, model and method, with a letter for what it differs in from the others."""
-    mark = footnotes.mark(describe(differing(group, groups)))
+    mark = footnotes.mark(told(differing(group, groups)))
     task, backbone = group.pair
-    return Cell(task, "name"), Cell(backbone, "name"), Cell(group.method + mark, "name")
+    name = called(groups)[group]
+    return Cell(task, "name"), Cell(backbone, "name"), Cell(name + mark, "name")

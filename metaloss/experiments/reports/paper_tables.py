@@ -24,7 +24,7 @@ from metaloss.experiments.reports.tables import (
     signed,
     without_repeats,
 )
-from metaloss.experiments.settings import describe
+from metaloss.experiments.settings import told
 from metaloss.experiments.statistics import welch
 
 PAPER_SEEDS = 10
@@ -37,7 +37,7 @@ def results(filled: Filled) -> Table:
     for line in filled.lines:
         if _is_run(line):
             best = _best(line)
-            mark = footnotes.mark(describe(line.difference))
+            mark = footnotes.mark(told(line.difference))
             cells = tuple(_cell(result, result is best) for result in line.results)
             rows.append((*_names(line, f"ours{mark}"), *cells))
         if not line.difference:
@@ -63,9 +63,7 @@ def run_times(filled: Filled, hours: Mapping[str, tuple[float, ...]]) -> Table:
         )
         for machine in machines:
             runs = [_on(machine, result.group) for result in line.results]
-            mark = footnotes.mark(
-                f"{machine}{'; ' * bool(line.difference)}{describe(line.difference)}"
-            )
+            mark = footnotes.mark(f"{machine}{'; ' * bool(line.difference)}{told(line.difference)}")
             rows.append((*_names(line, f"ours{mark}"), *map(Cell, _times(_hours(runs)))))
             memory = [mean_of(of_method, "peak_memory_bytes") for of_method in runs]
             peaks = (f"{peak / GIB:.2f} GiB" if peak else DASH for peak in memory)
@@ -91,7 +89,7 @@ def tests(filled: Filled) -> Table | None:
     focus = table.columns[table.focus].title
     rows = []
     for line in filled.lines:
-        mark = footnotes.mark(describe(line.difference))
+        mark = footnotes.mark(told(line.difference))
         for result in line.results:
             if result.comparison is not None:
                 title = f"{focus} - {result.column.title}{mark}"

@@ -21,10 +21,9 @@ from metaloss.experiments.reports.paper import (
     Value,
     settings_of,
 )
-from metaloss.experiments.settings import WATCHING, Difference, component_of, describe
+from metaloss.experiments.settings import METHOD, WATCHING, Difference, component_of, describe
 from metaloss.experiments.statistics import Comparison, corrected
 
-METHOD = "Runner.method"
 IGNORED = WATCHING | {METHOD}
 
 

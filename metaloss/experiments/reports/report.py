@@ -162,11 +162,14 @@ def _curves(found: Contents) -> Section:
 
 
 def _losses(found: Contents) -> Section:
-    """The network of the learned losses: its activation, and what ML³'s own form comes to."""
+    """The paper's network, where no other loss was learned: its activation, and ML³'s form."""
     section = Section("The loss network")
-    networks = [g for g in found.groups if g.settings.component("Runner.representation") == "nn"]
-    if not networks:
+    by_loss = defaultdict(list)
+    for one in found.groups:
+        by_loss[one.settings.component("Runner.representation")].append(one)
+    if by_loss.keys() - {"None"} != {"nn"}:
         return section
+    networks = by_loss["nn"]
     title = "Figure 6. The smooth leaky ReLU"
     caption = "Activation of the loss network and its derivative for shifted γ and β."
     section.blocks.append(Picture("activation", paper_figures.activation(), title, caption))
@@ -196,23 +199,23 @@ def _is_flat_form(group: Group) -> bool:
 
 
 def _other(found: Contents) -> Section:
-    section = Section("Other runs")
+    section = Section("Runs by task and method")
     if not found.rest:
         return section
     section.blocks.append(other_tables.results(found.rest))
     if (compared := other_tables.tests(found.rest)) is not None:
         section.blocks.append(compared)
     by_pair: dict[tuple[str, str], dict[str, Group | None]] = defaultdict(dict)
+    names = other_tables.called(found.rest)
     for one in found.rest:
-        differs = brief(other_tables.differing(one, found.rest))
-        by_pair[one.pair][one.method + (f", {differs}" if differs else "")] = one
+        by_pair[one.pair][names[one]] = one
     for split, measured in MEASURED.items():
         panels = [
             panel
             for pair, labelled in by_pair.items()
             if (panel := learning.panel(" + ".join(pair), labelled, split))
         ]
-        title = f"Learning curves of other runs, {learning.SPLITS[split]} error"
+        title = f"Learning curves by task and method, {learning.SPLITS[split]} error"
         section.blocks += _picture(f"other-{split}", panels, title, f"Error {measured}")
     return section
 

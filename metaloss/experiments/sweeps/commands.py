@@ -6,18 +6,18 @@ import itertools
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metaloss import config
 from metaloss.config import plugins
 from metaloss.config.paths import asked_for
-from metaloss.errors import InputError, RunFolderError
+from metaloss.errors import InputError, RunFolderError, first_line
 from metaloss.experiments.launchers.base import Job, Launcher
-from metaloss.experiments.sweeps.cells import Cell, choose, load
+from metaloss.experiments.sweeps.cells import Cell, choose, load, where_they_are
 from metaloss.experiments.sweeps.standing import (
     OPEN,
     STATES,
@@ -28,7 +28,7 @@ from metaloss.experiments.sweeps.standing import (
     standing,
 )
 from metaloss.machine.files import check_output
-from metaloss.runs import checkpoint
+from metaloss.runs import checkpoint, launch
 from metaloss.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def carry_out(
     """What `tools/sweep.py` is asked for; the arguments are its flags, `train` is `tools/train.py`.
 
     Returns:
-        The exit code: 0, or 1 if a run has failed or was interrupted.
+        The exit code: 0, or 1 if a run has failed, or was interrupted while `run` waited for it.
 
     Raises:
         InputError: something that was given cannot be used; nothing is started.
@@ -107,15 +107,20 @@ def carry_out(
     plugins.load_all(list(plugin))
     chosen = [] if launcher is None else [f"Sweep.launcher = @launchers.{launcher}()"]
     starter, cells = load(spec, [*gin_param, *chosen])
-    cells = choose(cells, only, limit)
+    root = asked_for(output_dir, "--output_dir")
+    cells = choose(where_they_are(cells, root), only, limit)
     flags = [f"--device={device}", *(f"--plugin={name}" for name in plugin)]
     flags += ["--cuda_graphs"] if cuda_graphs else []
     flags += [] if data_dir is None else [f"--data_dir={data_dir}"]
-    site = Site(asked_for(output_dir, "--output_dir"), train, tuple(flags))
+    site = Site(root, train, tuple(flags))
     if command == "plan":
-        print(plan(cells, starter, site))
+        print(plan(cells, starter, site), flush=True)
+        asked = {"device": device, "data_dir": data_dir, "plugin": plugin}
+        for line in cost(cells, starter, site, asked):
+            print(line, flush=True)
     elif command == "status":
         print(status(cells, starter, site))
+        return 1 if any(standing(cell, root).state == "failed" for cell in cells) else 0
     elif command == "report":
         report(cells, site, output)
     elif command == "choose":
@@ -137,6 +142,39 @@ def plan(cells: Sequence[Cell], launcher: Launcher, site: Site) -> str:
         job = site.job(members[: members[0].at_once], launcher.threads)
         lines += [f"{site.root / group}: seeds {seeds}", f"    {job.line}"]
     return "\n".join([*lines, status(cells, launcher, site, open_only=True)])
+
+
+def cost(
+    cells: Sequence[Cell], launcher: Launcher, site: Site, flags: Mapping[str, Any]
+) -> Iterator[str]:
+    """Says how long the runs that wait will take, by a dry run of each configuration.
+
+    Args:
+        cells: of the sweep.
+        launcher: how many runs there are at a time, and with how many threads.
+        site: where.
+        flags: of `launch.train`, the same for every run.
+    """
+    waiting = [cell for cell in cells if standing(cell, site.root).state == "waiting"]
+    seeds = Counter(cell.group for cell in waiting)
+    whole, known = 0.0, 0
+    for group, count in seeds.items():
+        cell = next(cell for cell in waiting if cell.group == group)
+        try:
+            found = launch.forecast(
+                gin_file=cell.files, gin_param=cell.bindings, threads=launcher.threads, **flags
+            )
+        except InputError as error:
+            yield f"{group}: not known: {first_line(error)}"
+            continue
+        whole, known = whole + found.seconds * count, known + count
+        yield f"{group}: {count} x {found}"
+    if known:
+        at_a_time = min(launcher.parallel, known)
+        yield (
+            f"{known} runs that wait: about {_duration(whole)} one after another, "
+            f"{_duration(whole / at_a_time)} with {at_a_time} at a time"
+        )
 
 
 def run(
@@ -181,7 +219,7 @@ def run(
         for cell in (first, *others):
             done += 1
             left = (time.monotonic() - began) * (len(todo) - done) / done
-            found = _line(standing(cell, site.root))
+            found = _line(standing(cell, site.root), launcher, site)
             say(f"[{done}/{len(todo)}, {_duration(left)} left] {found}")
     ended = Counter(standing(cell, site.root).state for cell in todo)
     return not (ended["failed"] or ended["interrupted"])
@@ -192,7 +230,7 @@ def status(
 ) -> str:
     """Where every cell is, and how long it will take."""
     found = [standing(cell, site.root) for cell in cells]
-    shown = [] if open_only else [_line(s) for s in sorted(found, key=_order)]
+    shown = [] if open_only else [_line(s, launcher, site) for s in sorted(found, key=_order)]
     parallel = launcher.parallel * max(cell.at_once for cell in cells)
     left = seconds_left(found, parallel)
     pending = any(s.state in ("running", *OPEN) for s in found)
@@ -277,9 +315,13 @@ def _order(standing: Standing) -> tuple[int, str, int]:
     return STATES.index(standing.state), standing.cell.group, standing.cell.seed
 
 
-def _line(s: Standing) -> str:
+def _line(s: Standing, launcher: Launcher, site: Site) -> str:
+    """Where a cell is; of a failed one its command too, to be tried by hand."""
     took = f" ({_duration(s.seconds)})" if s.seconds else ""
-    return f"{s.state:11} {s.cell.name}{took}{': ' * bool(s.detail)}{s.detail}"
+    line = f"{s.state:11} {s.cell.name}{took}{': ' * bool(s.detail)}{s.detail}"
+    if s.state != "failed":
+        return line
+    return f"{line}\n    {site.job([s.cell], launcher.threads).line}"
 
 
 def _counts(found: Sequence[Standing]) -> str:

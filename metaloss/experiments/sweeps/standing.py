@@ -59,12 +59,18 @@ def standing(cell: Cell, root: Path) -> Standing:
     lines = last_lines(folder.log)
     code = lines[-1].removeprefix(END) if lines and lines[-1].startswith(END) else ""
     if code.isdecimal() and int(code) not in (0, *STOPPED):
-        said = " | ".join(lines[-4:-1])
-        return Standing(cell, "failed", seconds, expected, f"exit code {code}: {said}")
+        return Standing(cell, "failed", seconds, expected, f"{_reason(lines)} (exit code {code})")
     if folder.config.is_file() or code:
         why = f", killed by signal {code[1:]}" if code.startswith("-") else ""
         return Standing(cell, "interrupted", seconds, expected, f"{progress}{why}")
     return Standing(cell, "waiting")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Why a run failed, by the end of its log: what it called an error, else its last word."""
+    said = [line for line in lines[:-1] if not line.startswith("--- ")]  # a command
+    named = [line for line in said if line.startswith("error: ")]
+    return (named or said or ["it said nothing"])[-1].removeprefix("error: ")
 
 
 def last_lines(log: Path, count: int = 12) -> list[str]:
