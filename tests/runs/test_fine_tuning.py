@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from metaloss import BACKBONES, config, load_model
 from metaloss.backbones import timm as recipe
 from metaloss.errors import ConfigError
 from metaloss.runs import launch
-from tests.helpers import METHODS, QUICK, ROOT, rows
+from metaloss.testing.certification.certify import certify, planned_case
+from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, killed_when, rows
 
 TINY = {"channels": (4, 4, 8, 8), "layers": (1, 1, 1, 1)}
 SHAPE = (3, 32, 32)
@@ -183,7 +185,7 @@ def run(place, tmp_path_factory):
     patch.setattr(timm.models, "load_state_dict", lambda *a: read.append(a) or original(*a))
     patch.setattr("torch.rand", always_redraws(torch.rand))
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stderr(said):
         assert train(folder, place, "tasks.image_folder.size = 32", "Runner.figures = 0") == 0
     patch.undo()
     return folder, said.getvalue(), len(read)
@@ -218,6 +220,61 @@ def test_a_model_is_loaded_without_its_weights_file(run, place):
         hidden.rename(weights)
     (test,) = (row for row in rows(run[0]) if row.get("split") == "test")
     assert trained.evaluate("test")["error_rate"] == test["error_rate"]
+
+
+CUT = (
+    "Runner.cutmix = 1.0",
+    "Runner.grouping = @groupings.layers",
+    "groupings.layers.decay = 0.5",
+    "Runner.frozen_until = {'*': 5, 'fc.*': 0}",
+    "Runner.base_optimizer = @base_optimizers.adamw",
+    "base_optimizers.adamw.lr = 0.001",
+    "tasks.image_folder.size = 32",
+    "tasks.image_folder.flip = True",
+    "Runner.figures = 0",
+)
+
+
+@pytest.mark.full  # four lives of a ResNet, 20 s; test_mixing.py resumes a small network
+def test_a_run_of_a_timm_model_resumes_bit_for_bit(place, tmp_path):
+    """Killed in the initialisation, while its body is frozen and after: with CutMix, by layers."""
+    assert train(tmp_path / "whole", place, *CUT) == 0
+    for moment in (4, 12, 18):
+        with killed_when(lambda state, moment=moment: state.init_steps + state.steps == moment):
+            train(tmp_path / "killed", place, *CUT, resume=True)
+        recipe._read.clear()  # as in another process
+    assert train(tmp_path / "killed", place, *CUT, resume=True) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_the_meta_gradient_is_that_of_a_timm_model_by_layers(place):
+    files = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
+    parsed = config.load(files, [*bindings(place), *CUT, "base_optimizers.adamw.eps = 1e-3"])
+    case = planned_case(parsed.build(), Path(), 0, 4)
+    problem = case.make()
+    assert problem.theta_names == ["fc.weight", "fc.bias"]
+    found = certify(case, "exact", 1, 1)
+    assert found.holds, found
+
+
+def test_the_example_is_a_run_of_fewer_than_twenty_lines(place, tmp_path, monkeypatch):
+    """And README shows it as it is."""
+    example = ROOT / "examples" / "fine_tuning.gin"
+    lines = [line for line in example.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) < 20
+    shown = "".join(f"    {line}\n" for line in lines)
+    assert shown in (ROOT / "README.md").read_text()
+    state = timm.create_model("test_byobnet", num_classes=7).state_dict()
+    save_file(state, tmp_path / "pretrained.safetensors")
+    monkeypatch.chdir(tmp_path)
+    short = ["Runner.epochs = 1", "tasks.image_folder.batch_size = 16", "Runner.figures = 0"]
+    flags = {"output_dir": "run", "data_dir": str(place), "device": "cpu"}
+    files = [str(example), "methods/baseline.gin"]
+    assert launch.train(gin_file=files, gin_param=short, **flags) == 0
+    result = json.loads(Path("run", "result.json").read_text())
+    assert (result["backbone"], result["steps"]) == ("timm", 3)
+    assert "ema_error_rate" in result["test_metrics"]
 
 
 def test_every_line_of_the_documents_table_is_a_configuration():

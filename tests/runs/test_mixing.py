@@ -12,6 +12,7 @@ from torch import nn
 
 from metaloss import BASE_OPTIMIZERS, GROUPINGS, config
 from metaloss.errors import ConfigError, InputError
+from metaloss.machine import sealed
 from metaloss.runs.freezing import Freezing
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner
@@ -150,10 +151,20 @@ def test_layers_of_timm_fall_from_the_head_on():
 
 # --- runs ---
 
+FROZEN = "Runner.frozen_until = {'*': 5, '3.*': 0}"
+CUT = (
+    "Runner.cutmix = 1.0",
+    "Runner.mixup = 0.4",  # one of the two for each batch
+    "Runner.grouping = @groupings.no_decay",
+    "Runner.base_optimizer = @base_optimizers.sgd",
+    "base_optimizers.sgd.lr = 0.1",
+    "base_optimizers.sgd.weight_decay = 0.1",
+    "Runner.figures = 0",
+)
 FINE_TUNED = (
     "Runner.mixup = 0.4",
     "Runner.label_smoothing = 0.1",
-    "Runner.frozen_until = {'*': 5, '3.*': 0}",
+    FROZEN,
     "Runner.grouping = @groupings.patterns",
     "groupings.patterns.rates = {'1.*': 0.5}",
     "groupings.patterns.no_decay = ('*.bias',)",
@@ -212,11 +223,23 @@ def test_mixed_seeds_at_once_are_those_alone(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0]
 
 
-def test_the_meta_gradient_is_that_of_what_is_trained_and_mixed():
-    parsed = config.load(["tasks/digits_mlp.gin", "methods/adalfl.gin"], [*QUICK, *FINE_TUNED])
+def test_cutmix_and_no_decay_resume_bit_for_bit(tmp_path):
+    assert train(tmp_path / "whole", "adalfl", CUT) == 0
+    with killed_when(lambda state: state.init_steps + state.steps == 14):
+        train(tmp_path / "killed", "adalfl", CUT)
+    assert train(tmp_path / "killed", "adalfl", CUT, resume=True) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+    groups = sealed.load(tmp_path / "whole" / "checkpoint.pt")["state"]["optimizer"]["param_groups"]
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]
+
+
+@pytest.mark.parametrize("bindings", [FINE_TUNED, (*CUT, FROZEN)], ids=["mixed", "cut"])
+def test_the_meta_gradient_is_that_of_what_is_trained_and_mixed(bindings):
+    parsed = config.load(["tasks/digits_mlp.gin", "methods/adalfl.gin"], [*QUICK, *bindings])
     case = planned_case(parsed.build(), Path(), 0, 8)
     problem = case.make()
-    assert problem.theta_names == ["3.weight", "3.bias"]
+    assert {*problem.theta_names} == {"3.weight", "3.bias"}  # in the order of the groups
     assert case.batches[0][1].shape == (8, 10)
     for engine, inner_steps in (("exact", 1), ("sweep", 3)):
         found = certify(case, engine, 2, inner_steps)
