@@ -11,6 +11,7 @@ HF = ["transformers>=5", "accelerate>=1", "datasets>=4"]
 RATE_FREE = ["prodigyopt>=1.1", "schedulefree>=1.4"]
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3"]
+HUB = ["huggingface_hub>=1"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
@@ -22,6 +23,7 @@ TESTS = [
     *RATE_FREE,
     *WANDB,
     *MLFLOW,
+    *HUB,
     *PAGES,
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
@@ -43,7 +45,12 @@ setup(
     package_dir={"metaloss.gin_configs": "gin_configs", "metaloss.tools": "tools"},
     entry_points={"console_scripts": ["metaloss = metaloss.__main__:main"]},
     package_data={
-        "metaloss": ["py.typed", "experiments/reports/*.json", "experiments/reports/*.j2"],
+        "metaloss": [
+            "py.typed",
+            "experiments/reports/*.json",
+            "experiments/reports/*.j2",
+            "representations/saved/zoo/*/*",
+        ],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
     },
     install_requires=[
@@ -71,6 +78,7 @@ setup(
         "rate_free": RATE_FREE,
         "wandb": WANDB,
         "mlflow": MLFLOW,
+        "hub": HUB,
         "test": TESTS,
         "docs": DOCS,
         "benchmark": BENCHMARK,

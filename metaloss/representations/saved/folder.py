@@ -19,7 +19,7 @@ import torch
 from metaloss import links
 from metaloss.config.origins import how_to_get, origin_of
 from metaloss.config.registry import UnknownComponentError
-from metaloss.errors import InputError, RunFolderError, first_line
+from metaloss.errors import InputError, RunFolderError, did_you_mean, first_line
 from metaloss.links import Link
 from metaloss.machine.circumstances import versions
 from metaloss.machine.files import read_json, write_atomically, write_json
@@ -28,6 +28,8 @@ from metaloss.representations.base import REPRESENTATIONS, Representation
 from metaloss.representations.saved import card
 from metaloss.representations.saved.trajectory import Trajectory, flat
 
+#: Learned losses that ship, each a folder; what their names begin with.
+ZOO, IN_ZOO = Path(__file__).parent / "zoo", "zoo:"
 FORMAT = 2  #: 1 had no step, origin and versions; both are read
 CONFIG, PHI, TRAJECTORY, CARD = (
     "config.json", "model.safetensors", "trajectory.safetensors", "README.md",
@@ -145,7 +147,13 @@ def read_trajectory(folder: str | Path) -> Trajectory:
 
 
 def _place(folder: Path) -> Path:
-    """The folder of the loss itself, given that or the run's."""
+    """The folder of the loss itself, given that, the run's or a name in the zoo."""
+    if str(folder).startswith(IN_ZOO):
+        name, known = str(folder).removeprefix(IN_ZOO), sorted(path.name for path in ZOO.iterdir())
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise InputError(f"no loss '{name}' in the zoo{near} · known: {', '.join(known)}")
+        return ZOO / name
     for place in (folder / "loss", folder):
         if (place / CONFIG).is_file():
             return place

@@ -138,6 +138,34 @@ class LearnedLoss(nn.Module):
         )
         loss_folder.write(Path(folder), saved)
 
+    def push_to_hub(self, name: str, **how: Any) -> str:
+        """Shares what `save_pretrained` writes on the Hugging Face hub; the commit's URL.
+
+        Args:
+            name: of the repository, as "me/my-loss"; it is made if need be.
+            how: see `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`.
+
+        Raises:
+            InputError: huggingface_hub is not installed, or see `save_pretrained`.
+        """
+        url: str = _shared()(self).push_to_hub(name, **how)
+        return url
+
+    @classmethod
+    def from_pretrained(cls, name: str, **where: Any) -> LearnedLoss:
+        """A loss that `push_to_hub` has shared; its parameters need no gradient.
+
+        Args:
+            name: of the repository, as "me/my-loss"; or a folder.
+            where: see `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision`,
+                `cache_dir`, `local_files_only`.
+
+        Raises:
+            InputError: huggingface_hub is not installed, or see `load_loss`.
+        """
+        loss: LearnedLoss = _shared().from_pretrained(name, **where).loss
+        return loss
+
     @property
     def summary(self) -> str:
         """What it is and where it comes from, in a line."""
@@ -217,16 +245,18 @@ class ScheduledLoss(nn.Module):
 
 
 def load_loss(folder: str | Path, reduction: Reduction = "mean") -> LearnedLoss:
-    """The learned loss of a run, or of a folder that `LearnedLoss.save_pretrained` wrote.
+    """The learned loss of a run, of `LearnedLoss.save_pretrained`, or of the zoo that ships.
 
     Its parameters need no gradient, so that nobody's optimizer takes them along; `requires_grad_()`
     lets them learn again.
 
     Args:
-        folder: a run folder, or its `loss`.
+        folder: a run folder, or its `loss`; or a loss of the zoo by its name, as
+            "zoo:mnist_lenet5".
         reduction: see `LearnedLoss`.
 
     Raises:
+        InputError: no loss of the zoo has this name.
         RunFolderError: there is none, a file is damaged, or its format is newer.
         UnknownComponentError: no component has the representation's name: a plugin is missing.
         ConfigError: another reduction.
@@ -241,6 +271,15 @@ def load_loss(folder: str | Path, reduction: Reduction = "mean") -> LearnedLoss:
         reduction=reduction,
     )
     return loss.requires_grad_(False)
+
+
+def _shared() -> Any:
+    """What takes a loss to the hub and back."""
+    try:
+        from metaloss.representations.saved.hub import SharedLoss
+    except ImportError:
+        raise InputError("the hub needs huggingface_hub: install metaloss[hub]") from None
+    return SharedLoss
 
 
 def _recording(loss: LearnedLoss, what: str) -> Trajectory:
