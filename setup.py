@@ -12,6 +12,7 @@ RATE_FREE = ["prodigyopt>=1.1", "schedulefree>=1.4"]
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3"]
 HUB = ["huggingface_hub>=1"]
+ONNX = ["onnx>=1.20", "onnxscript>=0.6", "onnxruntime>=1.23"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
@@ -24,6 +25,7 @@ TESTS = [
     *WANDB,
     *MLFLOW,
     *HUB,
+    *ONNX,
     *PAGES,
 ]
 DOCS = ["sphinx>=8", "myst-parser>=4", "myst-nb>=1.2", "furo>=2024.8", "latex2mathml>=3.77"]
@@ -79,6 +81,7 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "hub": HUB,
+        "onnx": ONNX,
         "test": TESTS,
         "docs": DOCS,
         "benchmark": BENCHMARK,

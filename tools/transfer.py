@@ -54,21 +54,9 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(asked: argparse.Namespace) -> int:
     """Trains; the exit code."""
-    from metaloss.config.paths import asked_for
     from metaloss.experiments import transfer
-    from metaloss.representations.saved.learned_loss import load_loss
 
-    plugin = transfer.load_plugins(asked.plugin, asked.loss)
-    loss = load_loss(asked.loss)
-    modes = dict.fromkeys(asked.mode or ["frozen"])
-    trials = [transfer.Trial(mode, mode, loss, step=asked.step) for mode in modes]
-    seeds = list(dict.fromkeys(asked.seed or [0, 1, 2]))
-    folder = asked_for(asked.output_dir, "--output_dir")
-    plan = transfer.Plan(folder, asked.gin_file, asked.gin_param, trials, seeds)
-    code = plan.carry_out(asked.device, asked.data_dir, plugin, asked.threads)
-    if code == 0:
-        print(plan.report())
-    return code
+    return transfer.command(**vars(asked))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from metaloss import config
 from metaloss.config import plugins
+from metaloss.config.paths import asked_for
 from metaloss.errors import InputError, RunFolderError, did_you_mean
 from metaloss.experiments import settings
 from metaloss.machine.files import read_json, write_json
@@ -223,3 +224,35 @@ def _identity(loss: LearnedLoss) -> tuple[str, str, str]:
         json.dumps(loss.representation.arguments()),  # to which a tuple is a list
         digest({**loss.representation.state_dict(), **changes}),
     )
+
+
+# --- the command ---
+
+
+def command(
+    loss: Path,
+    gin_file: Sequence[str],
+    gin_param: Sequence[str],
+    mode: Sequence[str] | None,
+    step: int | None,
+    seed: Sequence[int] | None,
+    output_dir: str,
+    device: str,
+    data_dir: str | None,
+    plugin: Sequence[str],
+    threads: int | None,
+) -> int:
+    """What `tools/transfer.py` is asked; the arguments are its flags. Gives the exit code.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    plugin = load_plugins(plugin, loss)
+    learned = load_loss(loss)
+    trials = [Trial(name, name, learned, step=step) for name in dict.fromkeys(mode or ["frozen"])]
+    folder, seeds = asked_for(output_dir, "--output_dir"), list(dict.fromkeys(seed or [0, 1, 2]))
+    plan = Plan(folder, gin_file, gin_param, trials, seeds)
+    code = plan.carry_out(device, data_dir, plugin, threads)
+    if code == 0:
+        print(plan.report())
+    return code

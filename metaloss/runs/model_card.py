@@ -1,7 +1,7 @@
 """The card of a model: what a person who finds its folder wants to know, and how to use it.
 
-One of its snippets needs no metaloss, where the backbone is a chain of torch's own layers, or a
-model of timm.
+One of its snippets needs no metaloss: it makes the model, where that is a chain of torch's own
+layers or of timm; of others it runs an export.
 """
 
 from __future__ import annotations
@@ -50,12 +50,24 @@ model.eval()
 
 
 def predict(raw):  # {raw}
-    with torch.no_grad():
+    with torch.no_grad():  # gives {gives}
 {body}
 ```
 """
-NOT_PLAIN = """\
-Its backbone is no chain of torch's own layers, and no model of timm: it is built by metaloss.
+EXPORTED = """\
+Without metaloss: `metaloss export . --format=torch_export --output=model.pt2` in this folder makes,
+once, a file that torch runs alone; `--format=onnx` makes one for onnxruntime.
+
+```python
+import torch
+
+model = torch.export.load("model.pt2").module()
+
+
+def predict(raw):  # {raw}
+    with torch.no_grad():
+        return model(raw)  # {gives}
+```
 """
 
 
@@ -80,29 +92,32 @@ def text(about: Mapping[str, Any], model: nn.Module) -> str:
     return CARD.format(
         summary=f"`{about['backbone']}` with {count:,} parameters, trained on `{about['task']}`.",
         example=_example(data),
-        plain=plain(about, model) or NOT_PLAIN,
+        plain=plain(about, model) or "",
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
         files="".join(f", `{w['file']}`" for w in weights.values()),
     )
 
 
 def plain(about: Mapping[str, Any], model: nn.Module) -> str | None:
-    """A snippet that predicts without metaloss; None where the backbone cannot be said so."""
+    """A snippet that predicts without metaloss; None where the task says no preparation."""
     data = about["data"]
     preparation = _preparation(data)
-    code: str | None
-    if about["backbone"] == "timm":
-        imports, code = "import timm\nimport torch", _of_timm(about["arguments"], data)
-    else:
-        imports, code = "import torch\nfrom torch import nn", chain(model)
-    if code is None or preparation is None:
+    if preparation is None:
         return None
     shape = ", ".join(map(str, ["n", *data["input_shape"]]))
     raw = f"[{shape}], {'bytes (uint8)' if takes_bytes(data) else 'numbers, not scaled'}"
     if data["encoding"] is not None:
         raw += ": what model.json makes of the columns"
-    body = "\n".join(f"        {line}" for line in (*preparation, *_answer(data)))
-    return PLAIN.format(imports=imports, model=code, raw=raw, body=body)
+    code: str | None
+    if about["backbone"] == "timm":
+        imports, code = "import timm\nimport torch", _of_timm(about["arguments"], data)
+    else:
+        imports, code = "import torch\nfrom torch import nn", chain(model)
+    lines, gives = _answer(data)
+    if code is None:
+        return EXPORTED.format(raw=raw, gives=gives)
+    body = "\n".join(f"        {line}" for line in (*preparation, *lines))
+    return PLAIN.format(imports=imports, model=code, raw=raw, gives=gives, body=body)
 
 
 def chain(model: nn.Module) -> str | None:
@@ -153,18 +168,19 @@ def _preparation(data: Mapping[str, Any]) -> list[str] | None:
     return [*lines, f'inputs = ({raw} - scale["mean"]) / scale["deviation"]']
 
 
-def _answer(data: Mapping[str, Any]) -> list[str]:
-    """The lines that make of the model's outputs what is asked for."""
+def _answer(data: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The lines that make of the model's outputs what is asked for; and what that is."""
     if data["objective"] == "classification":
-        return ["return model(inputs).softmax(-1)  # probabilities, [n, classes]"]
+        return ["return model(inputs).softmax(-1)"], "probabilities of the classes, [n, classes]"
     if data["objective"] == "multi_label":
-        return ["return model(inputs).sigmoid()  # probabilities of each label, [n, labels]"]
+        return ["return model(inputs).sigmoid()"], "probabilities of each label, [n, labels]"
+    gives = "values in the targets' own units, [n, targets]"
     if data["targets"] is None:
-        return ["return model(inputs)  # [n, targets]"]
+        return ["return model(inputs)"], gives
     return [
         'unit = {k: torch.tensor(v) for k, v in about["data"]["targets"].items()}',
-        'return model(inputs) * unit["unit"] + unit["zero"]  # in the targets\' own units',
-    ]
+        'return model(inputs) * unit["unit"] + unit["zero"]',
+    ], gives
 
 
 def _outputs(data: Mapping[str, Any]) -> str:

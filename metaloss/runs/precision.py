@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -37,22 +38,51 @@ def process_left_as_it_was() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+@contextmanager
+def in_old_style_too() -> Iterator[None]:
+    """Within it the settings can be read in torch's old style, as `torch.export` does.
+
+    On a GPU they may be others than before: it is for what is computed on a CPU.
+    """
+    with process_left_as_it_was():
+        # What is read must agree with the old settings, which cannot be read by themselves.
+        for products, cudnn in product(("ieee", "tf32"), ("tf32", "ieee")):
+            if _is_read_in_old_style():
+                break
+            _set_float32(products, cudnn, cudnn)
+        yield
+
+
 def set_float32(precision: str) -> None:
     """Lets a GPU use TF32 in float32 arithmetic, or not; within `process_left_as_it_was`."""
     name = "ieee" if precision == "float32" else "tf32"
-    _set_float32(name, name)
+    _set_float32(name, name, name)
 
 
-def _float32() -> tuple[str, str]:
-    """How float32 is computed on a GPU, in matrix products and in convolutions."""
+def _is_read_in_old_style() -> bool:
+    try:
+        _ = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return False
+    return True
+
+
+def _float32() -> tuple[str, str, str]:
+    """How float32 is computed on a GPU, in matrix products, convolutions and recurrent layers."""
     backends: Any = torch.backends
-    return backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    cudnn = backends.cudnn
+    return (
+        backends.cuda.matmul.fp32_precision,
+        cudnn.conv.fp32_precision,
+        cudnn.rnn.fp32_precision,
+    )
 
 
-def _set_float32(products: str, convolutions: str) -> None:
+def _set_float32(products: str, convolutions: str, recurrent: str) -> None:
     backends: Any = torch.backends
     backends.cuda.matmul.fp32_precision = products
     backends.cudnn.conv.fp32_precision = convolutions
+    backends.cudnn.rnn.fp32_precision = recurrent
 
 
 def cosine(problem: Problem, train: StepBatch, objective: StepBatch) -> float:

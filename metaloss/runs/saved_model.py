@@ -25,7 +25,7 @@ from metaloss.config.origins import how_to_get, origin_of
 from metaloss.config.registry import UnknownComponentError
 from metaloss.errors import InputError, RunFolderError, did_you_mean, first_line
 from metaloss.machine.circumstances import versions
-from metaloss.machine.files import read_json, write_atomically, write_json
+from metaloss.machine.files import read_json, write_atomically, write_json, writing
 from metaloss.machine.tensors import read_tensors, write_tensors
 from metaloss.runs import model_card
 from metaloss.runs.runner import Runner
@@ -61,6 +61,12 @@ class SavedModel:
         """Base steps that were made for one kind of weights."""
         return int(self.about["weights"][weights]["step"])
 
+    def alone(self, weights: Weights) -> SavedModel:
+        """The same with one kind of weights, as those that are meant."""
+        held = {**self.about["weights"][weights], "file": file_of("tested"), "kind": weights}
+        about = {**self.about, "weights": {"tested": held}}
+        return SavedModel(about, {"tested": self.weights[weights]})
+
     def build(self, weights: Weights = "tested") -> nn.Module:
         """The model, in eval mode on the CPU; draws nothing random.
 
@@ -92,6 +98,8 @@ class SavedModel:
         Raises:
             RunFolderError: the folder cannot be written to.
         """
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for kind, tensors in self.weights.items():
             write_tensors(folder / file_of(kind), tensors)
         text = model_card.text(self.about, self.build())

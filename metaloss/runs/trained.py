@@ -29,6 +29,7 @@ from metaloss.errors import (
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
 from metaloss.runs import evaluation, inputs, predictions, saved_model
+from metaloss.runs.answers import Answer
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.inputs import Inputs
 from metaloss.runs.metrics import finite_or_none
@@ -59,6 +60,7 @@ class TrainedModel:
         steps: base steps of the whole training.
         precision: of the run.
         data_dir: see `Task.load`.
+        saved: what files can say of it, with these weights alone; None: nothing.
     """
 
     model: nn.Module
@@ -69,7 +71,7 @@ class TrainedModel:
     steps: int
     precision: str
     data_dir: str | Path | None = None
-    _kept: kept.Kept | None = None
+    saved: SavedModel | None = None
 
     @cached_property
     def plan(self) -> Runner:
@@ -96,8 +98,9 @@ class TrainedModel:
         if len(self.about.splits["train"][1]):
             return self.about
         data = _load_data(self.plan, self.seed, self._device, self.data_dir)
-        kept.require_same(data, self._kept)
-        return kept.prepared_so(data, self._kept)
+        then = None if self.saved is None else self.saved.about["data"]
+        kept.require_same(data, then)
+        return kept.prepared_so(data, then)
 
     @property
     def _device(self) -> torch.device:
@@ -156,23 +159,34 @@ class TrainedModel:
 
     @torch.no_grad()
     def _answer(self, given: Inputs) -> Prediction:
-        about, raw = self.about, given.raw
-        how, kind = _preparation(about), _kind(about)
+        about, kind = self.about, _kind(self.about)
+        answer = Answer(self.model, about)
         # To images, bytes are other numbers than floats are: 255 times as large.
-        if isinstance(how, Images) and (raw.dtype == torch.uint8) != (kind == BYTES):
-            raise DataError(f"inputs are {raw.dtype}, but the run's images are {kind}")
+        if isinstance(about.preparation, Images) and (given.raw.dtype == torch.uint8) != (
+            kind == BYTES
+        ):
+            raise DataError(f"inputs are {given.raw.dtype}, but the run's images are {kind}")
         with process_left_as_it_was():
             set_float32(self.precision)
-            found = self.model(how.prepare(raw.to(self._device)))
-        if about.objective is MULTI_LABEL:
-            said = found.sigmoid().cpu()
-            return Prediction(said, "probabilities", None, about.classes, given.files)
-        if about.objective.metric == "error_rate":
-            likely = found.argmax(-1).cpu()
-            said = found.softmax(-1).cpu()
-            return Prediction(said, "probabilities", likely, about.classes, given.files)
-        said = (found if about.targets is None else about.targets.undo(found)).cpu()
-        return Prediction(said, "values", None, about.target_names, given.files)
+            said = answer(given.raw.to(self._device)).cpu()
+        if answer.kind == "values":
+            return Prediction(said, "values", None, about.target_names, given.files)
+        likely = None if about.objective is MULTI_LABEL else said.argmax(-1)
+        return Prediction(said, "probabilities", likely, about.classes, given.files)
+
+    def write(self, folder: Path) -> None:
+        """Leaves the model in a folder as a finished run does, with these weights alone.
+
+        Raises:
+            InputError: no file can say what the model is.
+            RunFolderError: the folder cannot be written to.
+        """
+        if self.saved is None:
+            raise InputError(
+                f"no file can say what the model of {self.folder.path} is: its backbone is not "
+                "registered, or its task has an objective of its own"
+            )
+        self.saved.write(folder)
 
     def other_task(
         self, bindings: Sequence[str], data_dir: str | Path | None = None
@@ -256,7 +270,7 @@ def _of_files(
         about["total"],
         about["precision"],
         data_dir,
-        about["data"],
+        saved.alone(weights),
     )
 
 

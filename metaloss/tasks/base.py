@@ -66,11 +66,16 @@ class Data:
         """How raw inputs become the model's; None: the task does not say."""
         return self.inputs if self.images is None else self.images
 
-    def raw(self, split: str) -> Tensor:
-        """A split's inputs as they were before the preparation, `[n, *input_shape]`."""
+    def raw(self, split: str, limit: int | None = None) -> Tensor:
+        """The first `limit` inputs of a split (None: all) before the preparation.
+
+        Returns:
+            `[n, *input_shape]`; what were bytes, and is stored as numbers, in [0, 1].
+        """
         stored = self.splits[split][0]
         if isinstance(stored, Stream):
-            stored = stored[torch.arange(len(stored))]
+            stored = stored[torch.arange(len(stored))[:limit]]
+        stored = stored[:limit]
         return stored if self.inputs is None else self.inputs.undo(stored)
 
     def draw(
