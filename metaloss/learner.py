@@ -20,6 +20,8 @@ from metaloss.errors import HealthWarning, InputError
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.descents.adam import Adam
+from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.in_turn import InTurn
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled, memory_of
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
@@ -72,7 +74,8 @@ class AdaLFL:
             the first batch decides it: by the task loss if it is one of torch's (for cross-entropy
             softmax, and one-hot or the probabilities given), else integers are classes and other
             numbers values; what may be either is refused. See `metaloss.links`.
-        meta_lr: η of Adam on φ; None leaves φ as it is.
+        meta_lr: η of the descent on φ; None leaves φ as it is.
+        descent: a recipe for how φ moves, as `metaloss.DESCENTS["sgd"]`, or a partial of one.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
             one. A GradScaler has no part in it, so float16 is refused.
@@ -80,7 +83,8 @@ class AdaLFL:
         outputs: what the model returns -> the tensor of outputs, where it returns something else.
         gradient_transform: what happens to the gradients before the optimizer's step:
             `metaloss.ClipNorm`, `metaloss.ClipValue`, or a differentiable function of one's own.
-        adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` is then unused.
+        adaptation: another meta-optimizer than `OnlineOneStep(meta_lr)`; `meta_lr` and `descent`
+            are then unused.
         steps: base steps of the whole training, for a loss that looks at its progress.
         cuda_graphs: record each kind of step as a CUDA graph and replay it: faster where a step is
             mostly launches of kernels. A task loss or link of one's own is then tensor operations.
@@ -113,6 +117,7 @@ class AdaLFL:
         *,
         link: Link = links.by_labels,
         meta_lr: float | None = 1e-5,
+        descent: Callable[..., Descent] = Adam,
         adaptation: MetaOptimizer | None = None,
         autocast: torch.dtype | None = None,
         adapter: Adapter | None = None,
@@ -134,7 +139,7 @@ class AdaLFL:
             memory.keep_freed()
         self.adapter = adapter
         if adaptation is None and meta_lr is not None:
-            adaptation = OnlineOneStep(meta_lr)
+            adaptation = OnlineOneStep(meta_lr, descent=descent)
         self.adaptation = adaptation
         if adaptation is not None:
             adaptation.attach(self.problem)
@@ -249,6 +254,7 @@ class AdaLFL:
         fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
         trial_steps: int | None = None,
+        descent: Callable[..., Descent] | None = None,
     ) -> None:
         """Learns φ offline before training starts, on models that are drawn anew now and then.
 
@@ -266,13 +272,15 @@ class AdaLFL:
                 the next one.
             steps: meta-steps, S_init; None: 1500 base steps in all.
             inner_steps: base steps per meta-step, S_inner; None: by the optimizer's momentum.
-            meta_lr: η of Adam on φ at the start; it falls linearly to 0.
+            meta_lr: η on φ at the start.
             horizon: base steps from one drawing of θ to the next, in the mean.
             fit_steps: steps that fit φ to the task loss before; they train no model.
             redraw: draws the parameters that are trained anew, in place; by default each module
                 draws its own, by its method `redraw`, or `reset_parameters`.
             trial_steps: base steps of the trial, which it makes twice; 0: no trial. None: 100, or
                 2/(1 - μ) of the optimizer's momentum if that is more.
+            descent: a recipe for how φ moves, after the fit; None: Adam, whose η falls linearly to
+                0.
 
         Raises:
             InputError: no `redraw` was given and a parameter belongs to a module without either; or
@@ -285,7 +293,7 @@ class AdaLFL:
             redraw()
             distributed.spread([*model.parameters(), *model.buffers()])
 
-        initialization = initialization_of(steps, inner_steps, meta_lr, horizon, fit_steps)
+        initialization = initialization_of(steps, inner_steps, meta_lr, horizon, fit_steps, descent)
         initialization.attach(self.problem)
         draw_train, draw_valid = (self._drawing(repeat(batches)) for batches in (train, valid))
         phase = self.initializing(
@@ -416,10 +424,15 @@ class AdaLFL:
 
 
 def initialization_of(
-    steps: int | None, inner_steps: int | None, meta_lr: float, horizon: float, fit_steps: int
+    steps: int | None,
+    inner_steps: int | None,
+    meta_lr: float,
+    horizon: float,
+    fit_steps: int,
+    descent: Callable[..., Descent] | None = None,
 ) -> MetaOptimizer:
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
-    learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr)
+    learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr, descent=descent)
     return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
 
 

@@ -14,6 +14,7 @@ from metaloss.errors import InputError
 from metaloss.learner import AdaLFL
 from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.parts.stacked import StackedMetaOptimizer
 from metaloss.problem.batches import repeat
 from metaloss.problem.health import Health
@@ -111,6 +112,7 @@ class Stack(AdaLFL):
         fit_steps: int = 500,
         redraw: Sequence[Callable[[], None]] | None = None,
         trial_steps: int | None = None,
+        descent: Callable[..., Descent] | None = None,
     ) -> None:
         """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
 
@@ -118,7 +120,8 @@ class Stack(AdaLFL):
         their own. Each sees its rows of the same batches.
 
         Args:
-            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, trial_steps: as there.
+            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, trial_steps, descent: as
+                there.
             redraw: for each learner, what draws its parameters anew, in place.
 
         Raises:
@@ -132,7 +135,7 @@ class Stack(AdaLFL):
         for i, (learner, own) in enumerate(zip(self.learners, redraws, strict=True)):
             learner.initialize(
                 partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
-                steps, inner_steps, meta_lr, horizon, fit_steps, own, trial_steps,
+                steps, inner_steps, meta_lr, horizon, fit_steps, own, trial_steps, descent,
             )  # fmt: skip
         self.join()
 

@@ -312,3 +312,41 @@ def test_meta_lr_owns_the_learning_rate():
         group["lr"] = 0.0
     with pytest.raises(InputError, match="a learning rate that starts at 0"):
         metaloss.AdaLFL(model, optimizer, None, adaptation=meta_lr)
+
+
+# --- how φ moves ---
+
+
+def test_a_descent_is_said_to_the_learner_itself():
+    """`AdaLFL(descent=...)` is `adaptation` written out, and `initialize` has one of its own."""
+    asked, made = [], []
+
+    def sgd(groups):
+        asked.append([group.meta_lr for group in groups])
+        return metaloss.DESCENTS["sgd"](groups=groups, momentum=0.5)
+
+    for how in ("descent", "adaptation"):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = metaloss.REPRESENTATIONS["taylor"]()
+        more = {"meta_lr": 0.5, "descent": sgd}
+        if how == "adaptation":
+            more = {"adaptation": metaloss.META_OPTIMIZERS["online_one_step"](0.5, descent=sgd)}
+        learner = metaloss.AdaLFL(model, optimizer, loss, **more)
+        batch, *train = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
+        start = [p.clone() for p in learner.problem.phi]
+        learner.initialize(train, train, 1, 1, 0.25, 1.0, 0, trial_steps=0, descent=sgd)
+        assert not all(p.equal(q) for p, q in zip(start, learner.problem.phi, strict=True))
+        for _ in range(3):
+            learner.step(batch, batch)
+        made.append([p.clone() for p in learner.problem.phi])
+    assert [0.25] in asked and [0.5] in asked
+    assert all(p.equal(q) for p, q in zip(*made, strict=True))
+
+
+def test_an_optimizer_of_torch_is_no_descent():
+    model = nn.Linear(4, 3)
+    optimizer, loss = torch.optim.SGD(model.parameters()), metaloss.REPRESENTATIONS["taylor"]()
+    with pytest.raises(InputError, match=r"descent = SGD, .* as metaloss.DESCENTS\['sgd'\]"):
+        metaloss.AdaLFL(model, optimizer, loss, descent=torch.optim.SGD)

@@ -170,6 +170,37 @@ def test_adam_is_torch_s_bit_for_bit(dtype):
         assert all(own[key].equal(other[key]) for key in own)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "torchs"),
+    [
+        ("sgd", {"momentum": 0.8}, torch.optim.SGD),
+        ("sgd", {"momentum": 0.0}, torch.optim.SGD),
+        ("rmsprop", {"alpha": 0.9, "eps": 1e-3}, torch.optim.RMSprop),
+    ],
+)
+def test_other_descents_are_torch_s_bit_for_bit(name, arguments, torchs):
+    """With a gradient that is missing once, a step that is skipped, and a state that is saved."""
+    torch.manual_seed(0)
+    ours = {name: torch.randn(3, 2) for name in ("a", "b")}
+    theirs = [torch.nn.Parameter(p.clone()) for p in ours.values()]
+    other = torchs(theirs, 1e-2, **arguments, foreach=False)
+    descent = DESCENTS[name](groups=[Group(ours, 1e-2)], **arguments)
+    for step in range(6):
+        gradients = [torch.randn_like(p) for p in theirs]
+        if step == 2:
+            gradients[1] = None
+        finite = torch.tensor(step != 3)
+        descent.descend(gradients if finite else [g * torch.nan for g in gradients], finite)
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        if finite:
+            other.step()
+        state = descent.state_dict()
+        descent = DESCENTS[name](groups=[Group(ours, 1e-2)], **arguments)
+        descent.load_state_dict(state)
+    assert all(p.equal(q) for p, q in zip(ours.values(), theirs, strict=True))
+
+
 def test_adam_takes_meta_parameters_of_several_precisions():
     given = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.float64)}
     descent = DESCENTS["adam"](groups=[Group(given, 0.1)])

@@ -108,6 +108,8 @@ DESCENT_CASES = {
         {"warm_up": 5, "schedule": "cosine", "schedule_steps": 50},
         {"schedule": "linear", "schedule_steps": 50},
     ],
+    "sgd": [{}, {"momentum": 0.0, "clip_norm": 1.0, "trust_radius": 0.1}],
+    "rmsprop": [{}, {"warm_up": 5, "schedule": "cosine", "schedule_steps": 50}],
 }
 WARM = {"warm_up": 0.25}  # 3 of 12 steps
 SCHEDULE_CASES = {

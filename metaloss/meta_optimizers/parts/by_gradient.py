@@ -21,10 +21,10 @@ from metaloss.engines.base import (
     engine_by,
 )
 from metaloss.engines.parts.certificate import refusal, tolerance
-from metaloss.errors import MissingGradientError, UncertifiedError
+from metaloss.errors import InputError, MissingGradientError, UncertifiedError
 from metaloss.machine import clock
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.descents.base import Descent, Group
+from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -274,6 +274,7 @@ class MetaDescent:
                 "there is nothing to learn: the loss has no parameter that requires a gradient"
             )
         self._meta = meta
+        _refuse_optimizer(descent)
         self._names = ", ".join(name for group in groups for name in group.tensors)
         self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
@@ -365,3 +366,16 @@ class MetaDescent:
         self._usable = state["usable"]
         self._meta.x.fill_(state["x"])
         self._meta.write_rate()
+
+
+def _refuse_optimizer(descent: Any) -> None:
+    """Refuses one of torch's optimizers, which knows nothing of a step that may not be made.
+
+    Raises:
+        InputError: it is one.
+    """
+    if isinstance(descent, type) and issubclass(descent, torch.optim.Optimizer):
+        raise InputError(
+            f"descent = {descent.__name__}, an optimizer of torch: φ moves by a descent, as "
+            f"metaloss.DESCENTS['sgd'] · known: {', '.join(DESCENTS)}"
+        )

@@ -1,0 +1,1 @@
+"""What descents are made of."""
