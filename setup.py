@@ -4,6 +4,21 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# An own loop, learned losses and runs on arrays need these alone.
+CORE = [
+    "torch>=2.11",
+    "gin-config>=0.5,<0.6",
+    "annotated-types>=0.6",
+    "numpy>=1.26",
+    "safetensors>=0.4",
+    "tqdm>=4.66",
+]
+# What the rest needs, by what it is for; metaloss.errors.EXTRAS names these to whom one is missing.
+IMAGES = ["torchvision", "timm>=1.0.10", "einops>=0.8"]
+TABLES = ["polars>=2", "scikit-learn>=1.4"]
+REPORTS = ["matplotlib>=3.8", "scipy>=1.15", "jinja2>=3.1", "joblib>=1.5"]
+TENSORBOARD = ["tensorboard>=2.21"]
+ALL = [*IMAGES, *TABLES, *REPORTS, *TENSORBOARD]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 LIGHTNING = ["lightning>=2.5"]
@@ -33,7 +48,7 @@ BENCHMARK = ["higher>=0.2.1", "torchopt>=0.7.3"]
 
 setup(
     name="metaloss",
-    version="0.1.0",
+    version="0.2.0",
     description="Meta-learned loss functions, by an exact meta-gradient in one forward-mode pass",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -55,24 +70,15 @@ setup(
         ],
         "metaloss.gin_configs": ["*.gin", "*/*.gin"],
     },
-    install_requires=[
-        "torch>=2.11",
-        "torchvision",
-        "timm>=1.0.10",
-        "gin-config>=0.5,<0.6",
-        "annotated-types>=0.6",
-        "tensorboard>=2.21",
-        "einops>=0.8",
-        "scikit-learn>=1.4",
-        "polars>=2",
-        "scipy>=1.15",
-        "matplotlib>=3.8",
-        "jinja2>=3.1",
-        "safetensors>=0.4",
-        "tqdm>=4.66",
-        "joblib>=1.5",
-    ],
+    # Everything by default, since extras can add to a list and not take from it: whoever wants the
+    # core alone installs it with --no-deps (README).
+    install_requires=[*CORE, *ALL],
     extras_require={
+        "images": IMAGES,
+        "tables": TABLES,
+        "reports": REPORTS,
+        "tensorboard": TENSORBOARD,
+        "all": ALL,
         "slurm": SLURM,
         "ray": RAY,
         "lightning": LIGHTNING,

@@ -10,6 +10,14 @@ from typing import TypeVar
 
 Words = TypeVar("Words")
 
+#: Packages that need not be there for all of metaloss, and the extras that bring them.
+EXTRAS = {
+    **dict.fromkeys(("torchvision", "timm", "PIL"), "images"),
+    **dict.fromkeys(("polars", "sklearn"), "tables"),
+    **dict.fromkeys(("matplotlib", "scipy", "jinja2", "joblib"), "reports"),
+    "tensorboard": "tensorboard",
+}
+
 
 class InputError(ValueError):
     """What was given cannot be used: a config, a data file, a run folder, an optimizer.
@@ -123,6 +131,13 @@ def answered(command: Callable[[Words], int], words: Words) -> int:
     """
     try:
         return command(words)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        told = f"this needs {package}, which is not installed: install metaloss[{EXTRAS[package]}]"
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     except (InputError, LostProcessError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return exit_code(error)

@@ -280,9 +280,9 @@ class Recorder:
 
     @clock.part("figures")
     def _draw(self, result: dict[str, Any]) -> None:
-        from metaloss.runs import pictures  # matplotlib takes half a second
-
         try:
+            from metaloss.runs import pictures  # matplotlib takes half a second, and may be missing
+
             pictures.draw(self.folder.path, pictures.title(result), pictures.OF_SHORT_RUNS, result)
         except Exception as error:  # no picture is worth the result of a training
             LOG.warning(f"without figures: {type(error).__name__}: {error}")

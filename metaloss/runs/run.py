@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class Run:
         metric = self.state.data.objective.metric
         self.progress = Progress(metric, learned=plan.representation is not None)
         self.metrics = MetricsFile(folder.metrics)
-        callbacks = [TensorBoard()] if plan.callbacks is None else plan.callbacks
+        by_default = [TensorBoard()] if find_spec("tensorboard") is not None else []
+        callbacks = by_default if plan.callbacks is None else plan.callbacks
         self.callbacks = Everyone(callbacks, self._warn)
         self._restored: tuple[int, dict[str, Any]] = 0, {}  # see `checkpoint.restore`
         self._sampled = self._equidistant(plan.samples) | {4**i for i in range(6)}  # and early ones
@@ -319,9 +321,9 @@ class Run:
 
     @clock.part("figures")
     def _draw(self, result: dict[str, Any]) -> None:
-        from metaloss.runs import pictures  # matplotlib takes half a second
-
         with self.progress.sparing(f"figures (tools/figures.py {self.folder.path} draws them)"):
+            from metaloss.runs import pictures  # matplotlib takes half a second, and may be missing
+
             names = None if self._is_long() else pictures.OF_SHORT_RUNS
             pictures.draw(self.folder.path, pictures.title(result), names, result)
 

@@ -97,7 +97,8 @@ class Runner:
         mixup, cutmix: α of the Beta distribution by which training batches are mixed in pairs, see
             `metaloss.tasks.preparation.mixing.Mixing`; 0: they are not.
         label_smoothing: the share of a training label that goes to all classes alike.
-        callbacks: who is told how the run goes, see `metaloss.runs.callbacks`; None: TensorBoard.
+        callbacks: who is told how the run goes, see `metaloss.runs.callbacks`; None: TensorBoard,
+            where it is installed.
 
     Raises:
         ArgumentError: a number is out of its range, or the method is no word.

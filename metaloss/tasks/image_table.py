@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from metaloss.tasks.preparation.image_data import (
     scale_of,
 )
 from metaloss.tasks.preparation.image_files import SPLIT_WORDS, Decoder, ImageFile, Interpolation
+from metaloss.tasks.preparation.later import pl
 from metaloss.tasks.preparation.splits import hold_out
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 

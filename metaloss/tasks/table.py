@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import polars as pl
 import torch
 from annotated_types import Ge
 from torch import Tensor
@@ -30,6 +29,7 @@ from metaloss.tasks.preparation.encoding import (
     ranks,
     require_all,
 )
+from metaloss.tasks.preparation.later import pl
 from metaloss.tasks.preparation.splits import Held
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 

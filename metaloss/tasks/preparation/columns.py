@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import polars as pl
-
 from metaloss.tasks.preparation.dialect import Dialect, is_among_numbers, is_text
 from metaloss.tasks.preparation.encoding import Category, Column, Date, Number
+from metaloss.tasks.preparation.later import pl
 from metaloss.tasks.preparation.tables import Rows
 
 SAMPLE = 1000  #: rows by which most columns show that they are none of numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import polars as pl
+from metaloss.tasks.preparation.later import pl
 
 #: What stands for a missing value, where nothing else is said.
 MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import polars as pl
 import torch
 
 from metaloss.errors import DataError
 from metaloss.tasks.preparation.dialect import AMONG_NUMBERS, Dialect, is_text
+from metaloss.tasks.preparation.later import pl
 from metaloss.tasks.preparation.scaling import Scaling
 from metaloss.tasks.preparation.tables import Rows, quoted, read
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from metaloss.errors import DataError, did_you_mean
+from metaloss.tasks.preparation.later import pl
 from metaloss.tasks.preparation.tables import Rows
 
 PLACE = Path("the rows")  #: what errors call them

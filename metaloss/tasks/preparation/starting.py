@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections
 from pathlib import Path
 
-import polars as pl
-
 from metaloss.errors import DataError, InputError
 from metaloss.tasks.arrays import opened
 from metaloss.tasks.preparation import columns, tables
 from metaloss.tasks.preparation.dialect import MISSING, Dialect
 from metaloss.tasks.preparation.encoding import Category, Column, Date
 from metaloss.tasks.preparation.image_files import Decoder, listed
+from metaloss.tasks.preparation.later import pl
 
 DELIMITERS = (",", ";", "\t", "|")
 CLASSES = 20  #: different whole numbers up to which a column of a table is taken for classes

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from metaloss.errors import DataError, did_you_mean, first_line
 from metaloss.tasks.preparation.dialect import Dialect
+from metaloss.tasks.preparation.later import pl
 
 ARROW = (".arrow", ".feather", ".ipc")
 ENDINGS = (".csv", ".tsv", ".txt", ".parquet", *ARROW)
