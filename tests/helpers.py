@@ -28,6 +28,9 @@ from metaloss.runs.state import State
 
 ROOT = Path(__file__).parent.parent
 
+#: Of a result.json, what differs between two runs that are otherwise equal.
+COSTS = ("seconds", "seconds_by_part", "peak_memory_bytes")
+
 #: A learned loss of 24 parameters, recorded at steps 0, 1, 4 and 20, as format 1 was written.
 FORMAT_1 = ROOT / "tests" / "exports" / "format1"
 

@@ -240,15 +240,10 @@ def test_micro_batches_take_the_memory_of_one(engine):
     assert peaks[8] <= 1.02 * peaks[2] <= 1.1 * peaks[1]
 
 
+@pytest.mark.full  # long runs; test_no_tensor_outlives_its_step has a short one
 @pytest.mark.parametrize(
     "engine",
-    [
-        "exact",
-        *(
-            pytest.param(engine, marks=pytest.mark.full)
-            for engine in ("unrolled", "sweep", "logit_difference")
-        ),
-    ],
+    ["exact", "unrolled", "sweep", "logit_difference"],
 )
 def test_nothing_is_left_of_200_steps(engine):
     """Neither tensors that Python sees, nor memory that only the autograd graph would hold."""
@@ -665,6 +660,7 @@ def test_the_page_runs_from_top_to_bottom():
     assert len(blocks) > 8
 
 
+@pytest.mark.full  # two trainings
 def test_the_example_learns_digits_with_the_five_lines_and_without(capsys):
     spec = importlib.util.spec_from_file_location("own_loop", ROOT / "examples/own_loop.py")
     example = importlib.util.module_from_spec(spec)

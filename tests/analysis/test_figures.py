@@ -494,6 +494,7 @@ DAMAGE = (
 )
 
 
+@pytest.mark.full  # draws a whole run for each damage
 @pytest.mark.pictures
 def test_damaged_runs_are_a_line_each_and_the_others_are_drawn(run, draw, tmp_path):
     damaged, whole = [tmp_path / f"damaged{i}" for i in range(len(DAMAGE))], tmp_path / "whole"

@@ -225,6 +225,7 @@ def test_the_examples_train_together_through_gin(train, tmp_path):
     assert "gradient_norm" not in rows[-1]  # there is none
 
 
+@pytest.mark.full  # every check, in a process of its own
 def test_the_page_on_plugins_runs_and_names_every_check(tmp_path):
     page = (ROOT / "docs" / "plugins.md").read_text()
     for name in testing.__all__:

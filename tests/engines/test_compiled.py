@@ -144,7 +144,7 @@ SETTINGS = {
     "another task loss": {"task_loss": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1)},
 }
 #: Each case traces several kinds of steps; these trace the most of them.
-FEW = ("dampening", "two groups", "start and stop")
+FEW = ("dampening", "two groups")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,7 @@ def test_compiled_steps_are_the_exact_engine_s_up_to_rounding(dtype, error):
     assert_close(ours, exact, error)
 
 
+@pytest.mark.full  # records four kinds of steps
 def test_a_step_of_another_shape_is_recorded_anew(monkeypatch):
     torch.manual_seed(0)
     given = batches(4) + batches(2, size=5) + batches(2)

@@ -325,11 +325,12 @@ def small_convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.full  # up to a hundred inner steps
 @pytest.mark.parametrize(
     ("model", "size", "pixels", "few", "many", "factor"),
     [
         pytest.param(small_convolutions, 16, 16, 5, 50, 1.3, id="small_convolutions"),
-        pytest.param(MODELS["allcnn"], 4, 8, 2, 100, 1.1, id="allcnn", marks=pytest.mark.full),
+        pytest.param(MODELS["allcnn"], 4, 8, 2, 100, 1.1, id="allcnn"),
     ],
 )
 def test_memory_of_the_sweep_does_not_grow_with_the_steps(model, size, pixels, few, many, factor):

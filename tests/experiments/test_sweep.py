@@ -438,6 +438,7 @@ def test_time_left():
 # --- the tool ---
 
 
+@pytest.mark.full  # processes that each import torch and train
 def test_a_real_sweep(spec, tmp_path, capsys, monkeypatch):
     main = tool("sweep").main
     spec.write_text(SPEC.replace("[0.1, 0.01]", "[0.1]"))

@@ -16,7 +16,7 @@ import pytest
 from metaloss.experiments.sweeps import cells
 from metaloss.experiments.sweeps.standing import standing
 from metaloss.machine import sealed
-from tests.helpers import ROOT, differences, rows
+from tests.helpers import COSTS, ROOT, differences, rows
 
 #: In the full run: some hundred processes, each of which imports torch. That a run survives is in
 #: the small one (tests/runs/test_survival.py).
@@ -67,7 +67,7 @@ def numbers(folder):
     state = sealed.load(folder / "checkpoint.pt")["state"]
     loss = folder / "loss" / "model.safetensors"
     return {
-        "result": {k: v for k, v in result.items() if k not in ("seconds", "peak_memory_bytes")},
+        "result": {k: v for k, v in result.items() if k not in COSTS},
         "rows": rows(folder),
         "state": {k: v for k, v in state.items() if k != "seconds"},
         "loss": loss.read_bytes() if loss.exists() else None,

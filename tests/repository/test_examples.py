@@ -135,6 +135,7 @@ def test_lightning_makes_the_steps_of_a_plain_loop(fit, learned):
     assert trainer.global_step == 18
 
 
+@pytest.mark.full  # another trainer's whole training
 def test_lightning_trains(fit):
     lr = 0.001  # with its momentum .9 the rate .01 that the loss was learned for: it has a scale
     first, _ = fit(*small_problem(), lr=lr, max_epochs=1)
@@ -267,6 +268,7 @@ def test_the_hf_trainer_trains(hf, learned):
 # --- timm ---
 
 
+@pytest.mark.full  # another trainer's whole training
 @pytest.mark.parametrize("flags", [[], ["--frozen"]], ids=["online", "frozen"])
 def test_timm_trains(learned, flags):
     small = ["--model=test_resnet", "--img-size=16", "--epochs=3"]

@@ -1,7 +1,7 @@
 """What tests/runs/test_distributed.py has two processes do, and one alone: the same functions.
 
-As a program it is one of the processes: it computes every case on its share, carries out every run,
-and saves the results and what it wrote to the disk beside them.
+As a program it is one of the processes: it computes the cases that are named on its share, or all,
+and then carries out every run too; and saves the results and what it wrote to the disk beside them.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ def refusals(root: Path) -> list[str]:
     return said
 
 
-def main(root: Path) -> None:
+def main(root: Path, *cases: str) -> None:
     torch.set_num_threads(1)
     written: set[str] = set()
 
@@ -394,11 +394,12 @@ def main(root: Path) -> None:
 
     sys.addaudithook(remember)
     with processes.joined(120):
-        found = {"cases": {case: compute(case) for case in CASES}, "codes": run_all(root)}
-        found["refusals"] = refusals(root)
+        found: dict[str, Any] = {"cases": {case: compute(case) for case in cases or CASES}}
+        if not cases:
+            found |= {"codes": run_all(root), "refusals": refusals(root)}
         found["written"] = sorted(path for path in written if path.startswith(str(root)))
         torch.save(found, root / f"{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

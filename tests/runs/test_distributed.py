@@ -89,8 +89,31 @@ def found(root) -> list[dict]:
     return [torch.load(root / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> list[dict]:
+    """Of the small run: what two processes computed in some cases, and no runs."""
+    root = tmp_path_factory.mktemp("few")
+    (first, said), (second, others) = ends(start("-m", "tests.runs.ranks", root, *SMALL))
+    assert (first, second) == (0, 0), said + others
+    return [torch.load(root / f"{rank}.pt") for rank in (0, 1)]
+
+
+#: Cases that the small run has; all others, and all runs, are a minute's work of three processes.
+SMALL = ("baseline", "online exact", "online sweep", "batch norm exact")
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_two_processes_are_one(case, few):
+    assert_one(case, few)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("case", ranks.CASES)
-def test_two_processes_are_one(case, found):
+def test_two_processes_are_one_in_every_case(case, found):
+    assert_one(case, found)
+
+
+def assert_one(case: str, found: list[dict]) -> None:
     """θ, buffers, φ, α and all losses, over 20 steps of uneven batches; and equal bits on both."""
     expected = ranks.compute(case)
     first, second = (results["cases"][case] for results in found)
@@ -120,6 +143,7 @@ def assert_close(a: Path, b: Path) -> None:
             assert torch.allclose(one[name], other[name], rtol=0, atol=1e-6), name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ranks.METHODS)
 def test_runs_of_two_processes_are_those_of_one(method, root, tmp_path):
     assert ranks.run(tmp_path / "one", method) == 0
@@ -128,6 +152,7 @@ def test_runs_of_two_processes_are_those_of_one(method, root, tmp_path):
     assert json.loads((root / method / "result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.full
 def test_augmentation_is_that_of_the_whole_batch(root, tmp_path):
     assert ranks.run(tmp_path / "one", extra=ranks.IMAGES, data_dir=str(root)) == 0
     assert_close(root / "images", tmp_path / "one")
@@ -159,6 +184,7 @@ def test_each_process_reads_its_share_of_a_stream(tmp_path):
     assert_close(tmp_path / "streamed", tmp_path / "one")
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_another_number_of_processes(root):
     """One process was told to stop, both did, at the same step; and the other way round."""
     result = json.loads((root / "two then one" / "result.json").read_text())
@@ -168,6 +194,7 @@ def test_a_run_goes_on_with_another_number_of_processes(root):
     assert_close(root / "one then two", root / "adalfl")
 
 
+@pytest.mark.full
 def test_dropout_masks_differ_and_resume_bit_for_bit(root):
     saved = sealed.load(root / "drops" / "checkpoint.pt")["state"]
     (others,) = saved["global_of_others"]
@@ -176,6 +203,7 @@ def test_dropout_masks_differ_and_resume_bit_for_bit(root):
     assert_same_state(root / "drops and stops", root / "drops")
 
 
+@pytest.mark.full
 def test_the_first_process_alone_writes(found):
     first, second = (results["written"] for results in found)
     assert second == []
@@ -183,6 +211,7 @@ def test_the_first_process_alone_writes(found):
         assert any(name in path for path in first), name
 
 
+@pytest.mark.full
 def test_all_processes_end_alike(found):
     stopped = 128 + signal.SIGTERM
     for results in found:
@@ -236,6 +265,7 @@ def test_a_process_that_does_not_answer(tmp_path):
     assert re.fullmatch(LOST, said.splitlines()[-1])
 
 
+@pytest.mark.full  # processes that each import torch
 def test_bad_input_is_told_once(tmp_path):
     """By whichever process has it first; all end with the exit code, and leave no folder."""
     task = ["--gin_param=Runner.task = @tasks.arrays()", "--gin_param=tasks.arrays.path = 'no.npz'"]
@@ -249,6 +279,7 @@ def test_bad_input_is_told_once(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.full
 def test_what_several_processes_cannot_do_is_refused(root, found):
     for results in found:
         assert results["refusals"] == [

@@ -10,19 +10,26 @@ from metaloss import BACKBONES, BASE_OPTIMIZERS, ENGINES, REPRESENTATIONS
 from metaloss.engines.base import Hypergradient
 from metaloss.engines.exact import Exact
 from metaloss.testing.certification import certify, grid, report
-from tests.helpers import ROOT, tool
+from tests.helpers import ROOT, thinned, tool
 
 check_gradients = tool("check_gradients")
 PAGE = (ROOT / "docs" / "certification.md").read_text()
 
 
+@pytest.mark.full  # each is held to its step by check_base_optimizer in the small run
 def test_every_optimizer_is_certified_on_a_small_model():
     found = list(grid.certificates(losses=["nn"], backbones=["mlp"]))
     assert {c.case.optimizer for c in found} == set(grid.OPTIMIZERS)
     assert [report.line(c) for c in found if not c.holds] == []
 
 
-@pytest.mark.parametrize("loss", grid.LOSSES)
+#: A network, one with kinks, one that looks at a whole row, and one of closed form.
+FEW = ("nn", "nn (ReLU, Softplus)", "class_set (attention)", "taylor (3)")
+
+
+@pytest.mark.parametrize(
+    "loss", thinned(((loss,) for loss in grid.LOSSES), keep=lambda loss: loss in FEW)
+)
 def test_every_learned_loss_is_certified_with_batch_norm_and_dropout(loss):
     found = list(
         grid.certificates(["exact"], optimizers=["adam"], losses=[loss], backbones=["wide_resnet"])
