@@ -33,6 +33,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="write --output even if it is there")
     add("--weights", default="tested", choices=["tested", "last", "average"],
         help="those of the result (default), of the last step, or their running mean")  # fmt: skip
+    add("--calibrated", action="store_true",
+        help="divide outputs by the temperature that suits the validation data")  # fmt: skip
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")

@@ -34,6 +34,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="write --output even if it is there")
     add("--weights", default="tested", choices=["tested", "last", "average"],
         help="those of the result (default), of the last step, or their running mean")  # fmt: skip
+    add("--calibrated", action="store_true",
+        help="divide outputs by the temperature that suits the validation data")  # fmt: skip
     add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")

@@ -58,7 +58,7 @@ def export(trained: TrainedModel, path: Path, format: Format) -> str:
         trained.write(path)
         return f"{path}: model.json, weights.safetensors and README.md"
     about = trained.about.to(torch.device("cpu"))
-    answer = Answer(copy.deepcopy(trained.model).cpu(), about).eval()
+    answer = Answer(copy.deepcopy(trained.outputs).cpu(), about).eval()
     examples, whose = _examples(trained)
     with in_old_style_too(), torch.no_grad(), warnings.catch_warnings():
         # Of torch's exporters about themselves; what matters is checked below.
@@ -162,6 +162,7 @@ def command(
     format: Format,
     output: Path,
     weights: Weights = "tested",
+    calibrated: bool = False,
     overwrite: bool = False,
     data_dir: str | None = None,
     plugin: Sequence[str] = (),
@@ -183,5 +184,5 @@ def command(
         raise InputError(f"--output {output} is there already: --overwrite replaces it")
     plugins.load_all(plugin, remembered=RunFolder(run).plugins())
     processes.set_threads(threads)
-    trained = load_model(run, "cpu", data_dir, weights=weights)
+    trained = load_model(run, "cpu", data_dir, weights=weights, calibrated=calibrated)
     return f"{run}, step {trained.step} of {trained.steps}: {export(trained, output, format)}"

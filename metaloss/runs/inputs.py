@@ -134,12 +134,12 @@ def _of_path(path: Path, about: Data, size: int, key: str | None) -> Iterator[In
         if not files:
             raise DataError(f"{path}: no picture is in this folder")
         yield from _of_pictures(files, about, size)
-    elif path.suffix.lower() in image_files.endings():
-        yield from _of_pictures([path], about, size)
     elif path.suffix == ".npy":
         with opened(path.parent) as folder:
             raw = np.array(folder[path.stem])
         yield from _of_array(raw, about, size, str(path))
+    elif path.suffix != ".npz" and path.suffix.lower() in image_files.endings():
+        yield from _of_pictures([path], about, size)
     else:
         with opened(path) as archive:
             key = _key(archive.files, key, path)

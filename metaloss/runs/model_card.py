@@ -87,6 +87,11 @@ def text(about: Mapping[str, Any], model: nn.Module) -> str:
         "inputs": f"{data['input_shape']}{', bytes' * data['bytes']}",
         "outputs": _outputs(data),
         **{f"weights: {kind}": f"`{w['file']}`, step {w['step']:,}" for kind, w in weights.items()},
+        **{
+            f"temperature: {kind}": f"{w['temperature']:.4g}: outputs divided by it are calibrated"
+            for kind, w in weights.items()
+            if w.get("temperature") is not None
+        },
         **about["versions"],
     }
     return CARD.format(

@@ -20,7 +20,7 @@ from metaloss.machine import clock, distributed, memory
 from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.representations.saved.learned_loss import LearnedLoss
-from metaloss.runs import checkpoint, inspection, saved_model
+from metaloss.runs import calibration, checkpoint, inspection, saved_model
 from metaloss.runs.callbacks.base import Start
 from metaloss.runs.callbacks.parts.everyone import Everyone
 from metaloss.runs.callbacks.tensorboard import TensorBoard
@@ -439,11 +439,12 @@ class Run:
         checkpoint.save(self.folder, self.config, metrics, callbacks, state)
         self._export_loss(self._result({}))
 
+    @clock.part("evaluation")
     def _leave_model(self) -> None:
         """The model, for whoever uses it where neither data nor gin files are."""
         saved = saved_model.of_state(self.plan, self.seed, self.state.standing())
         if saved is not None:
-            saved.write(self.folder.path)
+            calibration.calibrated(saved, self.state.data).write(self.folder.path)
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:
         """The learned loss so far, for whoever looks at it or uses it."""

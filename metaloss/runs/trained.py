@@ -28,7 +28,7 @@ from metaloss.errors import (
 )
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
-from metaloss.runs import evaluation, inputs, predictions, saved_model
+from metaloss.runs import calibration, evaluation, inputs, predictions, saved_model
 from metaloss.runs.answers import Answer
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.inputs import Inputs
@@ -38,7 +38,7 @@ from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
 from metaloss.runs.saved_model import SavedModel, Weights
 from metaloss.tasks import TASKS
-from metaloss.tasks.base import MULTI_LABEL, SPLITS, Data, Task, find_data_dir
+from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation import kept
 from metaloss.tasks.preparation.images import Images
 
@@ -61,6 +61,7 @@ class TrainedModel:
         precision: of the run.
         data_dir: see `Task.load`.
         saved: what files can say of it, with these weights alone; None: nothing.
+        temperature: that outputs are divided by, see `calibrated`.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class TrainedModel:
     precision: str
     data_dir: str | Path | None = None
     saved: SavedModel | None = None
+    temperature: float = 1.0
 
     @cached_property
     def plan(self) -> Runner:
@@ -102,6 +104,44 @@ class TrainedModel:
         kept.require_same(data, then)
         return kept.prepared_so(data, then)
 
+    def calibrated(self) -> TrainedModel:
+        """The same with probabilities that are as high as they are right, see `calibration`.
+
+        A run that has finished knows its temperature; of others it is fitted to the validation
+        data.
+
+        Raises:
+            InputError: the outputs are of no classes that exclude each other, or no temperature
+                suits.
+            DataError: it is to be fitted, and the run's data are not there.
+        """
+        if self.about.objective is not CLASSIFICATION:
+            raise InputError(
+                "calibrated: a temperature is of classes that exclude each other, and the run's "
+                "outputs are none"
+            )
+        held = {} if self.saved is None else self.saved.about["weights"]["tested"]
+        if "temperature" in held:
+            found = held["temperature"]
+        else:
+            with process_left_as_it_was():
+                set_float32(self.precision)
+                found = calibration.temperature(self.model, self.data)
+        if found is None:
+            raise InputError(
+                f"calibrated: no temperature from {calibration.LOWEST:g} to "
+                f"{calibration.HIGHEST:g} suits the validation data; a model that is right on all "
+                "of them has none"
+            )
+        return replace(self, temperature=found)
+
+    @property
+    def outputs(self) -> nn.Module:
+        """The model, its outputs divided by the temperature if there is one."""
+        if self.temperature == 1:
+            return self.model
+        return calibration.Tempered(self.model, self.temperature).eval()
+
     @property
     def _device(self) -> torch.device:
         device: torch.device = self.about.splits["train"][1].device
@@ -126,7 +166,7 @@ class TrainedModel:
             raise InputError(f"no split {split!r}{near} · there are: {known}")
         with process_left_as_it_was():
             set_float32(self.precision)
-            return evaluation.examine(self.model, data, split).numbers
+            return evaluation.examine(self.outputs, data, split).numbers
 
     def predict(self, what: Any, batch: int = BATCH, key: str | None = None) -> Prediction:
         """The model's answer to what a person has, prepared as its training's inputs were.
@@ -160,7 +200,7 @@ class TrainedModel:
     @torch.no_grad()
     def _answer(self, given: Inputs) -> Prediction:
         about, kind = self.about, _kind(self.about)
-        answer = Answer(self.model, about)
+        answer = Answer(self.outputs, about)
         # To images, bytes are other numbers than floats are: 255 times as large.
         if isinstance(about.preparation, Images) and (given.raw.dtype == torch.uint8) != (
             kind == BYTES
@@ -225,6 +265,7 @@ def load_model(
     data_dir: str | Path | None = None,
     *,
     weights: Weights = "tested",
+    calibrated: bool = False,
 ) -> TrainedModel:
     """The model of a run that ended, was stopped or still goes on; changes nothing there.
 
@@ -238,9 +279,10 @@ def load_model(
         data_dir: of `evaluate`, see `Task.load`; None: $METALOSS_DATA, or ./data.
         weights: "tested", those that `result.json` is about (the best where the run kept it, else
             the last); "last"; or "average", their running mean (`Runner.ema`).
+        calibrated: divide its outputs by a temperature, see `TrainedModel.calibrated`.
 
     Raises:
-        InputError: the run has no such weights.
+        InputError: the run has no such weights, or no temperature.
         RunFolderError: it is no run folder, has no checkpoint yet or a damaged file, or is still in
             its initialisation. Where the latest checkpoint alone is damaged, the model is of the
             one before, with a warning.
@@ -248,9 +290,12 @@ def load_model(
             kept no preparation of its inputs, the data cannot be read.
     """
     folder, device = RunFolder(Path(run)), torch.device(device)
-    if not folder.model.is_file():
-        return _of_checkpoint(folder, device, data_dir, weights)
-    return _of_files(saved_model.read(folder.path, weights), folder, device, data_dir, weights)
+    if folder.model.is_file():
+        saved = saved_model.read(folder.path, weights)
+        found = _of_files(saved, folder, device, data_dir, weights)
+    else:
+        found = _of_checkpoint(folder, device, data_dir, weights)
+    return found.calibrated() if calibrated else found
 
 
 def _of_files(
@@ -350,6 +395,7 @@ def evaluate(
     output: Path | None = None,
     overwrite: bool = False,
     weights: Weights = "tested",
+    calibrated: bool = False,
     device: str = "auto",
     data_dir: str | None = None,
     plugin: Sequence[str] = (),
@@ -374,19 +420,22 @@ def evaluate(
         _check_output(output, (".json",) if predict is None else (".npz", ".csv"), kept, overwrite)
     plugins.load_all(plugin, remembered=RunFolder(run).plugins())
     processes.set_threads(threads)
-    trained = load_model(run, processes.find_device(device), data_dir, weights=weights)
-    where = f"{run}, step {trained.step} of {trained.steps}"
+    where = processes.find_device(device)
+    trained = load_model(run, where, data_dir, weights=weights, calibrated=calibrated)
+    said = f"{run}, step {trained.step} of {trained.steps}"
+    if calibrated:
+        said += f", temperature {trained.temperature:.4g}"
     if predict is not None and output is not None:
         found = trained.predict(predict, key=key)
         predictions.save(found, output)
-        return f"{where}: {len(found)} predictions in {output}"
+        return f"{said}: {len(found)} predictions in {output}"
     numbers = _evaluation(trained, "test" if split is None else split, gin_param, data_dir)
     if output is not None:
         content = {name: finite_or_none(value) for name, value in numbers.items()}
         write_json(output, {"run": str(run), **content})
     rest = [f"{name} {numbers[name]:.6g}" for name in ("loss", "rmse", "mae") if name in numbers]
     return (
-        f"{where}: {numbers['task']}, {numbers['split']} {numbers['metric']} {numbers['value']} "
+        f"{said}: {numbers['task']}, {numbers['split']} {numbers['metric']} {numbers['value']} "
         f"({numbers['n']} examples, {', '.join(rest)})"
     )
 
@@ -407,6 +456,7 @@ def _evaluation(
         "seed": trained.seed,
         "step": trained.step,
         "steps": trained.steps,
+        **({} if trained.temperature == 1 else {"temperature": trained.temperature}),
         "split": split,
         "n": len(data.splits[split][1]),
         "metric": metric,
