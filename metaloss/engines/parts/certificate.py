@@ -30,7 +30,7 @@ from metaloss.problem.stacked import Stacked
 from metaloss.problem.vectors import Vector
 
 #: The largest residual of a sound step, by the precision of the model's passes. Each is some powers
-#: of ten above what rounding was seen to make of it (docs/certification.md has the numbers): the
+#: of ten above what rounding was seen to make of it (docs/step_certificates.md says what): the
 #: residual is relative to lengths of vectors, so it is a few units in the last place times what
 #: the depth of a model, and the cancellation in a normalisation, make of them.
 TOLERANCES = {

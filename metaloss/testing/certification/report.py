@@ -48,7 +48,7 @@ def document(certificates: Sequence[Certificate]) -> str:
     ]
     for title, key in by.items():
         parts += [f"## By {title}", _table(title, key, certificates)]
-    return "\n\n".join([*parts, LIMITS, WHILE_TRAINING]) + "\n"
+    return "\n\n".join([*parts, LIMITS, ELSEWHERE]) + "\n"
 
 
 INTRODUCTION = f"""\
@@ -97,51 +97,8 @@ One's own gin file or plugin is certified by `tools/check_gradients.py --gin_fil
 --plugin=...`, one's own optimizer by `metaloss.testing.check_base_optimizer`."""
 
 
-WHILE_TRAINING = """\
-## What is certified while it trains
-
-The table is of what comes with metaloss. A model of one's own is certified on the way: a linear map
-and its transpose give one number in two ways, so for a sound step
-
-    ⟨g, u⟩ = ⟨∂M/∂f, J u⟩
-
-with g = Jᵀ ∂M/∂f the base gradient, u = (∂U/∂g)ᵀ ∇L_T, and J u what the engine found. All four are
-at hand. The residual is the difference by ‖∂M/∂f‖ ‖J u‖, or by a two-hundredth of ‖g‖ ‖u‖ where
-that is more. The first three meta-steps have such a certificate, and then one in `certify_every`
-(50; 0: none). After the first three no GPU is waited for.
-
-| engine | its certificate |
-| --- | --- |
-| `exact`, `compiled`, recorded CUDA graphs | the identity |
-| `logit_difference` | the identity, with the error of a difference quotient allowed |
-| `sweep` | the step that is run again has the gradient of the one that was made |
-| `unrolled` | none: it runs nothing again |
-| `conjugate_gradient`, `neumann`, `evolution`, `persistent_evolution` | none: they are estimates |
-
-Parameters that a model reads past what can be exchanged are refused by name at the first step, by
-every engine. A meta-gradient whose certificate does not hold moves no φ, and counts as skipped.
-`engine = 'auto'` takes the next engine, and says why; an engine that was asked for by name raises,
-or with `uncertified = 'warn'` warns once and goes on. `adjoint_residual` is in `MetaStep`, in
-`metrics.jsonl`, in TensorBoard, and the largest one in `result.json`.
-
-| passes in | a residual up to this is rounding | of a difference quotient |
-| --- | --- | --- |
-| float64 | 1e-6: models compute parts in float32 all the same | 1e-4 |
-| float32 | 2e-4 | 5e-2 |
-| TF32 | 2e-2 | 0.2 |
-| bfloat16 | 5e-2 | 0.5 |
-
-Seen with every step certified, in float32: at most 7.6e-8 on LeNet-5 (303 steps), 9.0e-8 on a
-transformer with dropout (229) and 2.1e-5 on ResNet-18 with batches of 8 (11); in bfloat16 9.0e-4 on
-LeNet-5 (150) and 4.7e-4 on the transformer (100). TF32's bound is scaled from these, and not
-measured. A wrong derivative shows in the residual by the cosine of ∂M/∂f and J u, which was .05 to
-.5 in the median of these runs and next to nothing in some steps: one certificate can miss an error
-that three seldom do.
-
-A model can be certified before it trains, in float64 and against a plain loop:
-`python tools/check_gradients.py --model=MODULE:FUNCTION`, a function that gives the model and
-inputs for it. It says right, refused or wrong, and why. `tests/zoo.py` holds a hundred unusual
-models."""
+#: Where the rest is told.
+ELSEWHERE = "What is certified while a model trains: [certificates of steps](step_certificates.md)."
 
 
 def _table(
