@@ -28,6 +28,7 @@ WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3"]
 HUB = ["huggingface_hub>=1"]
 ONNX = ["onnx>=1.20", "onnxscript>=0.6", "onnxruntime>=1.23"]
+SEARCH = ["optuna>=4"]
 PAGES = ["markdown-it-py>=3", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 TESTS = [
     *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "selenium>=4.20"),
@@ -39,6 +40,7 @@ TESTS = [
     *RATE_FREE,
     *WANDB,
     *MLFLOW,
+    *SEARCH,
     *HUB,
     *ONNX,
     *PAGES,
@@ -86,6 +88,7 @@ setup(
         "rate_free": RATE_FREE,
         "wandb": WANDB,
         "mlflow": MLFLOW,
+        "search": SEARCH,
         "hub": HUB,
         "onnx": ONNX,
         "test": TESTS,

@@ -8,6 +8,7 @@ r"""Carries out a grid of runs: tasks x methods x parameters x seeds, on one mac
     python tools/sweep.py report paper/cpu.gin --output=cpu.html  # the paper's tables from it
     python tools/sweep.py choose baselines/digits.gin             # the best of what was tried
     python tools/sweep.py references paper/cpu.gin                # a constant, a linear model
+    python tools/sweep.py search SEARCH.gin                       # numbers, by Optuna
     python tools/sweep.py run paper/table1.gin --launcher=slurm \
         --gin_param="launchers.slurm.partition = 'gpu'"
 
@@ -26,7 +27,7 @@ import signal
 import sys
 from pathlib import Path
 
-COMMANDS = ("plan", "run", "status", "retry", "report", "choose", "references")
+COMMANDS = ("plan", "run", "status", "retry", "report", "choose", "references", "search")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -62,7 +62,7 @@ class Config:
 def load(
     files: Sequence[str | Path],
     bindings: Sequence[str] = (),
-    root: Literal["Runner", "Sweep"] = "Runner",
+    root: Literal["Runner", "Sweep", "Search"] = "Runner",
 ) -> Config:
     """Reads gin files, then single bindings; later ones win. Plugins are imported before.
 

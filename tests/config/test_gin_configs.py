@@ -10,7 +10,7 @@ import torch
 
 from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, Macro, Reference, bindings_of, look_up
-from metaloss.experiments.sweeps import cells
+from metaloss.experiments.sweeps import cells, search
 from metaloss.meta_optimizers.descents.base import Group
 from tests.helpers import FORMAT_1, thinned
 
@@ -26,6 +26,7 @@ PHOTOGRAPHS = ("cifar10", "cifar100", "svhn", "arrays", "image_folder")
 BASELINES = sorted(path.name for path in (CONFIG_DIR / "baselines").glob("*.gin"))
 TRAINING = sorted(path.name for path in (CONFIG_DIR / "training").glob("*.gin"))
 SWEEPS = ("paper/", "protocol/")
+NO_RUNS = ("methods/", "search/", *SWEEPS)
 TINY = {
     "Runner.steps": 2,
     "Runner.figures": 1,
@@ -182,7 +183,7 @@ def files_of(file):
     return re.findall(r"--gin_file=gin_configs/(\S+)", command)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(("methods/", *SWEEPS))])
+@pytest.mark.parametrize("file", [f for f in FILES if not f.startswith(NO_RUNS)])
 def test_a_file_says_how_to_run_it(file):
     files = files_of(file)
     assert file in files
@@ -196,6 +197,13 @@ def test_a_sweep_says_how_to_run_it_and_what_it_comes_to(file):
     runs = len(cells.load([file])[1])
     told = re.search(r"\b(\d+) runs", header) or re.search(r"\| (\d+) \|", row_of(file))
     assert int(told[1]) == runs
+
+
+def test_a_search_says_how_to_carry_it_out():
+    (file,) = (file for file in FILES if file.startswith("search/"))
+    header = re.match(r"(#.*\n)+", (CONFIG_DIR / file).read_text())[0]
+    assert f"python tools/sweep.py search {file}" in header
+    assert f"{search.load(file).trials} runs" in header and row_of(file)
 
 
 def row_of(file):
@@ -270,7 +278,7 @@ def in_full(value):
 
 
 RUNS = [
-    *(files_of(file) for file in FILES if not file.startswith(("methods/", *SWEEPS))),
+    *(files_of(file) for file in FILES if not file.startswith(NO_RUNS)),
     *(["tasks/digits_mlp.gin", f"methods/{method}"] for method in METHODS),
 ]
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,14 +105,17 @@ def carry_out(
         InputError: something that was given cannot be used; nothing is started.
     """
     plugins.load_all(list(plugin))
-    chosen = [] if launcher is None else [f"Sweep.launcher = @launchers.{launcher}()"]
-    starter, cells = load(spec, [*gin_param, *chosen])
     root = asked_for(output_dir, "--output_dir")
-    cells = choose(where_they_are(cells, root), only, limit)
     flags = [f"--device={device}", *(f"--plugin={name}" for name in plugin)]
     flags += ["--cuda_graphs"] if cuda_graphs else []
     flags += [] if data_dir is None else [f"--data_dir={data_dir}"]
     site = Site(root, train, tuple(flags))
+    of = "Search" if command == "search" else "Sweep"
+    chosen = [] if launcher is None else [f"{of}.launcher = @launchers.{launcher}()"]
+    if command == "search":
+        return search_for(spec, [*gin_param, *chosen], site)
+    starter, cells = load(spec, [*gin_param, *chosen])
+    cells = choose(where_they_are(cells, root), only, limit)
     if command == "plan":
         print(plan(cells, starter, site), flush=True)
         asked = {"device": device, "data_dir": data_dir, "plugin": plugin}
@@ -131,6 +134,31 @@ def carry_out(
         say = partial(print, flush=True)
         return 0 if run(cells, starter, site, say, retry=command == "retry") else 1
     return 0
+
+
+def search_for(specs: Sequence[str], bindings: Sequence[str], site: Site) -> int:
+    """Carries a search out, or goes on with it; the exit code.
+
+    Raises:
+        InputError: the spec cannot be used, or Optuna is not installed.
+    """
+    from metaloss.experiments.sweeps import search
+
+    if len(specs) > 1:
+        raise InputError("a search has one SPEC")
+    asked = search.load(specs[0], bindings)
+
+    def start(cells: Sequence[Cell], seconds: float | None) -> None:
+        limit = () if seconds is None else (f"--max_seconds={seconds:g}",)
+        limited = replace(site, flags=(*site.flags, *limit))
+        jobs = [limited.job([cell], asked.launcher.threads) for cell in cells]
+        for _ in asked.launcher.launch(jobs):
+            pass
+
+    found = search.carry_out(asked, site.root, start, partial(print, flush=True))
+    for line in search.lines(found):
+        print(line)
+    return 0 if any(one.status == "finished" for one in found) else 1
 
 
 def plan(cells: Sequence[Cell], launcher: Launcher, site: Site) -> str:
