@@ -199,7 +199,7 @@ def _is_flat_form(group: Group) -> bool:
 
 
 def _other(found: Contents) -> Section:
-    section = Section("Runs by task and method")
+    section = Section("Runs")
     if not found.rest:
         return section
     section.blocks.append(other_tables.results(found.rest))
