@@ -12,6 +12,7 @@ units, so that nothing is left that one could prepare otherwise than training di
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -87,7 +88,9 @@ Run = Callable[[Tensor], Tensor]
 def _torch(answer: Answer, example: Tensor, about: Data) -> tuple[Write, Run]:
     shapes = ({0: torch.export.Dim("n")},)
     program = torch.export.export(answer, (example,), dynamic_shapes=shapes)
-    return lambda path: torch.export.save(program, str(path)), program.module()
+    content = io.BytesIO()  # to a file of another ending than .pt2 torch saves with a warning
+    torch.export.save(program, content)
+    return lambda path: path.write_bytes(content.getvalue()), program.module()
 
 
 def _onnx(answer: Answer, example: Tensor, about: Data) -> tuple[Write, Run]:

@@ -148,7 +148,8 @@ def takes_bytes(data: Mapping[str, Any]) -> bool:
 def _code(model: nn.Module) -> str | None:
     if type(model) is nn.Sequential:
         inside = [_code(layer) for layer in model]
-        return None if None in inside else f"nn.Sequential({', '.join(map(str, inside))})"
+        lines = "".join(f"    {layer},\n" for layer in inside)
+        return None if None in inside else f"nn.Sequential(\n{lines})"
     known = getattr(nn, type(model).__name__, None) is type(model)
     return f"nn.{model!r}" if known and not list(model.children()) else None
 

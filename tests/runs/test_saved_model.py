@@ -19,17 +19,28 @@ from metaloss.errors import InputError, RunFolderError
 from metaloss.machine import sealed
 from metaloss.machine.tensors import write_tensors
 from metaloss.runs import model_card
+from metaloss.runs.saved_model import SavedModel
 from tests.helpers import train
 
 STEPS = ("Runner.steps = 6", "Runner.evaluate_every = 2")
 RUNS = {
     "digits": ("Runner.ema = 0.5", "Runner.keep_best = 'valid'", "base_optimizers.sgd.lr = 3.0"),
+    "plugin": ("Runner.representation = @representations.own_of_a_test()",),
     "values": ("Runner.task = @tasks.arrays()", "tasks.arrays.path = 'values.npz'"),
     "pixels": (
         *("Runner.task = @tasks.arrays()", "tasks.arrays.path = 'pixels.npz'"),
         *("Runner.backbone = @backbones.lenet5", "Runner.memory_format = 'channels_last'"),
     ),
 }
+
+
+#: A loss that the model needs for its training alone.
+OWN_LOSS = """
+import metaloss
+@metaloss.REPRESENTATIONS.register("own_of_a_test")
+class Own(metaloss.REPRESENTATIONS["cross_entropy"]):
+    'Of a plugin.'
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +55,11 @@ def runs(tmp_path_factory):
     labels = np.array(["cat", "dog"])[np.arange(60) % 2]
     np.savez(folder / "pixels.npz", x_train=bytes_[:40], y_train=labels[:40], x_test=bytes_[40:],
              y_test=labels[40:])  # fmt: skip
+    (folder / "own_loss.py").write_text(OWN_LOSS)
     for name, extra in RUNS.items():
-        assert train(folder / name, "baseline", (*STEPS, *extra), data_dir=str(folder)) == 0
+        more = {"plugin": [str(folder / "own_loss.py")]} if name == "plugin" else {}
+        asked = (*STEPS, *extra)
+        assert train(folder / name, "baseline", asked, data_dir=str(folder), **more) == 0
     return folder
 
 
@@ -79,7 +93,7 @@ for folder in map(Path, sys.argv[1:]):
 
 
 def test_models_predict_the_same_in_another_place(runs, tmp_path):
-    """In another process and folder, with no data, no gin file and no checkpoint."""
+    """In another process and folder, with no data, gin file, checkpoint or plugin of a loss."""
     for name in RUNS:
         np.save(left(runs, name, tmp_path / name) / "x.npy", raw(name).numpy())
     elsewhere = tmp_path / "elsewhere"
@@ -148,6 +162,27 @@ def test_the_cards_snippet_predicts_the_same(runs, name, monkeypatch):
     expected = metaloss.load_model(".").predict(raw(name)).values
     torch.testing.assert_close(names["predict"](raw(name)).double(), expected.double(),
                                rtol=1e-6, atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.full  # timm takes two seconds to import
+def test_the_snippet_of_a_model_of_timm(runs, tmp_path, monkeypatch):
+    about = json.loads((runs / "pixels" / "model.json").read_text())
+    about["data"]["input_shape"] = [1, 32, 32]
+    about["weights"] = {"tested": about["weights"]["tested"]}
+    about |= {
+        "backbone": "timm",
+        "arguments": {"name": "resnet10t", "arguments": {"drop_rate": 0.1}},
+    }
+    model = BACKBONES["timm"](input_shape=(1, 32, 32), outputs=2, **about["arguments"])
+    SavedModel(about, {"tested": model.state_dict()}).write(tmp_path)
+    pixels = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
+    without = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)[1]
+    assert "timm.create_model('resnet10t', drop_rate=0.1, in_chans=1, num_classes=2)" in without
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(without, names)
+    expected = metaloss.load_model(".").predict(pixels).values
+    torch.testing.assert_close(names["predict"](pixels), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["allcnn", "lenet5", "logistic", "mlp", "vgg16"])
