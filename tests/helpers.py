@@ -213,7 +213,7 @@ def sketch(path: Path, title: str, names: object = None, result: object = None) 
 #: Drawing, and what stands in its place in all tests that are not marked `pictures`.
 SKETCHES = (
     (pictures, "draw", sketch),
-    (inspection, "look_at_curves", lambda loss, trajectory, columns: Look(trajectory.last)),
+    (inspection, "look_at_curves", lambda loss, trajectory, columns, step: Look(step)),
 )
 _DRAWING = [(module, name, getattr(module, name)) for module, name, _ in SKETCHES]
 

@@ -98,15 +98,17 @@ def look(learner: AdaLFL, batch: Batch, step: int) -> Look:
     )
 
 
-def look_at_curves(loss: Representation, trajectory: Trajectory, count: int | None) -> Look:
+def look_at_curves(
+    loss: Representation, trajectory: Trajectory, count: int | None, step: int
+) -> Look:
     """The curves of the loss so far.
 
     Args:
         count: see `classes`.
+        step: at which it is looked at; φ is then that of the trajectory's last one.
     """
     from metaloss.analysis import loss_figures  # matplotlib takes half a second
 
-    step = trajectory.last
     sampled = curves.sample(loss, trajectory, count, POINTS)
     figure = loss_figures.loss_curves([sampled], title=f"step {step:,}")
     content = io.BytesIO()

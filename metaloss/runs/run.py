@@ -316,8 +316,8 @@ class Run:
             batch = inspection.examples(state)
             self.callbacks.after_look(inspection.look(state.learner, batch, state.steps))
             if self._is_long() and not last:
-                curves = inspection.look_at_curves(state.loss, state.trajectory(), self._columns)
-                self.callbacks.after_look(curves)
+                so_far = state.trajectory(), self._columns, state.steps
+                self.callbacks.after_look(inspection.look_at_curves(state.loss, *so_far))
 
     @clock.part("figures")
     def _draw(self, result: dict[str, Any]) -> None:

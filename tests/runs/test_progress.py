@@ -100,6 +100,13 @@ def test_a_dry_run_says_what_the_run_will_cost(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_all_processes_are_timed_by_as_many_steps(monkeypatch):
+    """Or one of them would wait for a step that another does not make."""
+    others, made = iter([False, False, True]), []
+    monkeypatch.setattr(forecast.distributed, "anywhere", lambda flag: flag or next(others))
+    assert len(forecast.paced(lambda: made.append(1), torch.device("cpu"))) == len(made) == 2
+
+
 def test_a_dry_run_prints_a_gin_file(tmp_path, capsys):
     assert train(tmp_path / "run", dry_run=True) == 0
     out, error = capsys.readouterr()
