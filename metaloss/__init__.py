@@ -33,7 +33,7 @@ _HOMES = {
     "Recorder": "metaloss.runs.recorder:Recorder",
     "Stack": "metaloss.stack:Stack",
     "load_loss": "metaloss.representations.saved.learned_loss:load_loss",
-    "load_model": "metaloss.runs.trained:load_model",
+    "load_model": "metaloss.runs.trained.model:load_model",
     "load_plugins": "metaloss.config.plugins:load_all",
 }
 __all__ = list(_HOMES)
@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # the same again, for those who read without running; a test 
     from metaloss.representations.saved.learned_loss import load_loss as load_loss
     from metaloss.runs.callbacks import CALLBACKS as CALLBACKS
     from metaloss.runs.recorder import Recorder as Recorder
-    from metaloss.runs.trained import load_model as load_model
+    from metaloss.runs.trained.model import load_model as load_model
     from metaloss.stack import Stack as Stack
     from metaloss.tasks import TASKS as TASKS
 

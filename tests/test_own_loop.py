@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.util
-import re
 
 import pytest
 import torch
@@ -650,14 +649,6 @@ def test_trials_and_initialisation_leave_no_trace_in_any_buffer():
 
 
 # What is written
-
-
-def test_the_page_runs_from_top_to_bottom():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_loop.md").read_text(), re.DOTALL)
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
-    assert len(blocks) > 8
 
 
 @pytest.mark.full  # two trainings

@@ -53,9 +53,9 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Evaluates; the exit code."""
-    from metaloss.runs import trained
+    from metaloss.runs.trained import model
 
-    print(trained.evaluate(**vars(arguments)))
+    print(model.evaluate(**vars(arguments)))
     return 0
 
 

@@ -53,7 +53,7 @@ def main(command_line: list[str] | None = None) -> int:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Exports; the exit code."""
-    from metaloss.runs import exporting
+    from metaloss.runs.trained import exporting
 
     print(exporting.command(**vars(arguments)))
     return 0

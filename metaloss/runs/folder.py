@@ -26,7 +26,7 @@ class RunFolder:
     It holds `command.txt` (a line per start), `config.gin` (complete), `meta.json` (seed, versions,
     machine), `metrics.jsonl`, `result.json`, `test_errors.npz` (of each test example),
     `checkpoint.pt` and the one before it, TensorBoard events, `model.json`, its weights and
-    `README.md` (see `runs.saved_model`), `loss/` (the exported learned loss),
+    `README.md` (see `runs.trained.saved_model`), `loss/` (the exported learned loss),
     `figures/`, `.lock` (see `machine.lock`), `log.txt` where a sweep started the run, and of
     trackers a `NAME.tracked` each, and what they keep themselves, such as `wandb/`.
     """

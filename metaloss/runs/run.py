@@ -20,7 +20,7 @@ from metaloss.machine import clock, distributed, memory
 from metaloss.machine.files import write_json
 from metaloss.meta_optimizers.base import MetaStep
 from metaloss.representations.saved.learned_loss import LearnedLoss
-from metaloss.runs import calibration, checkpoint, inspection, saved_model
+from metaloss.runs import checkpoint, inspection
 from metaloss.runs.callbacks.base import Start
 from metaloss.runs.callbacks.parts.everyone import Everyone
 from metaloss.runs.callbacks.tensorboard import TensorBoard
@@ -30,6 +30,7 @@ from metaloss.runs.metrics import MetricsFile, Row, finite_or_none
 from metaloss.runs.progress import Progress
 from metaloss.runs.runner import Runner
 from metaloss.runs.state import State
+from metaloss.runs.trained import calibration, saved_model
 
 FEW = 256  #: examples by which evaluations are timed before a run
 LONG = 60.0  #: seconds from which on a run draws all its pictures, and some while it trains

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaloss import REPRESENTATIONS, links
 from metaloss.engines import ENGINES
 from metaloss.errors import UnsupportedModelError
-from metaloss.machine import memory
+from metaloss.machine import memory, seeding
 from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -182,6 +182,7 @@ def test_exact_equals_finite_differences_of_the_real_step(model, optimizer, warm
         with torch.no_grad():
             for p, d in zip(problem.phi, direction, strict=True):
                 p.sub_(d, alpha=shift)
+        with torch.no_grad(), seeding.aside(torch.device("cpu")):  # by the same masks
             return float(F.cross_entropy(problem.model(batches[-1][0]), batches[-1][1]))
 
     h = 1e-5

@@ -16,8 +16,8 @@ from metaloss.machine import sealed
 from metaloss.machine.files import read_json
 from metaloss.representations.saved.folder import read_trajectory
 from metaloss.representations.saved.learned_loss import LearnedLoss, load_loss
-from metaloss.runs import inputs
 from metaloss.runs.metrics import read_metrics
+from metaloss.runs.trained import inputs
 
 
 class Evil:

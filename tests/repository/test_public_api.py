@@ -31,7 +31,7 @@ MODULES = [
     "metaloss.runs.runner",
     "metaloss.stack",
     "metaloss.testing",
-    "metaloss.runs.trained",
+    "metaloss.runs.trained.model",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in sorted((ROOT / "metaloss").rglob("base.py"))

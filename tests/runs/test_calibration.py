@@ -10,8 +10,9 @@ from torch import nn
 
 import metaloss
 from metaloss.errors import InputError
-from metaloss.runs import calibration, exporting, trained
-from metaloss.runs.calibration import Tempered, temperature
+from metaloss.runs.trained import calibration, exporting
+from metaloss.runs.trained import model as trained
+from metaloss.runs.trained.calibration import Tempered, temperature
 from metaloss.tasks.base import CLASSIFICATION, Data
 from tests.helpers import train
 

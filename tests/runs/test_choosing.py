@@ -12,7 +12,7 @@ import torch
 from metaloss import TASKS, config
 from metaloss.experiments import settings
 from metaloss.runs import references
-from metaloss.runs.trained import load_model
+from metaloss.runs.trained.model import load_model
 from metaloss.tasks.preparation.splits import with_selection
 from tests.helpers import rows, train
 from tests.small_runs import write_run

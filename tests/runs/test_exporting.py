@@ -16,15 +16,15 @@ from torch import nn
 import metaloss
 from metaloss import BACKBONES
 from metaloss.errors import InputError
-from metaloss.runs import exporting, model_card
-from metaloss.runs.exporting import export
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.precision import process_left_as_it_was
-from metaloss.runs.trained import TrainedModel
+from metaloss.runs.trained import exporting, model_card
+from metaloss.runs.trained.exporting import export
+from metaloss.runs.trained.model import TrainedModel
 from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, REGRESSION, Data
 from metaloss.tasks.preparation.images import Images, by_channel
 from metaloss.tasks.preparation.scaling import Scaling
-from tests.helpers import tool, train
+from tests.helpers import ROOT, tool, train
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -233,6 +233,6 @@ def test_a_card_says_what_is_known(run):
 
 
 def test_exports_name_the_formats_that_the_tool_offers():
-    source = (Path(exporting.__file__).parents[2] / "tools" / "export.py").read_text()
+    source = (ROOT / "tools" / "export.py").read_text()
     offered = re.search(r"choices=\[(.*?)\]", source)[1].replace('"', "").split(", ")
     assert offered == list(exporting.Format.__args__)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import metaloss
 from metaloss.errors import DataError
-from metaloss.runs import trained
+from metaloss.runs.trained import model as trained
 from tests.helpers import train
 
 MLP = ("Runner.backbone = @backbones.mlp", "backbones.mlp.hidden = (4,)", "Runner.steps = 2")

@@ -18,8 +18,8 @@ from metaloss import BACKBONES
 from metaloss.errors import InputError, RunFolderError
 from metaloss.machine import sealed
 from metaloss.machine.tensors import write_tensors
-from metaloss.runs import model_card
-from metaloss.runs.saved_model import SavedModel
+from metaloss.runs.trained import model_card
+from metaloss.runs.trained.saved_model import SavedModel
 from tests.helpers import train
 
 STEPS = ("Runner.steps = 6", "Runner.evaluate_every = 2")

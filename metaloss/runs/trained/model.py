@@ -28,15 +28,16 @@ from metaloss.errors import (
 )
 from metaloss.machine import processes, sealed, seeding
 from metaloss.machine.files import check_output, write_json
-from metaloss.runs import calibration, evaluation, inputs, predictions, saved_model
-from metaloss.runs.answers import Answer
+from metaloss.runs import evaluation
 from metaloss.runs.folder import RunFolder
-from metaloss.runs.inputs import Inputs
 from metaloss.runs.metrics import finite_or_none
 from metaloss.runs.precision import process_left_as_it_was, set_float32
-from metaloss.runs.predictions import Prediction
 from metaloss.runs.runner import Runner
-from metaloss.runs.saved_model import SavedModel, Weights
+from metaloss.runs.trained import calibration, inputs, predictions, saved_model
+from metaloss.runs.trained.answers import Answer
+from metaloss.runs.trained.inputs import Inputs
+from metaloss.runs.trained.predictions import Prediction
+from metaloss.runs.trained.saved_model import SavedModel, Weights
 from metaloss.tasks import TASKS
 from metaloss.tasks.base import CLASSIFICATION, MULTI_LABEL, SPLITS, Data, Task, find_data_dir
 from metaloss.tasks.preparation import kept
@@ -172,7 +173,7 @@ class TrainedModel:
         """The model's answer to what a person has, prepared as its training's inputs were.
 
         Args:
-            what: files, pictures, rows or arrays, see `metaloss.runs.inputs.batches`.
+            what: files, pictures, rows or arrays, see `metaloss.runs.trained.inputs.batches`.
             batch: how many at once; the answer does not depend on it but for rounding.
             key: of the array in an .npz file.
 
@@ -274,7 +275,7 @@ def load_model(
     checkpoint's.
 
     Args:
-        run: its folder, or one with the files of `metaloss.runs.saved_model` alone.
+        run: its folder, or one with the files of `metaloss.runs.trained.saved_model` alone.
         device: where model and data go.
         data_dir: of `evaluate`, see `Task.load`; None: $METALOSS_DATA, or ./data.
         weights: "tested", those that `result.json` is about (the best where the run kept it, else

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaloss.runs.evaluation import evaluate
-from metaloss.runs.saved_model import SavedModel, Weights
+from metaloss.runs.trained.saved_model import SavedModel, Weights
 from metaloss.tasks.base import CLASSIFICATION, Data
 
 LOWEST, HIGHEST = 0.05, 20.0  #: temperatures that are looked among

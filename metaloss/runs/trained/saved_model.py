@@ -27,8 +27,8 @@ from metaloss.errors import InputError, RunFolderError, did_you_mean, first_line
 from metaloss.machine.circumstances import versions
 from metaloss.machine.files import read_json, write_atomically, write_json, writing
 from metaloss.machine.tensors import read_tensors, write_tensors
-from metaloss.runs import model_card
 from metaloss.runs.runner import Runner
+from metaloss.runs.trained import model_card
 from metaloss.tasks.base import Data
 from metaloss.tasks.preparation import kept
 

@@ -26,12 +26,12 @@ from metaloss.config import plugins
 from metaloss.errors import InputError, first_line
 from metaloss.machine import processes
 from metaloss.machine.files import check_output, write_atomically
-from metaloss.runs import inputs
-from metaloss.runs.answers import Answer
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.precision import in_old_style_too
-from metaloss.runs.saved_model import Weights
-from metaloss.runs.trained import TrainedModel, load_model, warnings_as_lines
+from metaloss.runs.trained import inputs
+from metaloss.runs.trained.answers import Answer
+from metaloss.runs.trained.model import TrainedModel, load_model, warnings_as_lines
+from metaloss.runs.trained.saved_model import Weights
 from metaloss.tasks.base import Data
 
 Format = Literal["onnx", "torch_export", "safetensors"]

@@ -1,0 +1,1 @@
+"""A trained model where its run is no more: kept, loaded, asked, calibrated, exported."""
