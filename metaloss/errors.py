@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -130,7 +131,9 @@ def answered(command: Callable[[Words], int], words: Words) -> int:
         words: the parsed command line.
     """
     try:
-        return command(words)
+        code = command(words)
+        sys.stdout.flush()
+        return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -138,6 +141,10 @@ def answered(command: Callable[[Words], int], words: Words) -> int:
         told = f"this needs {package}, which is not installed: install metaloss[{EXTRAS[package]}]"
         print(f"error: {told}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read what it prints wants no more, as `| head`
+        # Python flushes it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of SIGPIPE
     except (InputError, LostProcessError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return exit_code(error)

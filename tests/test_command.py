@@ -90,3 +90,14 @@ def test_a_name_that_is_not_there():
     assert not hasattr(metaloss, "adalfl")
     with pytest.raises(ImportError):
         exec("from metaloss import adalfl")
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    script = "import sys\nfrom metaloss.errors import answered\n"
+    script += "sys.exit(answered(lambda n: [print('line') for _ in range(n)] and 0, 10**6))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="those of the result (default), of the last step, or their running mean")  # fmt: skip
     add("--calibrated", action="store_true",
         help="divide outputs by the temperature that suits the validation data")  # fmt: skip
-    add("--data_dir", metavar="DIR", help="data sets; default: $METALOSS_DATA, or ./data")
+    add("--data_dir", metavar="DIR", help="data sets; default: where the run had them")
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     add("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     return parser.parse_args(arguments)

@@ -110,6 +110,14 @@ class RunFolder:
         except RunFolderError:  # whoever needs the notes says so
             return []
 
+    def data_dir(self) -> str | None:
+        """The folder of data sets that the run began with, if it is still there."""
+        try:
+            found = read_json(self.meta).get("data_dir")
+        except RunFolderError:
+            return None
+        return found if found is not None and Path(found).is_dir() else None
+
     def keep_errors(self, errors: np.ndarray, labels: np.ndarray) -> None:
         """Writes the metric of each test example, with a hash that tells which they are.
 

@@ -120,7 +120,8 @@ def train(**flags: Any) -> int:
     left = [p for p, end in zip(planned, ends, strict=True) if not end]
     if not left:
         return max(codes)
-    data = find_data_dir(asked.data_dir)
+    remembered = left[0].folder.data_dir() if asked.resume else None
+    data = find_data_dir(remembered if asked.data_dir is None else asked.data_dir)
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in left]
     lockstep = Lockstep(runs, asked.max_seconds)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
@@ -128,7 +129,7 @@ def train(**flags: Any) -> int:
         _print_dry_run(lockstep, runs[0])
         return 0
     with speaking():
-        return max([*codes, *carry_out(lockstep, runs, asked)])
+        return max([*codes, *carry_out(lockstep, runs, asked, data)])
 
 
 def plan(asked: Flags) -> tuple[str, list[Planned]]:
@@ -198,7 +199,7 @@ def hold(runs: Sequence[Run], asked: Flags) -> Iterator[dict[str, Any] | None]:
         yield end
 
 
-def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags) -> list[int]:
+def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags, data_dir: Path) -> list[int]:
     """Carries the lockstep's runs out in their folders; their exit codes."""
     with hold(runs, asked) as end:
         if end is not None:
@@ -209,6 +210,7 @@ def carry_out(lockstep: Lockstep, runs: Sequence[Run], asked: Flags) -> list[int
             if distributed.rank() == 0:
                 meta = {**run.plan.names, **describe(run.seed, run.device), **together}
                 meta |= {"plugins": [plugins.lasting(name) for name in asked.plugin]}
+                meta |= {"data_dir": str(data_dir.resolve())}
                 run.folder.begin(run.config, meta)
         _introduce(runs)
         with _stopping_on_signals(runs) as received:

@@ -292,3 +292,16 @@ def test_mlflow_in_files(tmp_path, monkeypatch):
         assert (metric.step, metric.value) == (step, value)
     assert run.info.status == "FINISHED" and run.info.run_name == "t b adalfl seed 5"
     assert run.data.params["Runner.steps"] == "4" and run.data.tags["warning"] == "it fails"
+
+
+def test_a_profile_is_of_the_steps_between_two_rows(tmp_path):
+    extra = ("Runner.callbacks = [@callbacks.profiler()]", "callbacks.profiler.after = 4")
+    assert train(tmp_path / "run", "baseline", (*extra, "Runner.log_every = 3")) == 0
+    folder = tmp_path / "run" / "profile"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "steps_6_to_9.pt.trace.json", "steps_6_to_9.txt",
+    ]  # fmt: skip
+    events = json.loads((folder / "steps_6_to_9.pt.trace.json").read_text())["traceEvents"]
+    backward = [event for event in events if event.get("name") == "aten::nll_loss_backward"]
+    assert len(backward) == 3  # one a step
+    assert "aten::linear" in (folder / "steps_6_to_9.txt").read_text()

@@ -18,7 +18,7 @@ from metaloss.runs import evaluation
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.run import Run
-from tests.helpers import tool
+from tests.helpers import killed_when, tool, train
 from tests.small_data import write_own
 
 DIGITS = ("tasks/digits_mlp.gin", "methods/adalfl_letter.gin")
@@ -437,3 +437,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(here, tmp_path):
         "before"
     ]
     assert model.step == 6
+
+
+def test_a_run_knows_where_its_data_were(tmp_path, monkeypatch):
+    """It is resumed and evaluated with them, wherever one stands; given ones go before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METALOSS_DATA", raising=False)
+    draw = np.random.default_rng(0)
+    arrays = {f"x_{s}": draw.random((40, 6), np.float32) for s in ("train", "test")}
+    labels = {f"y_{s}": np.arange(40) % 4 for s in ("train", "test")}
+    (tmp_path / "elsewhere").mkdir()
+    np.savez(tmp_path / "elsewhere" / "own.npz", **arrays, **labels)
+    folder, task = tmp_path / "run", ("Runner.task = @tasks.arrays()",)
+    extra = (*task, "tasks.arrays.path = 'own.npz'", "tasks.arrays.batch_size = 8")
+    with killed_when(lambda state: state.steps == 9):
+        train(folder, "baseline", extra, data_dir="elsewhere")
+    assert train(folder, "baseline", extra, resume=True) == 0
+    monkeypatch.chdir("/")
+    assert metaloss.load_model(folder).evaluate("valid")["loss"] > 0
+    with pytest.raises(DataError, match=r"no file .*nowhere/own\.npz"):
+        metaloss.load_model(folder, data_dir=tmp_path / "nowhere").evaluate("valid")
+    shutil.move(tmp_path / "elsewhere", tmp_path / "moved")
+    with pytest.raises(DataError, match=r"no file data/own\.npz"):
+        metaloss.load_model(folder).evaluate("valid")

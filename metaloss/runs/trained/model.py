@@ -237,7 +237,7 @@ class TrainedModel:
         Args:
             bindings: of gin, on top of the run's, such as "tasks.arrays.path = 'other.npz'" or
                 "Runner.task = @tasks.kmnist()".
-            data_dir: see `Task.load`; None: $METALOSS_DATA, or ./data.
+            data_dir: see `Task.load`; None: that of the model's own data.
 
         Raises:
             ConfigError: a binding changes something besides the task, or nothing reads it.
@@ -255,8 +255,9 @@ class TrainedModel:
             if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
         plan = _build(parsed, self.seed)
+        folder = self.data_dir if data_dir is None else data_dir
         return plan.task, _prepared_as(
-            self.about, _load_data(plan, self.seed, self._device, data_dir)
+            self.about, _load_data(plan, self.seed, self._device, folder)
         )
 
 
@@ -277,7 +278,8 @@ def load_model(
     Args:
         run: its folder, or one with the files of `metaloss.runs.trained.saved_model` alone.
         device: where model and data go.
-        data_dir: of `evaluate`, see `Task.load`; None: $METALOSS_DATA, or ./data.
+        data_dir: of `evaluate`, see `Task.load`; None: the one that the run began with, if it is
+            still there, else $METALOSS_DATA, or ./data.
         weights: "tested", those that `result.json` is about (the best where the run kept it, else
             the last); "last"; or "average", their running mean (`Runner.ema`).
         calibrated: divide its outputs by a temperature, see `TrainedModel.calibrated`.
@@ -291,6 +293,7 @@ def load_model(
             kept no preparation of its inputs, the data cannot be read.
     """
     folder, device = RunFolder(Path(run)), torch.device(device)
+    data_dir = folder.data_dir() if data_dir is None else data_dir
     if folder.model.is_file():
         saved = saved_model.read(folder.path, weights)
         found = _of_files(saved, folder, device, data_dir, weights)
