@@ -416,13 +416,11 @@ def test_a_run_leaves_its_pictures_and_they_can_be_drawn_again(run, draw, tmp_pa
             image.load()
 
 
+@pytest.mark.full  # draws every picture of a run
 @pytest.mark.pictures
 @pytest.mark.parametrize(
     ("figures", "pictures", "shown"),
-    [
-        pytest.param(3, {"learning_curve.png", "loss.png"}, [6], marks=pytest.mark.full),
-        (0, set(), []),
-    ],
+    [(3, {"learning_curve.png", "loss.png"}, [6]), (0, set(), [])],
 )
 def test_a_short_run_draws_little_and_once_or_nothing_and_all_can_be_drawn_later(
     figures, pictures, shown, draw, tmp_path, monkeypatch

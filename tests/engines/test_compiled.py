@@ -144,7 +144,7 @@ SETTINGS = {
     "another task loss": {"task_loss": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1)},
 }
 #: Each case traces several kinds of steps; these trace the most of them.
-FEW = ("dampening", "two groups")
+FEW = ("two groups",)
 
 
 @pytest.mark.parametrize(

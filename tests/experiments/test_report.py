@@ -236,6 +236,7 @@ def test_html_needs_nothing_but_itself(report, root, tmp_path):
     assert "(6; 1 diverged)" in text
 
 
+@pytest.mark.full  # a browser starts
 def test_html_opens_in_a_browser(report, root, tmp_path, browser):
     file = tmp_path / "report.html"
     report(root, "--output", file)

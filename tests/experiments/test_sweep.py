@@ -507,6 +507,7 @@ def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, n
         assert last_lines(folder / "log.txt")[-1] == f"exit code {code}"
 
 
+@pytest.mark.full  # processes that import torch and train
 def test_the_status_of_a_sweep_with_a_failed_run_is_1_and_says_why(tmp_path, capsys):
     """A run that has no data fails by itself, and a plan cannot say what it would cost."""
     spec = tmp_path / "spec.gin"

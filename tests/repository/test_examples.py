@@ -115,6 +115,7 @@ def fit(tmp_path, learned):
     return fit
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_lightning_makes_the_steps_of_a_plain_loop(fit, learned):
     trainer, module = fit(*small_problem(), max_epochs=3)
     model, train, valid = small_problem()
@@ -205,6 +206,7 @@ def plain_bert(hf):
     return model, torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_a_frozen_loss_in_the_hf_trainer_is_plain_training(hf, learned):
     from transformers import Trainer
 
@@ -222,6 +224,7 @@ def test_a_frozen_loss_in_the_hf_trainer_is_plain_training(hf, learned):
     assert differences(trainer.model.state_dict(), model.state_dict()) == []
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_accumulated_batches_share_the_mean(hf, learned):
     """Of 8 and 24 examples: the mean over all 32."""
     loss = metaloss.load_loss(learned)
@@ -234,6 +237,7 @@ def test_accumulated_batches_share_the_mean(hf, learned):
     torch.testing.assert_close(sum(parts), loss(logits, labels))
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_the_hf_trainer_makes_the_steps_of_a_plain_loop(hf, learned):
     trainer = hf(
         hf.module.AdaLFLTrainer, 5,
@@ -277,6 +281,7 @@ def test_timm_trains(learned, flags):
     assert history[-1][1] < history[0][1]
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_a_learner_without_a_meta_step_is_the_train_loss_fn(learned):
     timm_train = example("timm_train")
     models = []

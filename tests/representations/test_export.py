@@ -104,6 +104,7 @@ def test_copies_and_pickles_are_the_same_loss():
     assert pickle.loads(pickle.dumps(formula))(outputs, labels).equal(formula(outputs, labels))
 
 
+@pytest.mark.full  # torch compiles
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
 def test_a_compiled_loss_is_the_same_loss():
     loss = load_loss(FORMAT_1)
@@ -322,6 +323,7 @@ def test_a_run_says_where_its_loss_is_from(train, tmp_path):
     assert flat(loss.at(0).representation).equal(flat(load_loss(FORMAT_1).representation))
 
 
+@pytest.mark.full  # a process that imports torch
 def test_a_loss_is_loaded_in_a_process_that_knows_nothing_of_its_run(tmp_path):
     shutil.copytree(FORMAT_1, tmp_path / "elsewhere")
     code = (

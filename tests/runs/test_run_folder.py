@@ -188,6 +188,7 @@ def test_damaged_notes_of_a_run_are_named(killed):
     assert (code, "holds a run of another configuration" in line) == (2, True)
 
 
+@pytest.mark.full  # processes that import torch and train
 def test_sigterm_ends_the_process_with_143(start):
     folder = start.folder
     files = [*SMALL, "--gin_param=Runner.steps = 100000", "--gin_param=Runner.log_every = 50"]

@@ -183,6 +183,7 @@ def test_a_whole_life(whole, tmp_path):
     assert json.loads((folder / "result.json").read_text()) == result
 
 
+@pytest.mark.full  # whole figures, killed again and again
 def test_killed_while_real_figures_are_written(tmp_path):
     log, undisturbed, folder = tmp_path / "log", tmp_path / "whole", tmp_path / "run"
     assert lives.lead(arguments(undisturbed), log, lives.draw_all)[0] == 0

@@ -67,6 +67,7 @@ def test_a_wrong_gradient_is_found():
     assert not deaf.holds and deaf.alpha == pytest.approx(1.0)
 
 
+@pytest.mark.full  # certifies a part of the grid
 def test_the_tool_exits_with_1_on_a_miss(monkeypatch, capsys):
     monkeypatch.setitem(ENGINES._components, "exact", Halved)
     files = ["--gin_file=tasks/digits_mlp.gin", "--gin_file=methods/adalfl_letter.gin"]
