@@ -69,7 +69,7 @@ def numbers(folder):
     return {
         "result": {k: v for k, v in result.items() if k not in COSTS},
         "rows": rows(folder),
-        "state": {k: v for k, v in state.items() if k != "seconds"},
+        "state": {k: v for k, v in state.items() if k not in ("seconds", "parts")},
         "loss": loss.read_bytes() if loss.exists() else None,
     }
 
