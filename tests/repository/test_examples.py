@@ -145,6 +145,7 @@ def test_lightning_trains(fit):
     assert losses[1] < 0.9 * losses[0]
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_lightning_goes_on_from_a_checkpoint_bit_for_bit(fit, tmp_path):
     _, straight = fit(*small_problem(), max_epochs=2)
     half, _ = fit(*small_problem(), max_epochs=1)
@@ -155,6 +156,7 @@ def test_lightning_goes_on_from_a_checkpoint_bit_for_bit(fit, tmp_path):
     torch.testing.assert_close(*both, rtol=0, atol=0)
 
 
+@pytest.mark.full  # a loss is learned first, and other trainers are imported
 def test_lightning_stops_at_max_steps(fit):
     trainer, _ = fit(*small_problem(), meta_lr=None, max_steps=4)
     assert trainer.global_step == 4
