@@ -41,7 +41,7 @@ def how_to_get(origin: Any) -> str:
     module, distribution = origin["module"], origin.get("distribution")
     if distribution == "metaloss":
         return f" · it was saved by metaloss {origin.get('version')}, which has it"
-    load = f"load it by --plugin={module}, or import it first"
+    load = f"load it by --plugin={module}, or by metaloss.load_plugins([{module!r}])"
     if distribution is None:
         return f" · it was saved from the plugin {module}: {load}"
     return f" · it was saved from {module} of {distribution} {origin.get('version')}: {load}"

@@ -26,6 +26,8 @@ GROUP = "metaloss.plugins"
 _ROOT = Path(__file__).parents[2]
 FOLDER = _ROOT / "plugins" if (_ROOT / "setup.py").is_file() else None
 
+_tried = False  # whether `load_all` was called
+
 
 def load_all(
     asked: Sequence[str] = (), folder: Path | None = FOLDER, remembered: Iterable[str] = ()
@@ -40,6 +42,8 @@ def load_all(
     Raises:
         ConfigError: a plugin in `asked` does not load.
     """
+    global _tried
+    _tried = True
     FAILED_PLUGINS.clear()
     for entry_point in entry_points(group=GROUP):
         try:
@@ -56,11 +60,17 @@ def load_all(
             _load(name)
         except (Exception, SystemExit) as error:
             raise ConfigError(f"--plugin {name!r} did not load: {_reason(error)}") from error
-    for name in besides(asked, remembered):
-        try:
-            _load(name)
-        except (Exception, SystemExit) as error:
-            _remember_failure(f"{name} (of the run)", error)
+    _load_remembered(besides(asked, remembered))
+
+
+def load_of_run(remembered: Iterable[str]) -> None:
+    """What is installed, and what a run was asked for, where Python did not try it yet."""
+    tried = {*FAILED_PLUGINS, *sys.modules}
+    new = [name for name in remembered if not {_of_run(name), _module(name)} & tried]
+    if _tried:
+        _load_remembered(new)
+    else:
+        load_all(remembered=new)
 
 
 def lasting(name: str) -> str:
@@ -72,6 +82,23 @@ def besides(asked: Sequence[str], remembered: Iterable[str]) -> list[str]:
     """The remembered plugins that no asked one takes the place of; each once."""
     taken = {Path(name).name for name in asked}
     return [name for name in dict.fromkeys(remembered) if Path(name).name not in taken]
+
+
+def _load_remembered(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            _load(name)
+        except (Exception, SystemExit) as error:
+            _remember_failure(_of_run(name), error)
+
+
+def _of_run(name: str) -> str:
+    return f"{name} (of the run)"
+
+
+def _module(name: str) -> str:
+    """The module that a file, or a module, is loaded as."""
+    return f"metaloss_plugins.{Path(name).stem}" if name.endswith(".py") else name
 
 
 def _load(name: str) -> None:
@@ -89,7 +116,7 @@ def load_file(path: Path) -> ModuleType:
     "plugins" is needed.
     """
     path = path.resolve()
-    name = f"metaloss_plugins.{path.stem}"
+    name = _module(path.name)
     package = sys.modules.setdefault("metaloss_plugins", ModuleType("metaloss_plugins"))
     loaded = sys.modules.get(name)
     if loaded is not None:

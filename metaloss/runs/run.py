@@ -443,8 +443,15 @@ class Run:
     @clock.part("evaluation")
     def _leave_model(self) -> None:
         """The model, for whoever uses it where neither data nor gin files are."""
-        saved = saved_model.of_state(self.plan, self.seed, self.state.standing())
-        if saved is not None:
+        state = self.state.standing()
+        saved = saved_model.of_state(self.plan, self.seed, state)
+        if saved is None:
+            why = saved_model.obstacle(self.plan, state["data"])
+            self._warn(
+                f"there is no model.json: {why}; metaloss.load_model takes the model from "
+                "checkpoint.pt, with this run's data and plugins"
+            )
+        else:
             calibration.calibrated(saved, self.state.data).write(self.folder.path)
 
     def _export_loss(self, provenance: dict[str, Any]) -> None:

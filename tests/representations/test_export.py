@@ -414,11 +414,12 @@ def test_an_unknown_representation_names_its_plugin(saved):
         return message.rpartition(" · ")[2]
 
     assert missing(module="my_pkg.losses", distribution="my-pkg", version="1.2") == (
-        "it was saved from my_pkg.losses of my-pkg 1.2: load it by --plugin=my_pkg.losses, or "
-        "import it first"
+        "it was saved from my_pkg.losses of my-pkg 1.2: load it by --plugin=my_pkg.losses, or by "
+        "metaloss.load_plugins(['my_pkg.losses'])"
     )
     assert missing(module="mine.py", distribution=None, version=None) == (
-        "it was saved from the plugin mine.py: load it by --plugin=mine.py, or import it first"
+        "it was saved from the plugin mine.py: load it by --plugin=mine.py, or by "
+        "metaloss.load_plugins(['mine.py'])"
     )
     assert missing(
         module="metaloss.representations.tailor", distribution="metaloss", version="9"

@@ -147,6 +147,58 @@ def test_a_model_alone_cannot_be_evaluated(runs, tmp_path):
         model.evaluate()
 
 
+#: A model of a plugin, and data with an objective of their own: no file can say what they are.
+OWN_MODEL = """
+from dataclasses import replace
+import torch
+import metaloss
+from metaloss.tasks.base import CLASSIFICATION
+@metaloss.BACKBONES.register("net_of_a_test")
+def net(input_shape, outputs):
+    'Of a plugin.'
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, outputs))
+@metaloss.TASKS.register("task_of_a_test")
+class Own(metaloss.TASKS["digits"]):
+    'Of a plugin.'
+    def load(self, data_dir, generator):
+        return replace(super().load(data_dir, generator), objective=replace(CLASSIFICATION))
+"""
+WITHOUT = """
+import sys
+import metaloss
+try: print(metaloss.load_model(sys.argv[1]).evaluate()["error_rate"])
+except metaloss.errors.InputError as error: print(error)
+"""
+
+
+@pytest.mark.full  # two processes of their own
+def test_a_model_loads_the_plugins_that_its_run_remembers(tmp_path, capsys):
+    """Where model.json names a backbone of a plugin, and where there is no model.json at all."""
+    plugin = tmp_path / "net_of_a_test.py"
+    plugin.write_text(OWN_MODEL)
+    runs = {"files": (), "checkpoint": ("Runner.task = @tasks.task_of_a_test()",)}
+    for name, extra in runs.items():
+        asked = (*STEPS, "Runner.backbone = @backbones.net_of_a_test", *extra)
+        assert train(tmp_path / name, "baseline", asked, plugin=[str(plugin)]) == 0
+    said = "WARNING there is no model.json: its task task_of_a_test has an objective of its own; "
+    assert capsys.readouterr().err.count(said) == 1
+    assert not (tmp_path / "checkpoint" / "model.json").exists()
+
+    def elsewhere(name):
+        command = [sys.executable, "-c", WITHOUT, tmp_path / name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for name in runs:
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert float(elsewhere(name)) == result["test"]
+    plugin.unlink()
+    for name in runs:
+        line = elsewhere(name)
+        assert "\n" not in line and "net_of_a_test.py (of the run)' did not load: File" in line
+    assert "or by metaloss.load_plugins(['net_of_a_test.py'])" in elsewhere("files")
+
+
 # --- without metaloss ---
 
 
@@ -237,8 +289,8 @@ def test_a_model_json_that_cannot_be_used(damaged):
     origin = {"module": "my.nets", "distribution": "my", "version": "1"}
     line = damaged(backbone="mlpp", origin=origin)
     assert line.startswith("no 'mlpp' in backbones; did you mean 'mlp'? · known: ")
-    assert line.endswith("saved from my.nets of my 1: load it by --plugin=my.nets, or import it "
-                         "first")  # fmt: skip
+    assert line.endswith("saved from my.nets of my 1: load it by --plugin=my.nets, or by "
+                         "metaloss.load_plugins(['my.nets'])")  # fmt: skip
 
 
 def test_weights_that_are_damaged_or_could_run_code(damaged):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metaloss import config
-from metaloss.backbones.base import blank
+from metaloss.backbones.base import BACKBONES, blank
 from metaloss.config import plugins
 from metaloss.config.gin_files import bindings_of
 from metaloss.errors import (
@@ -89,6 +89,7 @@ class TrainedModel:
                 f"{self.folder.path} has no config.gin, which names the data: it predicts, but it "
                 "can be evaluated in its run's own folder only"
             )
+        plugins.load_of_run(self.folder.plugins())
         return _build(config.load([self.folder.config]), self.seed)
 
     @cached_property
@@ -223,10 +224,8 @@ class TrainedModel:
             RunFolderError: the folder cannot be written to.
         """
         if self.saved is None:
-            raise InputError(
-                f"no file can say what the model of {self.folder.path} is: its backbone is not "
-                "registered, or its task has an objective of its own"
-            )
+            why = saved_model.obstacle(self.plan, kept.of(self.about))
+            raise InputError(f"no file can say what the model of {self.folder.path} is: {why}")
         self.saved.write(folder)
 
     def other_task(
@@ -273,7 +272,8 @@ def load_model(
 
     Of a run that has finished `model.json` and the weights beside it are read, and nothing else: no
     data, no gin file, and no plugin but one that the backbone is from. Of others it is the
-    checkpoint's.
+    checkpoint's. Plugins that it needs are loaded: those that are installed, and those that the run
+    remembers.
 
     Args:
         run: its folder, or one with the files of `metaloss.runs.trained.saved_model` alone.
@@ -310,6 +310,8 @@ def _of_files(
     weights: Weights,
 ) -> TrainedModel:
     about = saved.about
+    if about["backbone"] not in BACKBONES:
+        plugins.load_of_run(folder.plugins())
     return TrainedModel(
         saved.build(weights).to(device),
         saved.data.to(device),
@@ -341,6 +343,7 @@ def _of_checkpoint(
     if checkpoint.get("config") != folder.config.read_text("utf-8", errors="replace"):
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     seed = folder.seed()
+    plugins.load_of_run(folder.plugins())
     plan = _build(config.load([folder.config]), seed)
     try:
         state = checkpoint["state"]

@@ -115,21 +115,12 @@ def of_state(plan: Runner, seed: int, state: Mapping[str, Any]) -> SavedModel | 
         state: see `State.standing`, or what a checkpoint has of it.
 
     Returns:
-        None where no file can say what the model is: its backbone is not registered, or takes what
-        is no plain data; or the task's objective is one of its own.
+        None where there is an `obstacle`.
     """
+    if obstacle(plan, state.get("data")) is not None:
+        return None
     name = BACKBONES.name_of(plan.backbone)
-    given = getattr(plan.backbone, "arguments", {})
-    if name not in BACKBONES or not kept.is_enough(state.get("data")):
-        return None
-    parameters = parameters_of(BACKBONES[name])
-    arguments = {
-        key: given.get(key, parameter.default)
-        for key, parameter in parameters.items()
-        if key not in BACKBONES.supplied
-    }
-    if not _is_plain(arguments):
-        return None
+    arguments = _arguments(plan)
     weights, steps = weights_of(state)
     about = {
         "format": FORMAT,
@@ -145,6 +136,25 @@ def of_state(plan: Runner, seed: int, state: Mapping[str, Any]) -> SavedModel | 
         "versions": versions(),
     }
     return SavedModel(about, weights)
+
+
+def obstacle(plan: Runner, data: kept.Kept | None) -> str | None:
+    """Why no file can say what a run's model is; None: one can.
+
+    Args:
+        plan: of the run.
+        data: what it keeps of its data, see `kept.of`; None: nothing.
+    """
+    name = BACKBONES.name_of(plan.backbone)
+    if name not in BACKBONES:
+        return f"its backbone {name} is not registered"
+    if data is None:
+        return "its checkpoint, of an earlier version, has no preparation of its inputs"
+    if not kept.is_enough(data):
+        return f"its task {plan.names['task']} has an objective of its own"
+    if not _is_plain(_arguments(plan)):
+        return f"an argument of its backbone {name} is more than text and numbers"
+    return None
 
 
 def read(folder: Path, weights: Weights = "tested") -> SavedModel:
@@ -213,6 +223,16 @@ def weights_of(
         }
         steps["average"] = step
     return weights, steps
+
+
+def _arguments(plan: Runner) -> dict[str, Any]:
+    """Those of its registered backbone, but what a run supplies."""
+    given = getattr(plan.backbone, "arguments", {})
+    return {
+        key: given.get(key, parameter.default)
+        for key, parameter in parameters_of(BACKBONES[BACKBONES.name_of(plan.backbone)]).items()
+        if key not in BACKBONES.supplied
+    }
 
 
 def _is_plain(arguments: Mapping[str, Any]) -> bool:
