@@ -16,8 +16,10 @@ from metaloss.errors import InputError, answered, did_you_mean
 _HERE = Path(__file__).parent
 TOOLS = next(d for d in (_HERE.parent / "tools", _HERE / "tools") if (d / "train.py").is_file())
 
-#: For bash.
-COMPLETION = """\
+#: What each shell evaluates, and what of it each command has a line of.
+SHELLS = {
+    "bash": (
+        """\
 _metaloss() {{
     local words=
     case "$COMP_CWORD ${{COMP_WORDS[1]}}" in
@@ -27,7 +29,33 @@ _metaloss() {{
     COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 complete -o default -F _metaloss metaloss
-"""
+""",
+        '        *" {name}") words="{flags}" ;;',
+    ),
+    "zsh": (
+        """\
+_metaloss() {{
+    case "$CURRENT ${{words[2]}}" in
+        "2 "*) compadd -- {commands}; return ;;
+{flags}
+    esac
+    compset -P "*="
+    _files
+}}
+(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit; }}
+compdef _metaloss metaloss
+""",
+        '        *" {name}") [[ $PREFIX == -*=* ]] || compadd -- {flags} ;;',
+    ),
+    "fish": (
+        """\
+complete -c metaloss -n "__fish_is_nth_token 1" -f -a "{commands}"
+{flags}
+""",
+        'for word in {flags}; complete -c metaloss -n "__fish_seen_subcommand_from {name}"'
+        " -l (string sub -s 3 -- $word); end",
+    ),
+}
 
 
 def commands() -> dict[str, Path]:
@@ -42,13 +70,13 @@ def overview() -> str:
     return "\n".join(["commands:", *lines, "", "metaloss COMMAND --help says what it takes."])
 
 
-def completion() -> str:
+def completion(shell: str) -> str:
     """What a shell evaluates to complete sub-commands and their flags; of the rest, file names."""
+    script, line = SHELLS[shell]
     flags = [
-        f'        *" {name}") words="{" ".join(_flags(path))}" ;;'
-        for name, path in commands().items()
+        line.format(name=name, flags=" ".join(_flags(path))) for name, path in commands().items()
     ]
-    return COMPLETION.format(commands=" ".join(commands()), flags="\n".join(flags))
+    return script.format(commands=" ".join(commands()), flags="\n".join(flags))
 
 
 def run(name: str, words: list[str]) -> int:
@@ -82,12 +110,13 @@ def main(command_line: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--version", action="version", version=f"metaloss {metaloss.__version__}")
-    add("--completion", action="store_true", help="print what bash evaluates")
+    add("--completion", nargs="?", const="bash", choices=SHELLS, metavar="SHELL",
+        help="print what bash evaluates, or zsh or fish")  # fmt: skip
     add("command", nargs="?", metavar="COMMAND", help="one of those below")
     add("words", nargs=argparse.REMAINDER, metavar="...", help="what the command takes")
     asked = parser.parse_args(command_line)
     if asked.completion:
-        print(completion(), end="")
+        print(completion(asked.completion), end="")
         return 0
     if asked.command is None:
         parser.error("give a COMMAND")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 
@@ -57,20 +58,37 @@ def test_the_version(capsys):
     assert (end.value.code, capsys.readouterr().out) == (0, f"metaloss {metaloss.__version__}\n")
 
 
+#: What a shell runs after the script of `--completion`, and prints: what it would offer.
+OFFERED = {
+    "bash": "COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _metaloss\n"
+    "printf '%s\\n' ${{COMPREPLY[@]}}",
+    "zsh": "words=({words}); CURRENT=$#words PREFIX=$words[-1]; _metaloss",
+    "fish": 'complete -C "{words}"',
+}
+#: zsh completes within its line editor alone: in the place of it, words that begin as what is typed.
+STUB = """
+compdef() {}; compset() {}; _files() {}
+compadd() { for word in "${@:2}"; do [[ $word == $PREFIX* ]] && print -- $word; done }
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("metaloss tr", "train transfer"),
-        ("metaloss train --dr", "--dry_run"),
-        ("metaloss check-gradients --mo", "--model"),
+        ("metaloss tr", {"train", "transfer"}),
+        ("metaloss train --dr", {"--dry_run"}),
+        ("metaloss check-gradients --mo", {"--model"}),
     ],
 )
-def test_bash_completes_commands_and_flags(words, completed, capsys):
-    assert command.main(["--completion"]) == 0
-    typed = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))"
-    script = f'{capsys.readouterr().out}{typed}\n_metaloss\necho "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == completed
+@pytest.mark.parametrize("shell", OFFERED)
+def test_shells_complete_commands_and_flags(shell, words, completed, capsys):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not there")
+    assert command.main(["--completion", *([] if shell == "bash" else [shell])]) == 0
+    script = capsys.readouterr().out + OFFERED[shell].format(words=words)
+    script = STUB + script if shell == "zsh" else script
+    done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()} == completed
 
 
 def test_type_checkers_and_python_see_the_same_public_names():

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from metaloss import config
 from metaloss.errors import ConfigError, InputError
-from metaloss.experiments.launchers.base import Job, Launcher
+from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
 from metaloss.experiments.launchers.local import Local
 from metaloss.experiments.launchers.parts.process import LoggedProcess
 from metaloss.experiments.sweeps import cells, commands
@@ -341,6 +342,51 @@ def test_what_others_run_is_running_and_is_left_alone(fake):
         assert run(fake, 1) == (True, ["nothing to start: 1 runs: 1 running"])
     assert standing(cell, fake.root).state == "waiting"
     assert fake.started() == []
+
+
+@pytest.mark.full  # processes that sleep
+@pytest.mark.parametrize(
+    ("arguments", "visible", "expected"),
+    [
+        ({"gpus": 2}, None, ["0", "1"]),
+        ({"gpus": [3, "GPU-ab"], "parallel": 4}, None, ["3", "GPU-ab"]),
+        ({"gpus": 2, "parallel": 3}, "5,7,9", ["5", "7"]),
+        ({"parallel": 2}, "5,7", ["5,7"]),
+    ],
+)
+def test_local_runs_are_dealt_out_to_gpus(arguments, visible, expected, tmp_path, monkeypatch):
+    """Each sees one, which is none of a run that goes on while another is free."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    code = (
+        "import os, time; print(time.time()); time.sleep(0.3);"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], time.time())"
+    )
+    launcher = LAUNCHERS["local"](**arguments)
+    job = partial(Job, command=(sys.executable, "-c", code))
+    jobs = [job(str(i), log=str(tmp_path / f"{i}.txt")) for i in range(3 * launcher.parallel)]
+    assert sorted(code for _, code in launcher.launch(jobs)) == [0] * len(jobs)
+    runs = []
+    for one in jobs:
+        line, begun, ended = Path(one.log).read_text().splitlines()[:3]
+        gpu, end = ended.split()
+        assert (f" CUDA_VISIBLE_DEVICES={gpu} " in line) == ("gpus" in arguments)
+        runs.append((gpu, float(begun), float(end)))
+    assert sorted({gpu for gpu, *_ in runs}) == expected
+    most = -(-launcher.parallel // len(expected))
+    for gpu, begun, _ in runs:  # each begins beside fewer than the others can hold
+        assert sum(g == gpu and b <= begun < e for g, b, e in runs) <= most
+
+
+def test_gpus_that_are_not_there(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert LAUNCHERS["local"](gpus=1).parallel == 1
+    line = "launchers.local.gpus = 2: give at most 1: CUDA_VISIBLE_DEVICES is '5'"
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        LAUNCHERS["local"](gpus=2)
+    with pytest.raises(ConfigError, match="a list that names each GPU once"):
+        LAUNCHERS["local"](gpus=[1, 1])
 
 
 def test_sigterm_reaches_the_run(tmp_path):

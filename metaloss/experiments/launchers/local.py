@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from metaloss.config.arguments import PositiveInt
+from metaloss.errors import ArgumentError
 from metaloss.experiments.launchers.base import LAUNCHERS, Job, Launcher
 from metaloss.experiments.launchers.parts.process import LoggedProcess
 
@@ -20,14 +21,24 @@ class Local(Launcher):
     loky, when it ends a worker (at Ctrl-C, say), kills that worker's run before it can save itself.
 
     Args:
-        parallel: runs at a time; None: as many as the cores allow.
+        parallel: runs at a time; None: one for each of `gpus`, else as many as the cores allow.
         threads: CPU threads of a run. Results depend on it in their last bits, and runs of several
             threads that share a machine slow each other down.
+        gpus: that the runs are dealt out to evenly, by CUDA_VISIBLE_DEVICES: each sees one alone.
+            A number, of those that this process sees; or their indices, or names as nvidia-smi has
+            them. None: every run sees all, and takes the first.
     """
 
-    def __init__(self, parallel: PositiveInt | None = None, threads: PositiveInt = 1) -> None:
+    def __init__(
+        self,
+        parallel: PositiveInt | None = None,
+        threads: PositiveInt = 1,
+        gpus: PositiveInt | Sequence[int | str] | None = None,
+    ) -> None:
         self.threads = threads
-        self.parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
+        self.gpus = _named(gpus)
+        cores = max(1, (os.cpu_count() or 1) // threads)
+        self.parallel = parallel or len(self.gpus) or cores
 
     def launch(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, int]]:
         """See `Launcher`. SIGINT and SIGTERM let the runs save themselves; no other begins.
@@ -38,13 +49,17 @@ class Local(Launcher):
         from joblib import Parallel, delayed
 
         running: list[LoggedProcess] = []
+        # Of which each thread takes one, and puts it back; a list's changes are atomic.
+        free = list(self.gpus) * -(-self.parallel // max(1, len(self.gpus)))
         with _stopping(running) as received:
 
             def run(job: Job) -> tuple[Job, int]:
-                process = LoggedProcess(job.command, job.log)
+                seen = {"CUDA_VISIBLE_DEVICES": free.pop(0)} if free else {}
+                process = LoggedProcess(job.command, job.log, seen)
                 running.append(process)
                 code = process.wait()
                 running.remove(process)
+                free.extend(seen.values())
                 return job, code
 
             def calls() -> Iterator[object]:
@@ -62,6 +77,28 @@ class Local(Launcher):
             )(calls())
         if received:
             raise KeyboardInterrupt(received[0])
+
+
+def _named(gpus: int | Sequence[int | str] | None) -> tuple[str, ...]:
+    """The GPUs as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        ArgumentError: there are none, or not as many as are asked for.
+    """
+    if gpus is None:
+        return ()
+    if not isinstance(gpus, int):
+        names = tuple(map(str, gpus))
+        if not names or len(set(names)) < len(names):
+            raise ArgumentError("gpus", gpus, "a number, or a list that names each GPU once")
+        return names
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is None:
+        return tuple(map(str, range(gpus)))
+    names = tuple(filter(None, seen.split(",")))
+    if gpus > len(names):
+        raise ArgumentError("gpus", gpus, f"at most {len(names)}: CUDA_VISIBLE_DEVICES is {seen!r}")
+    return names[:gpus]
 
 
 @contextmanager

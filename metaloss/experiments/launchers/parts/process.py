@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,23 @@ class LoggedProcess:
     Args:
         command: the words.
         log: the file; its folder is made.
+        environment: variables that it has beside or in place of this process's.
     """
 
-    def __init__(self, command: Sequence[str], log: str) -> None:
+    def __init__(
+        self, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         self._log = Path(log)
-        self._write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(command)}\n")
+        words = [*(f"{name}={value}" for name, value in (environment or {}).items()), *command]
+        self._write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(words)}\n")
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
             )
 
     def wait(self) -> int:
