@@ -65,7 +65,7 @@ OFFERED = {
     "zsh": "words=({words}); CURRENT=$#words PREFIX=$words[-1]; _metaloss",
     "fish": 'complete -C "{words}"',
 }
-#: zsh completes within its line editor alone: in the place of it, words that begin as what is typed.
+#: zsh completes within its line editor alone: in its place, words that begin as what is typed.
 STUB = """
 compdef() {}; compset() {}; _files() {}
 compadd() { for word in "${@:2}"; do [[ $word == $PREFIX* ]] && print -- $word; done }
