@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaloss import ENGINES, RATES, REPRESENTATIONS, AdaLFL
+from metaloss import DESCENTS, ENGINES, RATES, REPRESENTATIONS, AdaLFL
 from metaloss.errors import InputError
 from metaloss.machine import distributed, processes
 from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
@@ -221,6 +221,11 @@ def initialized_in_a_loop() -> Results:
     return train(made)
 
 
+def natural() -> Results:
+    """A metric of φ that is a mean over the pairs of all processes."""
+    return train(learner(meta_lr=1e-1, descent=DESCENTS["natural"]))
+
+
 CASES: dict[str, Callable[[], Results]] = {
     "baseline": baseline,
     "meta_lr": meta_lr,
@@ -230,6 +235,7 @@ CASES: dict[str, Callable[[], Results]] = {
     "batch norm exact": batch_norm("exact"),
     "batch norm unrolled": batch_norm("unrolled"),
     "initialized in a loop": initialized_in_a_loop,
+    "natural": natural,
     **{f"online {engine}": by_engine(engine) for engine in ENGINES},
     **{f"rate {engine}": rate_by_engine(engine) for engine in ("exact", "sweep", "unrolled")},
     **{f"offline {engine}": offline(engine) for engine in ("exact", "unrolled")},

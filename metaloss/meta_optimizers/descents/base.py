@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from metaloss.config.registry import Registry
+from metaloss.problem.jacobian import Jacobian
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,25 @@ class Descent(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+
+
+class JacobianDescent(Descent):
+    """A descent that is also given the Jacobian of M_φ's slopes at the pairs of the step.
+
+    It costs a forward pass a meta-step. Such a descent takes one seed at a time, and its steps no
+    CUDA graph: `branch` stays None.
+    """
+
+    @abstractmethod
+    def descend(
+        self, gradients: Sequence[Tensor | None], finite: Tensor, jacobian: Jacobian | None = None
+    ) -> None:
+        """See `Descent.descend`; `finite` is of shape [].
+
+        Args:
+            jacobian: its columns are the first of the groups' tensors; what comes after them, a
+                learned rate, M_φ does not know. None: no φ is learned.
+        """
 
 
 DESCENTS = Registry("descents", Descent, supplied=("groups",))

@@ -24,8 +24,9 @@ from metaloss.engines.parts.certificate import refusal, tolerance
 from metaloss.errors import InputError, MissingGradientError, UncertifiedError
 from metaloss.machine import clock
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group
+from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group, JacobianDescent
 from metaloss.problem.batches import StepBatch
+from metaloss.problem.jacobian import Jacobian
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector
@@ -93,9 +94,10 @@ class ByGradient(MetaOptimizer):
         """A base step on each training batch, and a step of the meta-parameters through them."""
         self.guard.settle(self.engine, self.problem, self.meta, train)
         certify = self.guard.due()
+        jacobian = self.meta_descent.look(self.problem, train[0])
         found = certified(self.engine, certify)(self.problem, self.meta, train, draw_objective)
         self.guard.count()
-        result = self.meta_descent.descend(found, trusted=self.uncertified == "warn")
+        result = self.meta_descent.descend(found, self.uncertified == "warn", jacobian)
         if found.certificate is not None:
             self.guard.note(found.certificate)
             if self.guard.early():  # nothing is lost by waiting for the device
@@ -279,10 +281,23 @@ class MetaDescent:
         self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
 
-    def descend(self, found: Hypergradient, trusted: bool = False) -> MetaStep:
+    def look(self, problem: Problem, batch: StepBatch) -> Jacobian | None:
+        """What a descent that wants a Jacobian is to have of a step, before it is made."""
+        if not self._meta.phi or not isinstance(self._descent, JacobianDescent):
+            return None
+        return Jacobian.of(problem, self._meta.phi, batch)
+
+    def descend(
+        self, found: Hypergradient, trusted: bool = False, jacobian: Jacobian | None = None
+    ) -> MetaStep:
         """One step; skipped, and said so, where the gradient or a loss is not finite.
 
         So it is where the step's certificate does not hold, but for a gradient that is `trusted`.
+
+        Args:
+            found: by the engine.
+            trusted: it needs no certificate that holds.
+            jacobian: what `look` gave before the step.
 
         Raises:
             MissingGradientError: no meta-parameter has a gradient; or the very first gradient is
@@ -301,7 +316,7 @@ class MetaDescent:
             residual = found.certificate.residual
             if not trusted:
                 usable &= found.certificate.holds.to(usable.device)
-        self.move(found, gradients, usable)
+        self.move(found, gradients, usable, jacobian)
         return MetaStep(found.learned_loss, found.task_loss, norm, ~usable, residual)
 
     def given(self, gradients: Vector) -> list[Tensor]:
@@ -319,13 +334,20 @@ class MetaDescent:
             )
         return given
 
-    def move(self, found: Hypergradient, gradients: Vector, usable: Tensor) -> None:
+    def move(
+        self,
+        found: Hypergradient,
+        gradients: Vector,
+        usable: Tensor,
+        jacobian: Jacobian | None = None,
+    ) -> None:
         """One step along gradients, if they can be used.
 
         Args:
             found: what is to be told of, should there never be a usable gradient.
             gradients: of the shapes of the meta-parameters.
             usable: bool [].
+            jacobian: see `descend`.
 
         Raises:
             MissingGradientError: see `descend`.
@@ -341,7 +363,10 @@ class MetaDescent:
                     "losses are finite: look for a derivative of the loss or the model that is "
                     "infinite or NaN"
                 )
-        self._descent.descend(gradients, usable)
+        if isinstance(self._descent, JacobianDescent):
+            self._descent.descend(gradients, usable, jacobian)
+        else:
+            self._descent.descend(gradients, usable)
         self._meta.write_rate()
 
     def branch(self) -> Hashable | None:

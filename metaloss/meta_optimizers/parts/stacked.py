@@ -12,7 +12,10 @@ from torch import Tensor
 from metaloss.engines.base import ENGINES, Certificate, Draw, Hypergradient
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
+from metaloss.meta_optimizers.descents.base import DESCENTS, Group, JacobianDescent
 from metaloss.meta_optimizers.parts.by_gradient import ByGradient, MetaDescent
+from metaloss.problem.batches import StepBatch
+from metaloss.problem.jacobian import Jacobian
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 
@@ -29,7 +32,12 @@ class StackedDescent(MetaDescent):
     def __init__(self, members: Sequence[MetaDescent]) -> None:
         self._members = members
 
-    def descend(self, found: Hypergradient, trusted: bool = False) -> MetaStep:
+    def look(self, problem: Problem, batch: StepBatch) -> None:
+        """None of them asks for anything: `refuse_unstackable`."""
+
+    def descend(
+        self, found: Hypergradient, trusted: bool = False, jacobian: Jacobian | None = None
+    ) -> MetaStep:
         """One step of each, see `MetaDescent.descend`."""
         given = self._members[0].given(found.phi)
         norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in given])
@@ -61,8 +69,8 @@ def refuse_unstackable(meta_optimizer: MetaOptimizer) -> None:
     """Refuses what would not keep a stack's seeds apart.
 
     Raises:
-        InputError: it is not by gradient, it learns a learning rate, or its engine is not
-            `elementwise`.
+        InputError: it is not by gradient, it learns a learning rate, its engine is not
+            `elementwise`, or its descent asks for a Jacobian.
     """
     if not isinstance(meta_optimizer, ByGradient):
         raise InputError(
@@ -77,6 +85,12 @@ def refuse_unstackable(meta_optimizer: MetaOptimizer) -> None:
         raise InputError(
             f"engine '{ENGINES.name_of(meta_optimizer.engine)}' mixes the numbers of a vector, "
             "which would be of all seeds together: train them one at a time"
+        )
+    made = meta_optimizer.descent(groups=[Group({"p": torch.zeros(())}, 1.0)])
+    if isinstance(made, JacobianDescent):
+        raise InputError(
+            f"descents.{DESCENTS.name_of(made)} takes the Jacobian of one learned loss: train "
+            "these seeds one at a time"
         )
 
 
