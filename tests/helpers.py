@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,27 @@ def assert_same_state(one: Path, other: Path) -> None:
     found = differences(*saved)
     timed = (".state.seconds", ".state.parts", ".metrics_bytes")  # the clock, and its digits
     assert all(name.startswith(timed) for name in found), found
+
+
+# --- what a tracker has written ---
+
+
+def written_by_wandb(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: LevelDB's log format, each a protocol buffer."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, part = path.read_bytes(), 7, b""
+    while at < len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", content, at + 4)
+        part += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            yield Record.FromString(part)
+            part = b""
 
 
 # --- pictures ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import struct
 import sys
 
 import pytest
@@ -19,7 +18,7 @@ from metaloss.runs.callbacks.parts.numbers import scalars
 from metaloss.runs.callbacks.parts.tracker import Tracker
 from metaloss.runs.metrics import read_metrics
 from metaloss.testing.callback import ROWS
-from tests.helpers import killed_when, train
+from tests.helpers import killed_when, train, written_by_wandb
 
 TOLD: list[tuple[str, object]] = []
 
@@ -203,24 +202,6 @@ def test_the_check_finds_what_breaks_the_contract():
 
 
 # --- the services' own files, read back ---
-
-
-def written_by_wandb(path):
-    """The records of a .wandb file: LevelDB's log format, each a protocol buffer."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, part = path.read_bytes(), 7, b""
-    while at < len(content):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        size, kind = struct.unpack_from("<HB", content, at + 4)
-        part += content[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or its last part
-            yield Record.FromString(part)
-            part = b""
 
 
 def life(callback, folder):

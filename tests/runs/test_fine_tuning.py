@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,22 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaloss import BACKBONES, config, load_model
 from metaloss.backbones import timm as recipe
 from metaloss.errors import ConfigError
 from metaloss.runs import launch
 from metaloss.testing.certification.certify import certify, planned_case
-from tests.helpers import METHODS, QUICK, ROOT, assert_same_state, killed_when, rows
+from tests.helpers import (
+    METHODS,
+    QUICK,
+    ROOT,
+    assert_same_state,
+    killed_when,
+    rows,
+    written_by_wandb,
+)
 
 TINY = {"channels": (4, 4, 8, 8), "layers": (1, 1, 1, 1)}
 SHAPE = (3, 32, 32)
@@ -275,6 +286,62 @@ def test_the_example_is_a_run_of_fewer_than_twenty_lines(place, tmp_path, monkey
     result = json.loads(Path("run", "result.json").read_text())
     assert (result["backbone"], result["steps"]) == ("timm", 3)
     assert "ema_error_rate" in result["test_metrics"]
+
+
+def told_to_wandb(folder: Path) -> dict[int, float]:
+    """By step; wandb's process may end its file a moment after the run, with a record "exit"."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        told = {}
+        for record in itertools.chain.from_iterable(map(written_by_wandb, folder.rglob("*.wandb"))):
+            items = record.history.item
+            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            if "valid/error_rate" in row:
+                told[row["step"]] = row["valid/error_rate"]
+            if record.WhichOneof("record_type") == "exit":
+                return told
+        time.sleep(0.1)
+    raise AssertionError("wandb's process has not ended its file")
+
+
+@pytest.mark.full  # wandb starts a process of its own
+@pytest.mark.filterwarnings("ignore")  # of the package's own
+@pytest.mark.parametrize("method", ["baseline", "adalfl"])
+def test_the_example_is_watched_in_two_trackers(method, place, tmp_path, monkeypatch):
+    """TensorBoard's and wandb's own files have the validation error of every evaluation."""
+    pytest.importorskip("wandb")
+    state = timm.create_model("test_byobnet", num_classes=7).state_dict()
+    save_file(state, tmp_path / "pretrained.safetensors")
+    monkeypatch.chdir(tmp_path)
+    bindings = [
+        "Runner.callbacks = [@callbacks.tensorboard(), @callbacks.wandb()]",
+        "callbacks.wandb.mode = 'offline'",
+        "Runner.epochs = 2",
+        "Runner.evaluate_every = 2",
+        "Runner.figures = 0",
+        "tasks.image_folder.batch_size = 16",
+    ]
+    if method == "adalfl":
+        bindings += [
+            "meta_optimizers.offline_unrolled.steps = 1",
+            "meta_optimizers.task_fit.steps = 2",
+        ]
+    flags = {"output_dir": "run", "data_dir": str(place), "device": "cpu"}
+    files = [str(ROOT / "examples" / "fine_tuning.gin"), f"methods/{method}.gin"]
+    assert launch.train(gin_file=files, gin_param=bindings, **flags) == 0
+
+    folder = tmp_path / "run"
+    expected = {
+        row["step"]: row["error_rate"]
+        for row in rows(folder)
+        if row["phase"] == "train" and row.get("split") == "valid"
+    }
+    assert len(expected) > 2
+    assert told_to_wandb(folder) == expected
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    shown = {event.step: event.value for event in board.Scalars("valid/error_rate")}
+    assert shown == pytest.approx(expected)
 
 
 def test_every_line_of_the_documents_table_is_a_configuration():
