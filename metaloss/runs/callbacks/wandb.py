@@ -53,7 +53,7 @@ class Wandb(Tracker):
             mode=self._mode,
             id=identity,
             resume="allow" if self._mode == "online" else None,
-            dir=start.folder,
+            dir=start.folder.absolute(),  # its process keeps the folder that it was started in
             name=name,
             group=self._group or group,
             job_type=start.names["method"],
