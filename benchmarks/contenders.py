@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaloss.engines import ENGINES
+from metaloss.engines.sweep import KEPT_BYTES, Sweep
 from metaloss.learner import AdaLFL
 from metaloss.links import TaskLoss, by_labels
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer
+from metaloss.meta_optimizers.offline_unrolled import OfflineUnrolled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.batches import Batch
+from metaloss.problem.problem import Problem
 from metaloss.problem.tables import Tabulate
 from metaloss.stack import Stack
 
@@ -100,6 +103,34 @@ def _learner(
 
     def step(train: Batch, valid: Batch) -> None:
         learner.step(train, valid)
+
+    return step
+
+
+def through_steps(
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    steps: int,
+    kept_bytes: int = KEPT_BYTES,
+) -> Step:
+    """A meta-step through so many base steps, as an initialisation makes them.
+
+    All the work is in every `steps`-th call.
+    """
+    problem = Problem(model, base_optimizer(model), loss, task_loss, by_labels)
+    meta = OfflineUnrolled(
+        inner_steps=steps, meta_lr=META_LR, engine=Sweep(kept_bytes), certify_every=0
+    )
+    meta.attach(problem)
+    waiting: list[Batch] = []
+
+    def step(train: Batch, valid: Batch) -> None:
+        waiting.append(train)
+        if len(waiting) == steps:
+            meta.meta_step(waiting, lambda: valid)
+            waiting.clear()
 
     return step
 
@@ -235,6 +266,10 @@ CONTENDERS: dict[str, Contender] = {
     },
     "exact_uncertified": Contender(partial(adalfl, engine="exact", certify_every=0)),
     "exact_all_certified": Contender(partial(adalfl, engine="exact", certify_every=1)),
+    "through_10_steps": Contender(partial(through_steps, steps=10), steps=10),
+    "through_10_steps_run_again": Contender(
+        partial(through_steps, steps=10, kept_bytes=0), steps=10
+    ),
     "compiled": Contender(partial(adalfl, engine="compiled"), counted=False),
     "compiled_every_4": Contender(
         partial(adalfl, engine="compiled", every=4), steps=4, counted=False

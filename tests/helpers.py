@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaloss import links
-from metaloss.engines import ENGINES
+from metaloss.engines.base import Engine, engine_by
 from metaloss.machine import sealed
 from metaloss.problem.batches import Batch
 from metaloss.problem.meta_parameters import MetaParameters
@@ -80,13 +80,15 @@ def flat(gradients: Iterable[Tensor | None], phi: Iterable[Tensor]) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
-def meta_gradient(problem: Problem, batches: Sequence[Batch], warm: int, engine: str) -> Tensor:
+def meta_gradient(
+    problem: Problem, batches: Sequence[Batch], warm: int, engine: Engine | str
+) -> Tensor:
     """∇_φ of the task loss on the last batch, through the steps after the `warm` ones."""
     *train, valid = batches
     for batch in train[:warm]:
         problem.base_step(batch)
     torch.manual_seed(2)
-    found = ENGINES[engine]().hypergradient(
+    found = engine_by(engine).hypergradient(
         problem, MetaParameters(problem), train[warm:], lambda: valid
     )
     return flat(found.phi, problem.phi)

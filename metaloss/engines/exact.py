@@ -49,6 +49,9 @@ class Exact(CertifiedEngine):
     recordable = True
     elementwise = True
 
+    def __init__(self) -> None:
+        self._several = Sweep()
+
     def hypergradient(
         self,
         problem: Problem,
@@ -58,7 +61,7 @@ class Exact(CertifiedEngine):
         certify: bool = False,
     ) -> Hypergradient:
         if len(train) > 1:
-            return Sweep().hypergradient(problem, meta, train, draw_objective, certify)
+            return self._several.hypergradient(problem, meta, train, draw_objective, certify)
         keep = Keep(slope=bool(meta.phi), primals=True)
         bound = tolerance(problem) if certify else None
         return through_one_step(

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
 from metaloss.machine import distributed
-from metaloss.problem.base_step import BaseStep, Keep
+from metaloss.problem import snapshot
+from metaloss.problem.base_step import BaseStep, Graph, Keep
 from metaloss.problem.batches import StepBatch
+from metaloss.problem.double_backward import DoubleBackward
+from metaloss.problem.followed import Followed
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refusing_single_backward
 from metaloss.problem.vectors import Vector, add, gradient
 
+KEPT_BYTES = 1 << 30
+
 
 @ENGINES.register("sweep")
 class Sweep(CertifiedEngine):
-    """A reverse sweep that re-runs one base step at a time: exact, activation memory flat in K.
+    """A reverse sweep, one base step at a time: exact, its memory bounded whatever K is.
+
+    A step's gradient is taken with its graph, and the graphs of the last steps are kept; earlier
+    steps are run again, one at a time. So is every step if the graph would change the step: where
+    one is kept, torch differentiates some operators by other formulas, which round otherwise, and
+    a loss that is read from tables has no graph to θ.
 
     Needs double backward of every operator of the model, through one step.
+
+    Args:
+        kept_bytes: memory of the graphs that are kept.
     """
 
     exact = True
     elementwise = True
+
+    def __init__(self, kept_bytes: Annotated[int, Ge(0)] = KEPT_BYTES) -> None:
+        self.kept_bytes = kept_bytes
+        self._known: tuple[Followed, int] | None = None  # for which model, and its steps to keep
 
     def hypergradient(
         self,
@@ -37,9 +56,14 @@ class Sweep(CertifiedEngine):
         draw_objective: Draw,
         certify: bool = False,
     ) -> Hypergradient:
+        # What certifies a step is that it can be run again.
+        kept = 0 if certify else self._kept_steps(problem, train[0])
         # Of each step θ_k, the batch, and of the optimizer's state what its derivatives take.
         keep = Keep(gradient=certify, state="derivative" if meta.ratios is None else "values")
-        steps = [problem.base_step(batch, keep) for batch in train]
+        steps = [
+            problem.base_step(batch, replace(keep, graph=left <= kept))
+            for left, batch in zip(range(len(train), 0, -1), train, strict=True)
+        ]
         learned_loss = steps[-1].gradient.learned_loss
         task_loss, v = problem.task_gradient(draw_objective())
         phi_bar: list[Tensor | None] = [None] * len(meta.phi)
@@ -58,6 +82,35 @@ class Sweep(CertifiedEngine):
             certificate = Certificate(residual, tolerance(problem))
         return Hypergradient(learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
+    def _kept_steps(self, problem: Problem, batch: StepBatch) -> int:
+        """How many graphs are kept; found on trial, by a step with and one without."""
+        problem.probe(batch)
+        if self._known is None or self._known[0] is not problem.followed:
+            size = _graph_bytes(problem, batch) if self.kept_bytes else None
+            self._known = problem.followed, self.kept_bytes // size if size else 0
+        return self._known[1]
+
+
+def _graph_bytes(problem: Problem, batch: StepBatch) -> int | None:
+    """Of a step's graph; None if the step has other bits with it than without."""
+    storages: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with snapshot.on_trial(problem, batch):
+        plain = problem.base_step(batch, Keep(gradient=True)).gradient.g
+    with snapshot.on_trial(problem, batch):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            made = problem.base_step(batch, Keep(gradient=True, graph=True)).gradient
+    same = made.passes[0].graph is not None and all(
+        (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
+        for x, y in zip(made.g, plain, strict=True)
+    )
+    return max(sum(storages.values()), 1) if same else None
+
 
 def _back(
     problem: Problem,
@@ -74,31 +127,26 @@ def _back(
     """
     again: list[Tensor | None] = [None] * len(problem.theta)
     theta = [value.requires_grad_() for value in step.taken.theta_before]
-    named = dict(zip(problem.theta_names, theta, strict=True))
     along, grad_bar = step.along, None
     total: list[Tensor | None] = [None] * (len(theta) + len(meta.phi))
     for part in step.gradient.passes:
-        inputs, labels = part.batch
-        with (
-            sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
-            problem.again(named, part),
-        ):
-            loss = problem.learned_loss(problem.forward(inputs), labels) / part.share
-            ones = torch.ones_like(loss)
-            with refusing_single_backward():
-                grads = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
+        leaves = theta if part.graph is None else part.graph.theta
+        named = dict(zip(problem.theta_names, leaves, strict=True))
+        with DoubleBackward(), problem.again(named, part):
+            graph = part.graph or Graph(theta, problem.graph(theta, part.batch, part.share)[1])
             if step.gradient.g:
-                again = add(again, [g if g is None else g.detach() for g in grads])
+                again = add(again, [None if g is None else g.detach() for g in graph.g])
             if grad_bar is None:
                 theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
-                    along or grads, v, state_bar, meta.ratios
+                    along or graph.g, v, state_bar, meta.ratios
                 )
                 if step.gradient.transformed is not None:
                     grad_bar = step.gradient.transformed.cotangent(grad_bar)
             with refusing_single_backward():
-                bars = gradient(grads, [*theta, *meta.phi], grad_bar)
+                bars = gradient(graph.g, [*leaves, *meta.phi], grad_bar)
             total = add(total, bars)
-        del loss, grads  # before the next micro-batch's graph grows
+        del graph  # before the next micro-batch's graph grows
+        part.graph = None
     if step.gradient.g:
         residuals.append(repeat_residual(problem, step.gradient, again))
     through = distributed.mean(total, [*theta, *meta.phi], step.gradient.examples)

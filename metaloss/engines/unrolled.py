@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.base_optimizers.base import State
 from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
 from metaloss.machine import distributed
 from metaloss.problem import replicas
-from metaloss.problem.batches import StepBatch, examples
+from metaloss.problem.batches import StepBatch, examples, parts
 from metaloss.problem.gradient_transform import transform
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -25,14 +24,15 @@ from metaloss.problem.vectors import add, copy, gradient
 class Unrolled(Engine):
     """θ_K as one differentiable function of φ and α, by autograd alone; memory grows with K.
 
-    So it does with the number of micro-batches. The way for losses that look at θ itself. Not for
+    So it does with the number of micro-batches. The way for losses that look at θ itself, and
+    torch's own derivatives throughout, so that other engines can be compared with it. Not for
     several steps of a model with activation checkpoints: torch would run a step's checkpoint again
     with the parameters of a later one.
 
     The base steps are those of plain training up to rounding, not bit for bit. Each gradient is
     taken at the θ_k of the graph, which is U written out; the optimizer's own kernel rounds in
-    another order. And where autograd keeps a graph, torch differentiates some operators (GELU,
-    SiLU, fused attention) by other formulas.
+    another order. And where autograd keeps a graph, torch differentiates some operators (SiLU,
+    group normalisation, attention) by other formulas.
     """
 
     exact = True
@@ -77,13 +77,12 @@ def _gradient(
     grads: list[Tensor | None] = [None] * len(theta)
     losses: list[Tensor] = []
     named = dict(zip(problem.theta_names, theta, strict=True))
-    with sdpa_kernel(SDPBackend.MATH), problem.replaced(named, None):
-        for loss in problem.shares(batch):
-            ones = torch.ones_like(loss)
-            with refusing_single_backward():
-                parts = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
-            grads = add(grads, parts)
-            losses.append(loss.detach())
+    micro_batches = parts(batch)
+    with problem.replaced(named, None):
+        for part in micro_batches:
+            loss, g = problem.graph(theta, part, len(micro_batches))
+            grads = add(grads, g)
+            losses.append(loss)
     grads, learned_loss = replicas.mean_step(
         problem.model, theta, grads, sum(losses[1:], losses[0]), examples(batch)
     )

@@ -20,6 +20,7 @@ class Keep:
     """What a base step keeps for the way back through it; by default nothing."""
 
     slope: bool = False  #: ∂M_φ/∂f with its graph to φ
+    graph: bool = False  #: g with its graph to θ and φ, if one pass gives all of it
     gradient: bool = False  #: g itself, before a gradient transform: the optimizer may change it
     primals: bool = False  #: the intermediate values that a forward-mode pass over it can reuse
     state: KeepState = "nothing"  #: of the optimizer's, before the step
@@ -31,6 +32,14 @@ class Keep:
 
 
 NOTHING = Keep()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """g of a pass as a differentiable function of θ and φ."""
+
+    theta: list[Tensor]  #: leaves in place of the parameters, which the optimizer changes
+    g: Vector
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Pass:
     surroundings: Kept  #: before the forward pass; empty unless it may be replayed
     #: Torch's global generators before the forward pass (dropout masks); empty likewise.
     random_state: list[Tensor]
+    graph: Graph | None = None  #: of its share of g, where it was asked for
 
 
 @dataclass

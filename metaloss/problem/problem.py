@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
@@ -19,8 +20,9 @@ from metaloss.base_optimizers.parts.taken_step import take_step
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import batches, replicas, vectors
-from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Keep, Pass
+from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Graph, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
+from metaloss.problem.double_backward import DoubleBackward
 from metaloss.problem.followed import follow, trained_by
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
@@ -33,6 +35,7 @@ from metaloss.problem.refusals import (
     refuse_without_grad,
     refusing_gradient_reads,
     refusing_reentrant_checkpoints,
+    refusing_single_backward,
 )
 from metaloss.problem.slopes import (
     MOST_AT_ONCE,
@@ -142,6 +145,31 @@ class Problem:
         parts = batches.parts(batch)
         for inputs, labels in parts:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
+
+    def graph(
+        self, theta: Sequence[Tensor], batch: Batch, share: int
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """M_φ/share on a batch, and its gradient with its graph to θ and φ.
+
+        It belongs where the model runs in `theta` (see `replaced`).
+
+        Args:
+            theta: leaves, which the model runs in.
+
+        Returns:
+            A scalar without graph, and tensors of the shapes of `theta`.
+
+        Raises:
+            UnsupportedModelError: an operator has no second derivative.
+        """
+        inputs, labels = batch
+        # Fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = _share(self.learned_loss(self.forward(inputs), labels), share)
+            ones = torch.ones_like(loss)
+            with refusing_single_backward():
+                g = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
+        return loss.detach(), list(g)
 
     def follow(self) -> None:
         """Asks the optimizer which parameters it trains now, and sees to it if they are others.
@@ -286,7 +314,7 @@ class Problem:
     def _pass(
         self, batch: Batch, share: int, keep: Keep
     ) -> tuple[Pass, Tensor, list[Tensor | None]]:
-        """A share of M_φ on one batch, and of its gradient; neither with a graph.
+        """A share of M_φ on one batch, and of its gradient; what is handed out has no graph.
 
         The backward pass is cut at the outputs f: ∂M/∂f first, the backbone's backward pass second.
         That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
@@ -296,6 +324,15 @@ class Problem:
         inputs, labels = batch
         random_state = seeding.global_state(self.device) if keep.replay else []
         surroundings = self.surroundings.keep() if keep.replay else Kept()
+        if keep.graph and share == 1:
+            theta = [parameter.detach().clone().requires_grad_() for parameter in self.theta]
+            named = dict(zip(self.theta_names, theta, strict=True))
+            with DoubleBackward(), self.replaced(named, None):
+                loss, g = self.graph(theta, batch, share)
+            whole = Graph(theta, g)
+            made = Pass(batch, share, None, KeepPrimals(), surroundings, random_state, whole)
+            # Copies: the optimizer may change its gradients in place.
+            return made, loss, vectors.copy([None if x is None else x.detach() for x in g])
         # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
         # of θ itself is kept, for no pass gives it again.
         graph = keep.slope and (share == 1 or bool(self._looks_at_theta))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaloss import REPRESENTATIONS, links
 from metaloss.engines import ENGINES
+from metaloss.engines.sweep import Sweep, _graph_bytes
 from metaloss.errors import UnsupportedModelError
 from metaloss.machine import memory, seeding
 from metaloss.problem.batches import Batch
@@ -153,6 +154,45 @@ def test_sweep_equals_plain_unroll(model, optimizer, inner_steps):
         for engine in ("exact", "unrolled")
     )
     assert relative(exact, reference) <= 1e-10
+
+
+@pytest.mark.parametrize("model", ["lenet5", "dropout", "tanh_batchnorm", "checkpointed"])
+def test_graphs_that_are_kept_change_neither_the_steps_nor_the_gradient(model):
+    """All of them, none, and as many as a bound allows, which are counted."""
+    batches = images(5)
+    problem = made(model, "nesterov", "nn")
+    bound = 2.5 * _graph_bytes(problem, batches[0])
+    found = []
+    for bytes_ in (0, round(bound), 1 << 30):
+        problem = made(model, "nesterov", "nn")
+        graphs = []
+        whole = problem.base_step
+
+        def noted(batch, keep, whole=whole, graphs=graphs):
+            step = whole(batch, keep)
+            graphs.append(step.gradient.passes[0].graph is not None)
+            return step
+
+        engine = Sweep(bytes_)
+        engine._kept_steps(problem, batches[0])
+        problem.base_step = noted
+        gradient = meta_gradient(problem, batches, 0, engine)
+        found.append((gradient, [p.clone() for p in problem.theta], graphs))
+    (none, theta, _), *others = found
+    assert [graphs for *_, graphs in found] == [[False] * 4, [False, False, True, True], [True] * 4]
+    for gradient, theta_too, _ in others:
+        assert relative(gradient, none) <= 1e-12
+        assert all(map(torch.equal, theta, theta_too))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_no_graph_is_kept_that_would_change_the_step(activation):
+    """Where torch keeps a graph it differentiates SiLU by another formula."""
+    problem = make_problem(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 20), activation(), nn.Linear(20, 3)),
+        OPTIMIZERS["sgd"], LOSSES["nn"],
+    )  # fmt: skip
+    assert (_graph_bytes(problem, images(1)[0]) is not None) == (activation is nn.ReLU)
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
@@ -349,7 +389,7 @@ def test_memory_of_the_sweep_does_not_grow_with_the_steps(model, size, pixels, f
         problem.base_step(batches[0])  # makes the optimizer's state
         theta = sum(p.numel() * p.element_size() for p in problem.theta)
         with memory.measuring(torch.device("cpu")) as used:
-            meta_gradient(problem, batches[1:], 0, "exact")
+            meta_gradient(problem, batches[1:], 0, Sweep(kept_bytes=0))
         return used.peak_bytes - inner_steps * theta
 
     assert peak(many) <= factor * peak(few)
