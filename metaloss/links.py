@@ -216,6 +216,28 @@ def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, label
     return values
 
 
+def refuse_other_dimension(task_loss: TaskLoss, link: Link, outputs: Tensor) -> None:
+    """Refuses one of torch's losses that looks for the classes elsewhere than the link does.
+
+    Args:
+        task_loss, link: of a learner.
+        outputs: of a batch, [batch, ...].
+
+    Raises:
+        InputError: it does.
+    """
+    if not isinstance(link, Dense) or outputs.ndim < 3:
+        return
+    function = type(task_loss) if isinstance(task_loss, nn.Module) else task_loss
+    known = _OF_LOSSES.get(function) if isinstance(function, Hashable) else None
+    if known is probabilities and link.class_dim % outputs.ndim != 1:
+        raise InputError(
+            f"the link has the classes of outputs {list(outputs.shape)} in dimension "
+            f"{link.class_dim}, and the task loss, torch's own, in dimension 1: give task_loss="
+            f"lambda f, y: F.cross_entropy(f.movedim({link.class_dim}, 1), y)"
+        )
+
+
 @dataclass(frozen=True)
 class Dense:
     """Classification of pixels, tokens or rows, some of which are ignored: `probabilities` of each.

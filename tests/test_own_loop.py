@@ -496,6 +496,15 @@ def test_batches_that_are_none_are_refused():
     )
 
 
+def test_a_task_loss_that_looks_elsewhere_for_the_classes_is_refused():
+    learner = learner_of(nn.Linear(6, 3), link=links.Dense(class_dim=-1))
+    assert refused(learner.step, (torch.randn(2, 5, 6), torch.randint(3, (2, 5)))) == (
+        "the link has the classes of outputs [2, 5, 3] in dimension -1, and the task loss, torch's "
+        "own, in dimension 1: give task_loss=lambda f, y: F.cross_entropy(f.movedim(-1, 1), y)"
+    )
+    learner.step((torch.randn(4, 6), torch.randint(3, (4,))))  # where both are one dimension
+
+
 def test_outputs_that_are_no_tensor_are_refused():
     class Dictionary(nn.Linear):
         def forward(self, x):

@@ -267,3 +267,25 @@ def test_training_by_tables_is_that_by_pairs_and_goes_on_bit_for_bit():
     for one, other in zip(through.problem.phi, again.problem.phi, strict=True):
         assert one.equal(other)
     assert through.state_dict()["tables"]["made"] == again.state_dict()["tables"]["made"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["every", pytest.param("micro_batches", marks=pytest.mark.full)],  # 2 s
+)
+def test_a_table_is_of_the_present_loss_where_nothing_is_learned_through_it(how):
+    """After a step of Adam, whose kernel writes φ without telling torch so."""
+    data = batch(torch.float64)
+    given = metaloss.MicroBatches([data, data]) if how == "micro_batches" else data
+    after = []
+    for tabulate in ("always", "never"):
+        problem = make_problem(make_loss("nn").double(), tabulate)
+        online = metaloss.META_OPTIMIZERS["online_one_step"](3e-2, every=1 + (how == "every"))
+        learner = metaloss.AdaLFL(
+            problem.model, problem.optimizer, problem.loss, adaptation=online, tabulate=tabulate
+        )
+        results = [learner.step(given, data) for _ in range(3)]
+        assert not any(bool(result.skipped) for result in results)
+        after.append([*problem.theta, *(result.learned_loss for result in results)])
+    for one, other in zip(*after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

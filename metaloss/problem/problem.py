@@ -233,6 +233,7 @@ class Problem:
         if self.link is links.by_labels and self.loss is not None:
             of_classes = isinstance(self.loss, Representation) and self.loss.of_classes
             self.link = links.decided(self.task_loss, of_classes, outputs, labels)
+        links.refuse_other_dimension(self.task_loss, self.link, outputs)
         if isinstance(self.loss, Representation) and outputs.numel() > MOST_AT_ONCE:
             # What is too much at once is not looked at twice. A representation sees pairs alone.
             classes = links.classes(self.link, outputs, labels)

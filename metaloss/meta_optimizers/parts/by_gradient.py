@@ -367,6 +367,8 @@ class MetaDescent:
             self._descent.descend(gradients, usable, jacobian)
         else:
             self._descent.descend(gradients, usable)
+        # A fused kernel, as Adam's, does not tell that it has written: tables of M_φ ask for that.
+        torch.autograd.graph.increment_version(self._meta.phi)
         self._meta.write_rate()
 
     def branch(self) -> Hashable | None:
