@@ -60,7 +60,8 @@ class AdaLFL:
 
     In the processes of torch.distributed, each gives the plain module and its own examples, of any
     number: all take the first one's θ and φ at the start, and make the same steps on the gradients'
-    means over all examples. Every process calls `step` equally often.
+    means over all examples. Every process calls `step` equally often. Of a model of `fully_shard`
+    each process has its part: see docs/scaling.md.
 
     Args:
         model: maps inputs to outputs [batch, C], or to what `link` takes. In train mode BatchNorm
@@ -135,6 +136,8 @@ class AdaLFL:
             model, optimizer, loss, task_loss, link, autocast, outputs, gradient_transform,
             "never" if cuda_graphs else tabulate,
         )  # fmt: skip
+        if cuda_graphs and self.problem.shards is not None:
+            raise InputError("cuda_graphs: the collectives of fully_shard are in no recorded step")
         if self.problem.device.type == "cpu":
             memory.keep_freed()
         self.adapter = adapter
@@ -283,9 +286,15 @@ class AdaLFL:
                 0.
 
         Raises:
-            InputError: no `redraw` was given and a parameter belongs to a module without either; or
-                a loader cannot be started over.
+            InputError: no `redraw` was given and a parameter belongs to a module without either; a
+                loader cannot be started over; or the model is sharded.
         """
+        if self.problem.shards is not None:
+            raise InputError(
+                "the model is sharded by fully_shard, and an initialisation goes back through "
+                "several steps of a whole one: initialise the loss before, on the model when it is "
+                "whole or on a smaller one of its kind, and give it to a learner of the shards"
+            )
         model = self.problem.model
         redraw = redraw or redraw_by_modules(self.problem)
 

@@ -34,6 +34,7 @@ class Auto(CertifiedEngine):
 
     exact = True
     elementwise = True  # on a stack it takes only such engines
+    of_shards = True  # and of shards, likewise
 
     def __init__(self) -> None:
         self.chosen: Engine | None = None
@@ -96,6 +97,8 @@ class Auto(CertifiedEngine):
         for engine in (Exact(), Unrolled(), LogitDifference()):
             name = ENGINES.name_of(engine)
             if name in self._reasons or (stacked and not engine.elementwise):
+                continue
+            if problem.shards is not None and not engine.of_shards:
                 continue
             try:
                 with snapshot.on_trial(problem, train[0]):

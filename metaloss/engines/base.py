@@ -64,6 +64,9 @@ class Engine(ABC):
     #: Whether nothing in it mixes the numbers of a vector over θ or φ, so that the problems of a
     #: stack stay apart.
     elementwise = False
+    #: Whether its passes are plain ones of the model, or `Shards` has them, so that of a model of
+    #: fully_shard each process need not have more than its part.
+    of_shards = False
 
     @abstractmethod
     def hypergradient(

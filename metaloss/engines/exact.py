@@ -31,6 +31,7 @@ from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
+from metaloss.problem.shards import Shards
 from metaloss.problem.vectors import Vector, add, inner
 
 #: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
@@ -48,6 +49,7 @@ class Exact(CertifiedEngine):
     exact = True
     recordable = True
     elementwise = True
+    of_shards = True
 
     def __init__(self) -> None:
         self._several = Sweep()
@@ -61,6 +63,7 @@ class Exact(CertifiedEngine):
         certify: bool = False,
     ) -> Hypergradient:
         if len(train) > 1:
+            refuse_several_steps(problem, len(train))
             return self._several.hypergradient(problem, meta, train, draw_objective, certify)
         keep = Keep(slope=bool(meta.phi), primals=True)
         bound = tolerance(problem) if certify else None
@@ -96,6 +99,8 @@ def through_one_step(
     task_loss, v = problem.task_gradient(draw_objective())
 
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
+    if problem.shards is not None and alpha_bar is not None:
+        (alpha_bar,) = distributed.total([alpha_bar])
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
     certificate = None
     right = product(problem, [], []) if certify else None  # ⟨∂M/∂f, t⟩, of all passes
@@ -135,6 +140,8 @@ def forward_mode_pass(
     """
     theta = {name: p.detach() for name, p in problem.followed.others.items()}
     with forward_ad.dual_level():
+        if problem.shards is not None:
+            return _in_shards(problem, problem.shards, step, part, u)
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
         ):
@@ -146,12 +153,49 @@ def forward_mode_pass(
             ForwardMode(part.primals),
             problem.again(theta, part),
         ):
-            try:
-                outputs = problem.forward(part.batch[0])
-            except NotImplementedError as error:
-                operator = first_line(error)
-                raise UnsupportedModelError(
-                    f"the model cannot be differentiated in forward mode ({operator}): take "
-                    "engine='unrolled' or 'logit_difference'"
-                ) from error
-        return forward_ad.unpack_dual(outputs)
+            return _pushed(problem, part)
+
+
+def _in_shards(
+    problem: Problem, shards: Shards, step: BaseStep, part: Pass, u: Vector
+) -> tuple[Tensor, Tensor | None]:
+    """The same of a sharded model: FSDP gathers θ, and beside it u is gathered.
+
+    Raises:
+        UnsupportedModelError: an operator of the model has no forward derivative, or the model
+            takes gradients itself.
+    """
+    if part.primals.differentiates:
+        raise UnsupportedModelError(
+            "the model takes gradients within its forward pass, which is not followed where it is "
+            "sharded: take engine='logit_difference'"
+        )
+    with (
+        torch.enable_grad(),
+        ForwardMode(part.primals),
+        problem.again({}, part),
+        shards.at(step.taken.theta_before, u),
+    ):
+        return _pushed(problem, part)
+
+
+def _pushed(problem: Problem, part: Pass) -> tuple[Tensor, Tensor | None]:
+    """Outputs on a pass's batch and their tangent, within a level that has put tangents in θ."""
+    try:
+        outputs = problem.forward(part.batch[0])
+    except NotImplementedError as error:
+        operator = first_line(error)
+        raise UnsupportedModelError(
+            f"the model cannot be differentiated in forward mode ({operator}): take "
+            "engine='unrolled' or 'logit_difference'"
+        ) from error
+    return forward_ad.unpack_dual(outputs)
+
+
+def refuse_several_steps(problem: Problem, steps: int) -> None:
+    """Raises UnsupportedModelError where a model in shards would be differentiated twice."""
+    if problem.shards is not None:
+        raise UnsupportedModelError(
+            f"a meta-step of {steps} base steps differentiates the model twice, and fully_shard's "
+            "gathering has no second derivative: one step at a time, or the whole model"
+        )

@@ -40,6 +40,8 @@ class LogitDifference(CertifiedEngine):
             if f changed over the length of θ; networks change over much less of it.
     """
 
+    of_shards = True
+
     def __init__(self, relative_step: Share | None = None) -> None:
         self.relative_step = relative_step
 
@@ -135,13 +137,16 @@ def central_difference(
     if not moved:
         return None, None
     directions = [direction for direction in u if direction is not None]
-    size = torch.stack(torch._foreach_norm(directions)).norm()
+    size = _length(problem, directions)
     if relative_step is None:
         relative_step = default_step(theta[0].dtype)
-    epsilon = relative_step * torch.stack(torch._foreach_norm(theta)).norm() / size
+    epsilon = relative_step * _length(problem, theta) / size
     epsilon = torch.where(size > 0, epsilon, 1.0)  # u = 0 has the derivative 0
 
     def outputs_at(theta: Sequence[Tensor]) -> Tensor:
+        if problem.shards is not None:
+            with sdpa_kernel(SDPBackend.MATH), problem.again({}, part), problem.shards.at(theta):
+                return problem.forward(part.batch[0])
         named = {name: p.detach() for name, p in problem.followed.others.items()}
         named |= dict(zip(problem.theta_names, theta, strict=True))
         with (
@@ -159,3 +164,11 @@ def central_difference(
     tangent = (outputs_beside(1) - outputs_beside(-1)) / (2 * epsilon)
     needed = part.slope is None and not tangent_alone
     return outputs_at(theta) if needed else None, tangent
+
+
+def _length(problem: Problem, vector: list[Tensor]) -> Tensor:
+    """‖v‖, also of one in shards; scalar."""
+    length = torch.stack(torch._foreach_norm(vector)).norm()
+    if problem.shards is None:
+        return length
+    return distributed.total([length.square()])[0].sqrt()

@@ -97,6 +97,21 @@ def mean_beside(
     return [part if kept else None for part, kept in parts], means[len(here) :]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's own part of a DTensor, in its memory and without a graph; another itself."""
+    whole: Any = tensor
+    return whole.detach().to_local() if hasattr(whole, "to_local") else tensor
+
+
+def total(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sums over all ranks, of tensors that are there on every one; without graph.
+
+    Raises:
+        LostProcessError: another process has ended, or does not answer.
+    """
+    return _sum(tensors) if several() and tensors else list(tensors)
+
+
 def spread(tensors: Sequence[Tensor]) -> None:
     """Writes the first rank's values into the others' tensors of the same shapes, in place.
 

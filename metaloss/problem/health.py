@@ -28,6 +28,7 @@ from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, snapshot
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.problem import Problem
+from metaloss.problem.shards import Shards
 
 PROBES = 3  #: whose median is judged: one batch alone says little
 COSINE = 0.1  #: least cosine of both slopes; healthy losses have .5 and more
@@ -239,7 +240,7 @@ def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:
     with problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
         g, h, task_loss = slopes(problem, outputs, labels)
-        cosine_theta, ratio_theta = _by_theta(problem, outputs, g, h)
+        cosine_theta, ratio_theta = _by_theta(problem, inputs, outputs, g, h)
     seeding.set_global_state(random_state, problem.device)
     cosine, ratio = _of_vectors(g, h)
     constant = constant_loss(problem, outputs.detach(), labels, [Watch()])
@@ -271,19 +272,34 @@ def by_parameters(problem: Problem, batch: StepBatch, size: int = 16) -> tuple[f
         with problem.replaced({}, problem.surroundings.keep()):
             outputs = problem.forward(part[0])
             g, h, _ = slopes(problem, outputs, part[1])
-            found.append(_by_theta(problem, outputs, g, h))
+            found.append(_by_theta(problem, part[0], outputs, g, h))
     seeding.set_global_state(random_state, problem.device)
     cosines, ratios = zip(*found, strict=True)
     return statistics.median(cosines), statistics.median(ratios)
 
 
-def _by_theta(problem: Problem, outputs: Tensor, g: Tensor, h: Tensor) -> tuple[float, float]:
+def _by_theta(
+    problem: Problem, inputs: Any, outputs: Tensor, g: Tensor, h: Tensor
+) -> tuple[float, float]:
     """Cosine and ratio of two slopes by the outputs, taken back to θ."""
+    if problem.shards is not None:
+        return _by_shards(problem, problem.shards, inputs, g, h)
     through = [
         torch.autograd.grad(outputs, problem.theta, s, retain_graph=True, allow_unused=True)
         for s in (g, h)
     ]
     return _of_vectors(*(torch.cat([p.flatten() for p in ps if p is not None]) for ps in through))
+
+
+def _by_shards(
+    problem: Problem, shards: Shards, inputs: Any, g: Tensor, h: Tensor
+) -> tuple[float, float]:
+    """The same of a sharded θ: each slope by a pass of its own, over all processes' examples."""
+    examples = len(g)
+    through = [shards.backward(problem.forward(inputs), s, examples) for s in (g, h)]
+    gs, hs = (torch.cat([p.flatten() for p in ps if p is not None]) for ps in through)
+    sums = distributed.total([torch.stack([(gs * gs).sum(), (hs * hs).sum(), (gs * hs).sum()])])
+    return _compared(*sums[0].tolist())
 
 
 def _of_vectors(g: Tensor, h: Tensor) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from metaloss.problem.refusals import (
     refuse_aliases,
     refuse_float16,
     refuse_hooks,
+    refuse_looking_at_shards,
     refuse_other_kinds,
     refuse_unshareable,
     refuse_without_grad,
@@ -37,6 +38,7 @@ from metaloss.problem.refusals import (
     refusing_reentrant_checkpoints,
     refusing_single_backward,
 )
+from metaloss.problem.shards import shards_of
 from metaloss.problem.slopes import (
     MOST_AT_ONCE,
     ChunkedSlope,
@@ -183,6 +185,7 @@ class Problem:
             parameter.grad = None  # else the optimizer would step along it for ever
         self.followed = follow(self.model, self.optimizer)
         self.theta, self.theta_names = self.followed.theta, self.followed.names
+        self.shards = shards_of(self.model, self.theta, self.theta_names)
         self.surroundings = Surroundings(
             self.model, self.loss, dict(zip(self.theta_names, self.theta, strict=True))
         )
@@ -201,26 +204,37 @@ class Problem:
         """
         refuse_without_grad()
         self.follow()
+        if self.shards is not None:
+            self.shards.gathered()
         if self.surroundings.watched < WATCHED:
             inputs, labels = batches.parts(batch)[0]
             before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
             leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
-            named = dict(zip(self.theta_names, leaves, strict=True))
+            if self.shards is not None:  # whose modules have other parameters in their passes
+                leaves = []
+            named = dict(zip(self.theta_names, leaves, strict=bool(leaves)))
             both = [*leaves, *self.theta]
+            past: vectors.Vector = []
             try:
                 with refusing_reentrant_checkpoints(), self.replaced(named, None):
                     with refusing_gradient_reads():
                         outputs = self.forward(inputs)
                     slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
-                    # A reentrant checkpoint shows in its backward pass.
-                    past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+                    if self.shards is None:
+                        # A reentrant checkpoint shows in its backward pass.
+                        past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+                    else:
+                        self.shards.backward(outputs, slope, batches.examples(batch))
             finally:
                 after = seeding.global_state(self.device)
                 self._draws |= not all(map(torch.equal, random_state, after))
                 seeding.set_global_state(random_state, self.device)
                 self.surroundings.learn(before)
-            refuse_aliases(self.theta_names, past[len(leaves) :])
+            if self.shards is None:
+                refuse_aliases(self.theta_names, past[len(leaves) :])
             self._looks_at_theta = any(part is not None for part in direct)
+            if self._looks_at_theta:
+                refuse_looking_at_shards(self.shards)
         return self._looks_at_theta
 
     def _look_at_pairs(
@@ -297,23 +311,28 @@ class Problem:
         losses: list[Tensor] = []
         grads: list[Tensor | None] = [None] * len(self.theta)
         for part in parts:
-            made, loss, gradient = self._pass(part, len(parts), keep)
+            made, loss, gradient = self._pass(part, len(parts), keep, batches.examples(batch))
             passes.append(made)
             losses.append(loss)
             grads = vectors.add(grads, gradient)
         examples = batches.examples(batch)
-        grads, learned_loss = replicas.mean_step(
-            self.model, self.theta, grads, sum(losses[1:], losses[0]), examples
+        averaging = [] if self.shards is not None else grads  # of shards it is done
+        means, learned_loss = replicas.mean_step(
+            self.model, self.theta, averaging, sum(losses[1:], losses[0]), examples
         )
+        grads = grads if self.shards is not None else means
         kept = vectors.copy(grads) if keep.gradient else []
         transformed = None
         if self.gradient_transform is not None:
-            transformed = Transformed(self.gradient_transform, grads)
+            function = self.gradient_transform
+            if self.shards is not None:
+                function = self.shards.transform(function)
+            transformed = Transformed(function, grads)
             grads = transformed.values()
         return BaseGradient(passes, examples, learned_loss, transformed, kept), grads
 
     def _pass(
-        self, batch: Batch, share: int, keep: Keep
+        self, batch: Batch, share: int, keep: Keep, examples: int
     ) -> tuple[Pass, Tensor, list[Tensor | None]]:
         """A share of M_φ on one batch, and of its gradient; what is handed out has no graph.
 
@@ -342,14 +361,22 @@ class Problem:
             outputs = self.forward(inputs)
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
-        grads: list[Tensor | None] = list(
-            torch.autograd.grad(outputs, self.theta, along, allow_unused=True)
-        )
+        grads = self._backward(outputs, along, examples)
         del along  # it may be a gigabyte
         if slope.direct:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
         made = Pass(batch, share, slope if graph else None, primals, surroundings, random_state)
         return made, slope.loss, grads
+
+    def _backward(self, ends: Tensor, along: Tensor, examples: int) -> list[Tensor | None]:
+        """The gradient by θ of this process's examples; of shards that of all, in own parts.
+
+        Args:
+            examples: of the whole step in this process.
+        """
+        if self.shards is not None:
+            return self.shards.backward(ends, along, examples)
+        return list(torch.autograd.grad(ends, self.theta, along, allow_unused=True))
 
     def slope(self, outputs: Tensor, labels: Any, share: int, graph: bool) -> Slope:
         """M_φ/share and ∂M_φ/∂f at outputs f, [batch, C].
@@ -375,8 +402,11 @@ class Problem:
 
     def set_gradients(self, grads: vectors.Vector) -> None:
         """Gives the optimizer g: of the shapes of `theta`, None for unused parameters."""
-        for parameter, grad in zip(self.theta, grads, strict=True):
-            parameter.grad = vectors.laid_out(grad, parameter)
+        for k, (parameter, grad) in enumerate(zip(self.theta, grads, strict=True)):
+            if self.shards is not None and grad is not None:
+                parameter.grad = self.shards.part(k, grad)
+            else:
+                parameter.grad = vectors.laid_out(grad, parameter)
 
     def task_gradient(self, batch: StepBatch) -> tuple[Tensor, list[Tensor | None]]:
         """L_T on a batch at the current θ, and v = ∇_θ L_T. Leaves the surroundings as they are.
@@ -394,12 +424,14 @@ class Problem:
             for inputs, labels in parts:
                 loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
                 ones = torch.ones_like(loss)
-                v = vectors.add(v, torch.autograd.grad(loss, self.theta, ones, allow_unused=True))
+                v = vectors.add(v, self._backward(loss, ones, batches.examples(batch)))
                 losses.append(loss.detach())
+        averaging = [] if self.shards is not None else v
         found, (loss,) = distributed.mean_beside(
-            v, self.theta, [sum(losses[1:], losses[0])], batches.examples(batch)
-        )
-        return loss, found
+            averaging, self.theta[: len(averaging)], [sum(losses[1:], losses[0])],
+            batches.examples(batch),
+        )  # fmt: skip
+        return loss, found if self.shards is None else v
 
     def aside(self) -> AbstractContextManager[None]:
         """Within it belongs a pass on the side, whose random numbers move no others."""
@@ -425,7 +457,19 @@ class Problem:
             surroundings: those in which the model is run, of which nothing remains. None: it is the
                 base pass, and what it changes stays.
         """
-        return self.surroundings.exchanged(named, surroundings)
+        if self.shards is None:
+            return self.surroundings.exchanged(named, surroundings)
+        return self._resharding(surroundings)
+
+    @contextmanager
+    def _resharding(self, surroundings: Kept | None) -> Iterator[None]:
+        """`replaced` for a sharded model, whose parameters are exchanged by `Shards.at`."""
+        assert self.shards is not None
+        with self.surroundings.exchanged({}, surroundings):
+            try:
+                yield
+            finally:
+                self.shards.gathered()
 
     @contextmanager
     def again(self, named: Mapping[str, Tensor], part: Pass) -> Iterator[None]:

@@ -208,6 +208,15 @@ def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
         )
 
 
+def refuse_looking_at_shards(shards: object) -> None:
+    """Raises UnsupportedModelError if a loss that looks at θ would see a part of it."""
+    if shards is not None:
+        raise UnsupportedModelError(
+            "the learned loss looks at θ itself, and of a model of fully_shard each process has a "
+            "part: leave the model whole, or the regulariser out"
+        )
+
+
 def refuse_hooks(parameters: Iterable[nn.Parameter]) -> None:
     """Raises InputError if a parameter has hooks of its own.
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaloss.machine import distributed
+from metaloss.problem.shards import is_sharded
 
 
 def start_alike(modules: Sequence[nn.Module]) -> None:
-    """Gives every process the modules of the first one.
+    """Gives every process the modules of the first one, but for what each has a part of.
 
     Raises:
         InputError: they are of other shapes in another process.
@@ -24,7 +25,7 @@ def start_alike(modules: Sequence[nn.Module]) -> None:
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
     distributed.require_equal(shapes, "has a model or a loss of other shapes")
-    distributed.spread(tensors)
+    distributed.spread([tensor for tensor in tensors if not is_sharded(tensor)])
 
 
 def mean_step(
@@ -47,7 +48,9 @@ def mean_step(
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
-    grads, (loss, *means) = distributed.mean_beside(grads, theta, [loss, *moved], examples)
+    grads, (loss, *means) = distributed.mean_beside(
+        grads, theta[: len(grads)], [loss, *moved], examples
+    )
     for statistic, value in zip(moved, means, strict=True):
         statistic.data.copy_(value)  # of no interest to a graph that has saved it
     return grads, loss

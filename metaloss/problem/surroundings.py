@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metaloss.errors import UnsupportedModelError
 from metaloss.problem.places import Container, Place, Places
+from metaloss.problem.shards import is_sharded
 
 #: Numbers beyond which an array, or a tensor of no module, is data, and is not watched.
 MOST_NUMBERS = 10_000_000
@@ -103,6 +104,7 @@ class Surroundings:
                 for tensor in places.tensors()
                 if id(tensor) in self._tree or tensor.numel() <= MOST_NUMBERS
                 if tensor.layout is torch.strided and not tensor.is_meta
+                if not is_sharded(tensor)  # a pass has a copy of it
             ],
             [(a, a.copy()) for a in places.arrays if a.size <= MOST_NUMBERS],
             [(generator, _state(generator)) for generator in places.generators],

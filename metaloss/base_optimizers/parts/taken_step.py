@@ -18,6 +18,7 @@ from metaloss.base_optimizers.base import (
     update_of,
 )
 from metaloss.errors import UnsupportedModelError
+from metaloss.machine.distributed import local
 
 #: How much of the optimizer's state before a step is kept: nothing, what the derivatives of the
 #: step in θ, g and s depend on, or all of it.
@@ -29,7 +30,8 @@ class TakenStep:
     """One step that a torch.optim object has made, with what its derivatives need.
 
     Vectors over θ are lists aligned with `theta`; None stands for zero (a parameter that the model
-    did not use has no gradient, and torch.optim leaves it alone).
+    did not use has no gradient, and torch.optim leaves it alone). Of a sharded θ they are this
+    process's parts.
     """
 
     optimizer: torch.optim.Optimizer
@@ -175,8 +177,8 @@ class TakenStep:
         return GroupStep(
             hyper=hyper,
             theta=[self.theta_before[i] for i in places],
-            grad=[p.grad for p in theta],  # type: ignore[misc]
-            state=[self.optimizer.state.get(p, {}) for p in theta],
+            grad=[local(p.grad) for p in theta],  # type: ignore[arg-type]
+            state=[_local(self.optimizer.state.get(p, {})) for p in theta],
             first=[self.first[i] for i in places],
             before=[] if self.update.closed_form else [self.state_before[i] for i in places],
         )
@@ -206,10 +208,10 @@ def take_step(
         theta,
         keep,
         # Copies, whatever the update: the forward-mode pass is taken at the θ before the step.
-        theta_before=[p.detach().clone() for p in theta],
+        theta_before=[local(p.detach()).clone() for p in theta],
         state_before=[]
         if keep == "nothing"
-        else [_copy(states.get(p, {}), update, keep) for p in theta],
+        else [_copy(_local(states.get(p, {})), update, keep) for p in theta],
         first=[not _has_tensors(states.get(p, {})) for p in theta],
         # Before the step: a scheduler changes settings in place, an optimizer its gradients.
         groups=[
@@ -224,6 +226,11 @@ def take_step(
     # plain training to the bit.
     optimizer.step()
     return taken
+
+
+def _local(state: State) -> State:
+    """A parameter's state, of which this process may have a part."""
+    return {key: local(value) if torch.is_tensor(value) else value for key, value in state.items()}
 
 
 def _copy(state: State, update: Update, keep: KeepState) -> State:

@@ -77,13 +77,15 @@ def adjoint_residual(problem: Problem, left: Product, right: Product, examples: 
     """|⟨g, u⟩ - ⟨∂M/∂f, t⟩|, relative to the lengths of ∂M/∂f and t; of a stack, each one's.
 
     Args:
-        left: of g and u.
+        left: of g and u; of shards, of this process's parts.
         right: of ∂M/∂f and t, over all passes, and of what M_φ sees of θ itself and u.
         examples: of this process, in whose share the right side is a mean.
 
     Returns:
         A scalar, or [S]. It waits for no device.
     """
+    if problem.shards is not None:
+        left = Product(*distributed.total([left.value, left.squared_v, left.squared_w]))
     value, squared_s, squared_t = right.value, right.squared_v, right.squared_w
     if distributed.several():
         value, squared_s, squared_t = distributed.mean_beside(

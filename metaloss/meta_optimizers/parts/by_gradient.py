@@ -84,6 +84,11 @@ class ByGradient(MetaOptimizer):
         self.uncertified = uncertified
 
     def attach(self, problem: Problem) -> None:
+        if problem.shards is not None and not self.engine.of_shards:
+            raise InputError(
+                f"engine '{ENGINES.name_of(self.engine)}' needs the whole model in each process, "
+                "and it is sharded by fully_shard: take 'auto', 'exact' or 'logit_difference'"
+            )
         self.problem = problem
         self.meta = MetaParameters(problem, self.learn, self.rate)
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
