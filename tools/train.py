@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="save and stop (143) once the run has taken so long, resumptions included",
     )
     add("--cuda_graphs", action="store_true", help="on a GPU: record steps once and replay them")
+    add("--sharded", action="store_true", help="started by torchrun: train in shards (FSDP2)")
     add(
         "--patience",
         type=float,

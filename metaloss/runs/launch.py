@@ -58,6 +58,7 @@ class Flags:
     dry_run: bool = False
     threads: int | None = None
     cuda_graphs: bool = False
+    sharded: bool = False
     workers: int | None = None
     max_seconds: float | None = None
 
@@ -92,7 +93,8 @@ def forecast(**flags: Any) -> Forecast:
     device = processes.find_device(processes.own_device(asked.device))
     text, planned = plan(asked)
     data = find_data_dir(asked.data_dir)
-    runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in planned]
+    how = (asked.cuda_graphs, asked.sharded)
+    runs = [Run(p.runner, p.seed, device, data, p.folder, text, *how) for p in planned]
     return Lockstep(runs, asked.max_seconds).rehearse()
 
 
@@ -122,7 +124,8 @@ def train(**flags: Any) -> int:
         return max(codes)
     remembered = left[0].folder.data_dir() if asked.resume else None
     data = find_data_dir(remembered if asked.data_dir is None else asked.data_dir)
-    runs = [Run(p.runner, p.seed, device, data, p.folder, text, asked.cuda_graphs) for p in left]
+    how = (asked.cuda_graphs, asked.sharded)
+    runs = [Run(p.runner, p.seed, device, data, p.folder, text, *how) for p in left]
     lockstep = Lockstep(runs, asked.max_seconds)
     distributed.require_equal((text, [p.seed for p in planned]), "is asked for another run")
     if asked.dry_run:

@@ -107,6 +107,7 @@ class Lockstep:
         initialization = sum(_rehearsed(state, device) for state in self._states)
         if self._stack is not None:
             self._stack.join()
+        self._states[0].shard()
         train, objective = self._draws("")
         learner, plan, total = self._learner, self._runs[0].plan, self._states[0].total
         made: list[MetaStep] = []
@@ -132,7 +133,7 @@ class Lockstep:
     @property
     def _learner(self) -> AdaLFL:
         """What makes the steps of the training."""
-        return self._states[0].learner if self._stack is None else self._stack
+        return self._states[0].acting if self._stack is None else self._stack
 
     def _steps(self) -> Iterator[dict[int, MetaStep]]:
         """The steps of both phases, each as what it did by seed."""
@@ -152,6 +153,7 @@ class Lockstep:
             self._skipped = counts.to(self._stack.problem.device)
             for state, count in zip(self._states, self._skipped, strict=True):
                 state.skipped = count
+        self._states[0].shard()
         while True:
             self._follow_schedule()
             yield self._by_seed(self._learner.step(*self._draws("")))

@@ -49,6 +49,7 @@ class Run:
         folder: where the run leaves its files.
         config: the complete configuration.
         cuda_graphs: see `AdaLFL`; the run is the same one without.
+        sharded: see `State`; likewise.
 
     Attributes:
         state: everything that decides how the run goes on.
@@ -69,13 +70,14 @@ class Run:
         folder: RunFolder,
         config: str,
         cuda_graphs: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.device = device
         self.folder = folder
         self.config = config
-        self.state = State(plan, seed, device, data_dir, cuda_graphs)
+        self.state = State(plan, seed, device, data_dir, cuda_graphs, sharded)
         self.state.learner.tell = self._tell_unhealthy
         self.status = "unfinished"
         self.stop = False
@@ -227,9 +229,12 @@ class Run:
         last = state.steps == state.total
         if state.steps in self._sampled:
             state.sample_loss()
+        evaluates = last or state.steps % plan.evaluate_every == 0
+        if evaluates or state.steps in self._shown:
+            state.collect()
         if state.steps in self._shown:
             self._show(last)
-        if last or state.steps % plan.evaluate_every == 0:
+        if evaluates:
             self._report("train", "valid", *({"select"} & self.state.data.splits.keys()))
             if state.schedule is not None and state.schedule.by_metric:
                 state.schedule.note(distributed.gather(self._found.get("valid"))[0])
@@ -273,7 +278,7 @@ class Run:
         if state.residual is not None:  # of a certified step, which seldom is one that is logged
             state.latest["adjoint_residual"] = state.residual.item()
             state.residual = None
-        made = inspection.of_step(state.learner, result, state.latest)
+        made = inspection.of_step(state.acting, result, state.latest)
         self._log({"phase": phase, "step": step, **made, "skipped": int(state.skipped)})
         return made["learned_loss"]
 

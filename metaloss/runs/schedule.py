@@ -68,6 +68,10 @@ class Schedule:
             group["lr"] = float(own["lr"])
             group["scheduled"] = group["lr"] / start if start else 1.0
 
+    def steer(self, optimizer: torch.optim.Optimizer) -> None:
+        """From here on it is another optimizer's, with such groups."""
+        self._optimizer = optimizer
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {

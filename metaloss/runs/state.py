@@ -26,6 +26,7 @@ from metaloss.runs.precision import cosine, set_float32
 from metaloss.runs.recomputing import recompute
 from metaloss.runs.runner import Runner
 from metaloss.runs.schedule import Schedule
+from metaloss.runs.sharding import Sharded, refuse_sharding
 from metaloss.tasks.preparation import kept
 
 #: Whose streams batches are drawn from: the training's, or the initialisation's.
@@ -53,6 +54,7 @@ class State:
         device: where data and model live.
         data_dir: see `Task.load`.
         cuda_graphs: see `AdaLFL`; the run is the same one without.
+        sharded: the training is made in shards, see `sharding`; likewise.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or a recipe refuses the task's sizes.
@@ -66,7 +68,10 @@ class State:
         device: torch.device,
         data_dir: Path,
         cuda_graphs: bool = False,
+        sharded: bool = False,
     ) -> None:
+        if sharded:
+            refuse_sharding(plan, cuda_graphs)
         self._plan = plan
         self._device = device
         self._seed = seed
@@ -76,30 +81,16 @@ class State:
         self.data = plan.load_data(data_dir, seed, self._streams["split"]).to(device)
         self.mixing = plan.mixing(self.data)
         self.total = plan.steps_on(self.data)  # base steps of the whole training
-        self.model = self._arranged(self._draw_model("theta").to(device).train())
-        recompute(self.model, plan.checkpointed)
+        self.model = self._new_model(self._streams["theta"])
         self.loss = None if plan.representation is None else plan.representation.to(device)
-        objective = self.data.objective
+        self._sharding = sharded
+        self._sharded: Sharded | None = None  # from the training's first step on
         optimizer = plan.optimizer(self.model)  # of all parameters, also those frozen until later
         self.freezing = Freezing(self.model, plan.frozen_until)
         self.freezing.apply(0)
-        self.learner = AdaLFL(
-            self.model,
-            optimizer,
-            self.loss,
-            objective.loss,
-            link=objective.link,
-            meta_lr=None,
-            adaptation=plan.adaptation,
-            autocast=torch.bfloat16 if plan.precision == "bf16" else None,
-            gradient_transform=plan.gradient_transform,
-            steps=self.total,
-            cuda_graphs=cuda_graphs,
-            tabulate=plan.tabulate,
-            health_every=plan.health_every,
-            on_unhealthy=plan.on_unhealthy,
-        )
+        self.learner = self._new_learner(self.model, optimizer, cuda_graphs)
         if self.loss is not None:
+            objective = self.data.objective
             labels = self.data.splits["train"][1][:2]
             outputs = torch.zeros(len(labels), self.data.outputs, device=device)
             self.loss.require_pairs(*objective.link(outputs, labels)[:2])
@@ -135,6 +126,24 @@ class State:
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how data and model were made."""
         return *self.data.notes, *getattr(self.model, "notes", ())
+
+    @property
+    def acting(self) -> AdaLFL:
+        """The learner that makes the training's steps: of the shards, where the model is in some."""
+        return self.learner if self._sharded is None else self._sharded.learner
+
+    def shard(self) -> None:
+        """The training's next step is made in shards, if that was asked for."""
+        if self._sharding and self._sharded is None:
+            model = self._new_model(torch.Generator())
+            self._sharded = Sharded(self.learner, model, self._plan.optimizer, self._new_learner)
+            if self.schedule is not None:
+                self.schedule.steer(self.acting.problem.optimizer)
+
+    def collect(self, moments: bool = False) -> None:
+        """Before the model is looked at; all processes take part. See `Sharded.collect`."""
+        if self._sharded is not None:
+            self._sharded.collect(moments)
 
     def begin_training(self) -> None:
         """The initialisation is over: the schedule begins, at the rates that it has left."""
@@ -193,7 +202,7 @@ class State:
 
     def redraw_model(self) -> None:
         """Draws parameters and buffers anew, as the recipe did, for the initialisation."""
-        self.model.load_state_dict(self._draw_model("init_theta").state_dict())
+        self.model.load_state_dict(self._draw_model(self._streams["init_theta"]).state_dict())
 
     def precision_cosine(self) -> float | None:
         """Between the meta-gradients in the run's lower precision and in float32, as φ is now.
@@ -250,12 +259,13 @@ class State:
 
         Of several processes all take part; any number of them can go on from it.
         """
+        self.collect(moments=True)
         standing = self._generators if self._taking_turns else seeding.global_state(self._device)
         own, *others = distributed.gather(standing)
         return {
             **self.standing(),
             "optimizer": self.learner.problem.optimizer.state_dict(),
-            "learner": self.learner.state_dict(),
+            "learner": self.acting.state_dict(),
             "initialization": self.initializing.state_dict() if self.initializing else {},
             "schedule": self.schedule.state_dict() if self.schedule and self.steps else None,
             "skipped": int(self.skipped),
@@ -356,6 +366,33 @@ class State:
             return what
         return what.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _draw_model(self, stream: str) -> nn.Module:
-        with seeding.drawing_from(self._streams[stream]):
+    def _new_learner(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, cuda_graphs: bool = False
+    ) -> AdaLFL:
+        plan, objective = self._plan, self.data.objective
+        return AdaLFL(
+            model,
+            optimizer,
+            self.loss,
+            objective.loss,
+            link=objective.link,
+            meta_lr=None,
+            adaptation=plan.adaptation,
+            autocast=torch.bfloat16 if plan.precision == "bf16" else None,
+            gradient_transform=plan.gradient_transform,
+            steps=self.total,
+            cuda_graphs=cuda_graphs,
+            tabulate=plan.tabulate,
+            health_every=plan.health_every,
+            on_unhealthy=plan.on_unhealthy,
+        )
+
+    def _new_model(self, stream: torch.Generator) -> nn.Module:
+        """A model on its device, as the training has it."""
+        model = self._arranged(self._draw_model(stream).to(self._device).train())
+        recompute(model, self._plan.checkpointed)
+        return model
+
+    def _draw_model(self, stream: torch.Generator) -> nn.Module:
+        with seeding.drawing_from(stream):
             return self._plan.backbone(input_shape=self.data.input_shape, outputs=self.data.outputs)

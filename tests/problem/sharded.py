@@ -1,4 +1,4 @@
-"""What tests/problem/test_shards.py has two processes do with shards of a model, and one with it."""
+"""What tests/problem/test_shards.py has two processes do with a sharded model, and one with it."""
 
 from __future__ import annotations
 
