@@ -71,7 +71,8 @@ class Sharded:
             one.requires_grad_(other.requires_grad)
         for unit in _units(model):
             fully_shard(unit)
-        self._model = fully_shard(model)
+        fully_shard(model)
+        self._model = model
         made = optimizer(self._model)
         before = whole.problem.optimizer
         for group, old in zip(made.param_groups, before.param_groups, strict=True):

@@ -129,7 +129,7 @@ class State:
 
     @property
     def acting(self) -> AdaLFL:
-        """The learner that makes the training's steps: of the shards, where the model is in some."""
+        """The learner that makes the training's steps: of the shards, where there are some."""
         return self.learner if self._sharded is None else self._sharded.learner
 
     def shard(self) -> None:
