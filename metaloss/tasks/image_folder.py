@@ -40,7 +40,7 @@ class ImageFolder(Task):
         padding, flip: augmentation, see `metaloss.tasks.preparation.images.Images`.
         background: what is seen through transparent pixels, red, green and blue of 0..255.
         augment: transforms of torchvision.transforms.v2 for training and validation batches, by
-            their names and arguments.
+            their names and arguments, or "timm" for those of timm.
         stream: decode images as they are drawn; None: if they would fill more than `memory`
             gigabytes.
         interpolation: how they are resized; None: bilinear.

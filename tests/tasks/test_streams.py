@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
+import random
 from multiprocessing import active_children
 
 import numpy as np
@@ -15,6 +17,7 @@ from metaloss import TASKS
 from metaloss.errors import InputError
 from metaloss.runs.evaluation import evaluate
 from metaloss.tasks.preparation import streams
+from metaloss.tasks.preparation.image_data import augmentation
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,11 +36,11 @@ def workers():
 def pictures(tmp_path_factory):
     """Forty random images of two classes, each of its own size."""
     folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     for i in range(40):
         path = folder / "ab"[i % 2] / f"{i:02}.jpg"
         path.parent.mkdir(exist_ok=True)
-        pixels = random.integers(256, size=(9 + i % 3, 12, 3), dtype=np.uint8)
+        pixels = drawn.integers(256, size=(9 + i % 3, 12, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
     return folder
 
@@ -47,6 +50,52 @@ AUGMENT = (("RandomResizedCrop", {"size": 8, "antialias": True}), ("RandomHorizo
 
 def folder(path, **arguments):
     return TASKS["image_folder"](path=str(path), size=8, **arguments).load(path, generator())
+
+
+#: What a user of timm's train script asks for, by the names of either library.
+USUAL = {
+    "crop": ("RandomResizedCrop", {"size": 8}),
+    "jitter": ("ColorJitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}),
+    "rand_augment": ("RandAugment", {}),
+    "aug_mix": ("AugMix", {}),
+    "erasing": ("RandomErasing", {"p": 1.0}),
+    "timm": ("timm", {}),
+    "timm_rand_augment": ("timm", {"auto_augment": "rand-m9-mstd0.5-inc1", "scale": (0.5, 1.0)}),
+    "timm_aug_mix": ("timm", {"auto_augment": "augmix-m5-w4-d2", "color_jitter": None}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_transforms_follow_from_their_key_alone(name):
+    """And leave torch's, numpy's and Python's generators as they were."""
+    pictures = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+    augment = augmentation([USUAL[name]])
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    made = [augment(picture, key) for key, picture in enumerate(pictures)]
+    assert torch.get_rng_state().equal(before[0]) and random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()
+    random.seed(1)
+    again = [pickle.loads(pickle.dumps(augment))(p, key) for key, p in enumerate(pictures)]
+    assert all(x.equal(y) for x, y in zip(made, again, strict=True))
+    assert {(p.shape, p.dtype) for p in made} == {(pictures.shape[1:], torch.uint8)}
+    assert not torch.stack(made).equal(pictures)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_timms_transforms_are_those_of_timm():
+    from timm.data import create_transform
+    from torchvision.transforms.v2 import functional
+
+    arguments = USUAL["timm_rand_augment"][1]
+    picture = torch.randint(256, (3, 12, 10), dtype=torch.uint8)
+    torch.manual_seed(5)
+    seed = int(torch.randint(1 << 32, ()))
+    random.seed(seed)
+    np.random.seed(seed)
+    theirs = create_transform((3, 12, 10), is_training=True, normalize=False, **arguments)
+    expected = theirs(functional.to_pil_image(picture))
+    assert augmentation([("timm", arguments)])(picture, 5).equal(expected)
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -121,10 +170,10 @@ def test_processes_that_read_ahead_end_with_their_data(pictures, workers, end):
 @pytest.mark.parametrize("images", [True, False])
 def test_npy_files_stay_on_the_disk(tmp_path, workers, images):
     workers(0)
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     shape = (8, 8, 3) if images else (5,)
     for name, n in (("train", 30), ("test", 10)):
-        x = random.integers(256, size=(n, *shape)).astype(np.uint8 if images else np.float64)
+        x = drawn.integers(256, size=(n, *shape)).astype(np.uint8 if images else np.float64)
         np.save(tmp_path / f"x_{name}.npy", x if images else x + 1.7e9)
         np.save(tmp_path / f"y_{name}.npy", np.arange(n) % 3)
     streamed, kept = (
@@ -137,8 +186,6 @@ def test_npy_files_stay_on_the_disk(tmp_path, workers, images):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
     numbers = evaluate(model, streamed, "test")
     assert numbers == evaluate(model, kept, "test")
-    import pickle
-
     source = streamed.splits["train"][0].source
     assert pickle.loads(pickle.dumps(source)).read(3).equal(source.read(3))
 
@@ -159,18 +206,22 @@ def test_unknown_transforms_are_named():
     for augment, message in (
         ((("RandomHorizontalFlop", {}),), "RandomHorizontalFlip"),
         ((("RandomCrop", {"sise": 3}),), "what RandomCrop takes"),
+        ((("tim", {}),), "'timm', or a name in torchvision.transforms.v2"),
+        ((("timm", {"auto_augment": "rand-x9"}),), "what timm takes"),
+        ((("timm", {"re_prob": 0.2}),), r"give \('RandomErasing', \{'p': ...\}\) after"),
         (("RandomCrop",), "give a list, each item a list of 2"),
     ):
         with pytest.raises(InputError, match=message):
             TASKS["image_folder"](path="x", augment=augment)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_run_is_resumed_bit_for_bit_with_another_number_of_workers(train, pictures, tmp_path):
     """Killed after a checkpoint is the same as ended and gone on from: the last rows are equal."""
     bindings = [
         "Runner.task = @tasks.image_folder()", f"tasks.image_folder.path = '{pictures}'",
         "tasks.image_folder.size = 8", "tasks.image_folder.stream = True",
-        "tasks.image_folder.augment = (('RandomHorizontalFlip', {}),)",
+        "tasks.image_folder.augment = (('RandomHorizontalFlip', {}), ('timm', {}))",
         "tasks.image_folder.batch_size = 8", "Runner.steps = 12", "Runner.checkpoint_every = 5",
         "Runner.log_every = 1", "Runner.evaluate_every = 6",
         "Runner.backbone = @backbones.mlp", "backbones.mlp.hidden = (8,)",

@@ -24,7 +24,14 @@ from metaloss.tasks.preparation.image_files import (
 )
 from metaloss.tasks.preparation.images import Images, by_channel, mean_and_deviation
 from metaloss.tasks.preparation.splits import hold_out, with_validation
-from metaloss.tasks.preparation.streams import SAMPLE, Augmentation, Source, Stream
+from metaloss.tasks.preparation.streams import (
+    SAMPLE,
+    Augmentation,
+    Source,
+    Stream,
+    transform_names,
+    transform_of,
+)
 
 GIGABYTE = 1e9
 
@@ -302,16 +309,16 @@ def augmentation(transforms: Transforms | None) -> Augmentation | None:
     """
     if not transforms:
         return None
-    from torchvision.transforms import v2
-
     asked = []
     for name, arguments in transforms:
-        if not isinstance(getattr(v2, name, None), type):
-            near = did_you_mean(name, dir(v2))
-            raise ArgumentError("augment", name, f"a name in torchvision.transforms.v2{near}")
+        kind = transform_of(name)
+        if kind is None:
+            near = did_you_mean(name, transform_names())
+            asked_for = f"'timm', or a name in torchvision.transforms.v2{near}"
+            raise ArgumentError("augment", name, asked_for)
         try:
-            getattr(v2, name)(**arguments)
-        except (TypeError, ValueError) as error:
+            kind(**arguments)
+        except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = first_line(error)
             raise ArgumentError("augment", arguments, f"what {name} takes ({reason})") from None
         asked.append((name, dict(arguments)))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from metaloss.tasks.preparation.timm_transforms import TimmTransforms
+
 AHEAD = 4  #: batches that each worker prepares before they are asked for
 SAMPLE = 2000  #: examples by which a stream is normalised
 AT_ONCE = 1 << 25  #: numbers in a batch of evaluation at most
@@ -193,10 +195,10 @@ def _same(one: Choice, other: Choice) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Transforms of torchvision.transforms.v2, one after another.
+    """Transforms of torchvision.transforms.v2, and timm's, one after another.
 
     Attributes:
-        asked: the name of each, and its arguments.
+        asked: the name of each, as `transform_of` takes it, and its arguments.
     """
 
     asked: tuple[tuple[str, Mapping[str, Any]], ...]
@@ -215,6 +217,22 @@ class Augmentation:
 
     @cached_property
     def _transforms(self) -> Sequence[Callable[[Tensor], Tensor]]:
-        from torchvision.transforms import v2
+        kinds = [(transform_of(name), arguments) for name, arguments in self.asked]
+        return [kind(**arguments) for kind, arguments in kinds if kind is not None]
 
-        return [getattr(v2, name)(**arguments) for name, arguments in self.asked]
+
+def transform_of(name: str) -> Callable[..., Callable[[Tensor], Tensor]] | None:
+    """A class of torchvision.transforms.v2 by its name, or "timm"; None if there is none."""
+    if name == "timm":
+        return TimmTransforms
+    from torchvision.transforms import v2
+
+    found = getattr(v2, name, None)
+    return found if isinstance(found, type) else None
+
+
+def transform_names() -> list[str]:
+    """What `transform_of` knows."""
+    from torchvision.transforms import v2
+
+    return ["timm", *(name for name in dir(v2) if isinstance(getattr(v2, name), type))]
