@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metaloss import links
 from metaloss.base_optimizers.base import reset
 from metaloss.engines.base import Draw
-from metaloss.errors import HealthWarning, InputError
+from metaloss.errors import HealthWarning, InputError, did_you_mean
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, memory
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
@@ -130,6 +130,19 @@ class AdaLFL:
         health_every: int | None = None,
         on_unhealthy: OnUnhealthy = "warn",
     ) -> None:
+        for name, value, known in (
+            ("tabulate", tabulate, get_args(Tabulate)),
+            ("on_unhealthy", on_unhealthy, get_args(OnUnhealthy)),
+        ):
+            if value not in known:
+                near = did_you_mean(str(value), known)
+                raise InputError(f"{name} = {value!r}: give one of {', '.join(known)}{near}")
+        if autocast is not None and not isinstance(autocast, torch.dtype):
+            raise InputError(f"autocast = {autocast!r}: give a dtype, as torch.bfloat16, or None")
+        if adapter is not None and not callable(adapter):
+            raise InputError(
+                f"adapter = {adapter!r}: give a function from a batch to (inputs, labels)"
+            )
         if cuda_graphs and tabulate == "always":
             raise InputError("tabulate = 'always': what a table asks of φ, no CUDA graph can")
         self.problem = Problem(
@@ -138,6 +151,11 @@ class AdaLFL:
         )  # fmt: skip
         if cuda_graphs and self.problem.shards is not None:
             raise InputError("cuda_graphs: the collectives of fully_shard are in no recorded step")
+        if adaptation is not None and not isinstance(adaptation, MetaOptimizer):
+            raise InputError(
+                f"adaptation is a meta-optimizer, and this is {adaptation!r}: give a built one, as "
+                "metaloss.META_OPTIMIZERS['online_one_step']()"
+            )
         if self.problem.device.type == "cpu":
             memory.keep_freed()
         self.adapter = adapter
@@ -242,6 +260,10 @@ class AdaLFL:
         with outer_autocast(self.problem):
             if self._recorded is not None:
                 return self._recorded.step(meta_optimizer, draw_train, draw_objective)
+            if getattr(meta_optimizer, "problem", self.problem) is not self.problem:
+                raise InputError(
+                    "the learner's adaptation was given to another learner since: give each its own"
+                )
             if meta_optimizer is None:
                 return MetaStep(self.problem.plain_step(draw_train()))
             return meta_optimizer.step(draw_train, draw_objective)
@@ -383,7 +405,14 @@ class AdaLFL:
     def _drawing(self, batch: Any) -> Draw:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
         draw = batch if gives_batches(batch, self.adapter) else lambda: batch
-        return lambda: adapted(draw(), self.adapter)
+
+        def drawn() -> StepBatch:
+            try:
+                return adapted(draw(), self.adapter)
+            except StopIteration:
+                raise InputError("the function that gives the batches is at its end") from None
+
+        return drawn
 
     def learned_loss(self) -> LearnedLoss:
         """The loss as it is learned here, to call, to record over the training and to save.

@@ -26,10 +26,25 @@ TaskLoss = Callable[[Tensor, Any], Tensor]
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of a batch's rows; Σ w ℓ / Σ w with weights, as torch.nn.functional.cross_entropy.
 
+    As there, it is NaN where no row counts, and its gradient 0.
+
     Args:
         losses, weights: [rows]; of a stack [S, rows].
     """
-    return losses.mean(-1) if weights is None else (weights * losses).sum(-1) / weights.sum(-1)
+    if weights is None:
+        return losses.mean(-1)
+    total = weights.sum(-1)
+    return nan_where_none_counts((weights * losses).sum(-1) / divisor(total), total)
+
+
+def divisor(total: Tensor) -> Tensor:
+    """Σ w, or 1 where no row counts."""
+    return total.where(total != 0, 1.0)
+
+
+def nan_where_none_counts(loss: Tensor, total: Tensor) -> Tensor:
+    """A loss of rows whose weights have a sum; without a gradient where that is 0."""
+    return loss.where(total != 0, torch.nan)
 
 
 #: The label of a row that does not count, as of torch's losses.
@@ -167,6 +182,13 @@ _OF_LOSSES: dict[Any, Any] = {
 }  # fmt: skip
 
 
+_CLASSES = "takes class indices: give labels.long(), or probabilities [batch, classes]"
+
+
+def _name(loss: Any) -> str:
+    return str(getattr(loss, "__name__", loss))
+
+
 def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, labels: Any) -> Link:
     """The link of a batch whose link was not said.
 
@@ -180,7 +202,8 @@ def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, label
         labels: of the batch.
 
     Raises:
-        InputError: the labels are no tensor; or what they are cannot be told.
+        InputError: the labels are no tensor, or not what the task loss takes; or what they are
+            cannot be told.
     """
     if not torch.is_tensor(labels):
         by_labels(outputs, labels)  # says which link takes what is no tensor
@@ -191,9 +214,19 @@ def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, label
     key = type(function) if of_module else function
     known = _OF_LOSSES.get(key) if isinstance(key, Hashable) else None
     if known is probabilities:
+        if not labels.is_floating_point() and labels.dtype not in (torch.long, torch.uint8):
+            raise InputError(f"labels are {labels.dtype}, and {_name(key)} {_CLASSES}")
+        if labels.is_floating_point() and labels.ndim < 2:
+            raise InputError(
+                f"labels {list(labels.shape)} are numbers, and {_name(key)} {_CLASSES}"
+            )
         given = vars(function) if of_module else getattr(task_loss, "keywords", {})
         ignored = int(given.get("ignore_index", IGNORED))
         return probabilities if ignored == IGNORED else Dense(ignore_index=ignored)
+    if known is multi_label and not labels.is_floating_point():
+        raise InputError(
+            f"labels are {labels.dtype}, and {_name(key)} takes numbers: give labels.float()"
+        )
     if known is not None:
         return cast(Link, known)
     if not labels.is_floating_point():
@@ -328,6 +361,16 @@ class Classes:
             return rows
         shape = outputs.movedim(self.class_dim, -1).shape
         return rows.view(shape).movedim(-1, self.class_dim)
+
+
+def require_classes(link: Link, outputs: Tensor, labels: Any) -> None:
+    """Asks whether all class indices are classes, on the CPU, where that waits for nothing.
+
+    Raises:
+        InputError: one is not.
+    """
+    if link is probabilities and torch.is_tensor(labels) and not labels.is_floating_point():
+        _counted(labels, outputs.shape[-1])
 
 
 def classes(link: Link, outputs: Tensor, labels: Any) -> Classes | None:

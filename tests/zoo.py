@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -479,6 +480,45 @@ class WrongFunction(Net):
         return WrongForwardDerivative.apply(self.b(h))
 
 
+class OnceDifferentiable(torch.autograd.Function):
+    """As compiled extensions have it: no jvp, and a backward pass without a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * slope
+
+
+@net
+class BackwardOnce(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        return OnceDifferentiable.apply(self.b(h))
+
+
+class ThroughNumpy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(np.cos(x.detach().numpy()) * slope.detach().numpy())
+
+
+@net
+class BackwardInNumpy(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        return ThroughNumpy.apply(self.b(h))
+
+
 class Reversal(torch.autograd.Function):
     """As of domain-adversarial training; it has no forward derivative."""
 
@@ -530,6 +570,40 @@ class HookedForward(Net):
         self.b.register_forward_hook(lambda module, given, out: out * 2)
 
 
+@net
+class ImplicitByHook(Net):  # a fixed point, whose backward pass is one too
+    def middle(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = torch.zeros_like(h)
+            for _ in range(60):
+                z = torch.tanh(self.b(z) * 0.3 + h)
+        z = torch.tanh(self.b(z) * 0.3 + h)
+        if z.requires_grad:
+            z0 = z.detach().requires_grad_()
+            f0 = torch.tanh(self.b(z0) * 0.3 + h.detach())
+
+            def solve(slope: Tensor) -> Tensor:
+                found = slope
+                for _ in range(60):
+                    (step,) = torch.autograd.grad(f0, z0, found, retain_graph=True)
+                    found = step + slope
+                return found
+
+            z.register_hook(solve)
+        return z
+
+
+@net
+class HookedParameter(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        if self.b.weight.requires_grad:
+            self.b.weight.register_hook(lambda g: g * 2)
+        return self.b(h)
+
+
+REFUSED["HookedParameter"] = "has a gradient hook"
+
+
 # --- gradients within the forward pass ---
 
 
@@ -562,6 +636,37 @@ class FastWeights(Net):  # an inner step on its own parameters
 class ForceByFunc(Net):
     def middle(self, h: Tensor) -> Tensor:
         return torch.func.vmap(torch.func.grad(lambda row: torch.tanh(self.b(row)).sum()))(h)
+
+
+@net
+class ForwardModeInside(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        along = torch.ones_like(h)
+        return torch.func.jvp(lambda row: torch.tanh(self.b(row)), (h,), (along,))[1]
+
+
+@net
+class InnerOptimizer(Net):  # it reads gradients, of tensors of its own
+    def middle(self, h: Tensor) -> Tensor:
+        w = self.b.weight.detach().clone().requires_grad_()
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        with torch.enable_grad():
+            for _ in range(2):
+                optimizer.zero_grad()
+                torch.autograd.backward((h.detach() @ w).square().mean())
+                optimizer.step()
+        return self.b(h) + h @ w.detach()
+
+
+@net
+class LeavesGradient(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        with torch.enable_grad():
+            torch.autograd.backward(torch.tanh(h.detach() @ self.b.weight).sum())
+        return self.b(h)
+
+
+REFUSED["LeavesGradient"] = "leaves a gradient in its trained parameter 'b.weight'"
 
 
 # --- parameters elsewhere ---
@@ -645,6 +750,18 @@ class HalfTheTuple(ThroughTuple):
 
 ZOO["HalfTheTuple"] = lambda: (HalfTheTuple(), rows())
 REFUSED["HalfTheTuple"] = "reads its parameter 'b.weight' past its modules"
+
+
+@net
+class Scripted(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of TorchScript
+            self.b = torch.jit.script(self.b)
+
+
+REFUSED["Scripted"] = "the model's part 'b' is TorchScript"
 
 
 @net
@@ -763,6 +880,28 @@ class ProjectedInForward(Net):
 
 
 @net
+class ReplacedInForward(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        self.b.weight.data = self.b.weight.detach() * 0.99
+        return self.b(h)
+
+
+@net
+class FreezesInForward(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        self.b.weight.requires_grad_(False)
+        return self.b(h)
+
+
+@net
+class BuiltInForward(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        if not hasattr(self, "more"):
+            self.more = nn.Linear(8, 8).to(h)
+        return self.b(h) + self.more(h)
+
+
+@net
 class ReadsGradient(Net):
     def middle(self, h: Tensor) -> Tensor:
         grad = self.b.weight.grad
@@ -770,6 +909,8 @@ class ReadsGradient(Net):
 
 
 REFUSED["ReadsGradient"] = "reads a `.grad` in its forward pass"
+REFUSED["ReplacedInForward"] = "changes its trained parameter 'b.weight' in its forward pass"
+REFUSED["FreezesInForward"] = "freezes its trained parameter 'b.weight' in its forward pass"
 REFUSED["ProjectedInForward"] = "changes its trained parameter 'b.weight' in its forward pass"
 
 

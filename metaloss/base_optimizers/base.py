@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.optim import optimizer as torch_optimizer
 
 from metaloss.config.registry import Registry
 from metaloss.errors import UncertifiedOptimizerError
@@ -164,7 +165,13 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
             `differentiable=True`, or it holds complex parameters.
     """
     kind = type(optimizer)
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    )
+    if any(hooks):
         raise UncertifiedOptimizerError(
             f"the {kind.__name__} has step hooks, and what they change in a step cannot "
             "be followed: remove them"

@@ -13,7 +13,7 @@ from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError, UnsupportedModelError, first_line
 from metaloss.problem import snapshot
 from metaloss.problem.batches import StepBatch
-from metaloss.problem.followed import Followed, trained_by
+from metaloss.problem.followed import Followed
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.stacked import Stacked
@@ -55,7 +55,7 @@ class Auto(CertifiedEngine):
         certify: bool = False,
     ) -> Hypergradient:
         known = self._chosen_for is problem.followed
-        if not known or not trained_by(problem.optimizer, problem.theta):
+        if not known or not problem.followed.holds(problem.model, problem.optimizer):
             problem.follow()
             self._reasons = {}
             self._choose(problem, meta, train)

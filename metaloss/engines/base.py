@@ -35,6 +35,8 @@ class Certificate:
 
     residual: Tensor  #: by how much its identity does not hold, a scalar without graph
     tolerance: float  #: up to which it is rounding
+    compared: str = "⟨g, u⟩ and ⟨∂M/∂f, J u⟩"  #: what differs by it, for messages
+    cause: str = "an operator's forward and backward derivatives are of different functions"
 
     @property
     def holds(self) -> Tensor:

@@ -14,6 +14,7 @@ where it is a sum over micro-batches, so is what stands behind ∇_φ.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,9 @@ from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.shards import Shards
 from metaloss.problem.vectors import Vector, add, inner
+
+#: Torch counts its levels of forward mode for all threads together.
+_ONE_AT_A_TIME = threading.RLock()
 
 #: f and J_f(θ) u on a pass's batch and dropout masks, [batch, C]. The second is None if the outputs
 #: do not feel u; the first may be, where the pass has a slope.
@@ -139,13 +143,13 @@ def forward_mode_pass(
         UnsupportedModelError: an operator of the model has no forward derivative.
     """
     theta = {name: p.detach() for name, p in problem.followed.others.items()}
-    with forward_ad.dual_level():
+    with _ONE_AT_A_TIME, forward_ad.dual_level():
         if problem.shards is not None:
             return _in_shards(problem, problem.shards, step, part, u)
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
         ):
-            if part.primals.differentiates:  # the model may do so in θ
+            if part.primals.differentiates or part.primals.hooked:  # the model may do so in θ
                 before = before.detach().requires_grad_()
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (
@@ -183,10 +187,11 @@ def _pushed(problem: Problem, part: Pass) -> tuple[Tensor, Tensor | None]:
     """Outputs on a pass's batch and their tangent, within a level that has put tangents in θ."""
     try:
         outputs = problem.forward(part.batch[0])
-    except NotImplementedError as error:
-        operator = first_line(error)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # the base pass had none; NotImplementedError is one
         raise UnsupportedModelError(
-            f"the model cannot be differentiated in forward mode ({operator}): take "
+            f"the model cannot be differentiated in forward mode ({first_line(error)}): take "
             "engine='unrolled' or 'logit_difference'"
         ) from error
     return forward_ad.unpack_dual(outputs)

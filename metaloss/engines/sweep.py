@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
+from metaloss.engines.parts.homogeneity import CAUSE, WORDS, Factor, derivative_residual
 from metaloss.machine import distributed
 from metaloss.problem import snapshot
-from metaloss.problem.base_step import BaseStep, Graph, Keep
+from metaloss.problem.base_step import BaseStep, Graph, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.double_backward import DoubleBackward
 from metaloss.problem.followed import Followed
@@ -69,7 +71,7 @@ class Sweep(CertifiedEngine):
         phi_bar: list[Tensor | None] = [None] * len(meta.phi)
         alpha_bar: Tensor | None = None
         state_bar: list[dict[str, Tensor]] = [{} for _ in problem.theta]
-        residuals: list[Tensor] = []
+        residuals = Residuals()
         while steps:  # popped: a step's memory is free before the next one is run again
             v, state_bar, phi_share, alpha_share = _back(
                 problem, meta, steps.pop(), v, state_bar, residuals
@@ -78,8 +80,10 @@ class Sweep(CertifiedEngine):
             (alpha_bar,) = add([alpha_bar], [alpha_share])
         certificate = None
         if certify:
-            residual = torch.stack(residuals).amax(0)
-            certificate = Certificate(residual, tolerance(problem))
+            worst = [torch.stack(each).amax(0) for each in (residuals.repeated, residuals.derived)]
+            certificate = Certificate(torch.maximum(*worst), tolerance(problem))
+            if bool((worst[1] > worst[0]).any()):
+                certificate.compared, certificate.cause = WORDS, CAUSE
         return Hypergradient(learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
     def _kept_steps(self, problem: Problem, batch: StepBatch) -> int:
@@ -102,14 +106,24 @@ def _graph_bytes(problem: Problem, batch: StepBatch) -> int | None:
 
     with snapshot.on_trial(problem, batch):
         plain = problem.base_step(batch, Keep(gradient=True)).gradient.g
-    with snapshot.on_trial(problem, batch):
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-            made = problem.base_step(batch, Keep(gradient=True, graph=True)).gradient
+    with (
+        snapshot.on_trial(problem, batch),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved),
+    ):
+        made = problem.base_step(batch, Keep(gradient=True, graph=True)).gradient
     same = made.passes[0].graph is not None and all(
         (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
         for x, y in zip(made.g, plain, strict=True)
     )
     return max(sum(storages.values()), 1) if same else None
+
+
+@dataclass
+class Residuals:
+    """Of the steps of a sweep."""
+
+    repeated: list[Tensor] = field(default_factory=list)  #: see `repeat_residual`
+    derived: list[Tensor] = field(default_factory=list)  #: see `derivative_residual`
 
 
 def _back(
@@ -118,13 +132,14 @@ def _back(
     step: BaseStep,
     v: Vector,
     state_bar: list[dict[str, Tensor]],
-    residuals: list[Tensor],
+    residuals: Residuals,
 ) -> tuple[list[Tensor | None], list[dict[str, Tensor]], list[Tensor | None], Tensor | None]:
     """From the cotangents of θ_{k+1}, s_{k+1} to those of θ_k, s_k, and the shares of φ, α.
 
     What certifies it comes to `residuals`, if g was kept for it: that the step which is run again
-    has the gradient of the one that was made.
+    has the gradient of the one that was made, and that its double backward pass is the derivative.
     """
+    certify = bool(step.gradient.g)
     again: list[Tensor | None] = [None] * len(problem.theta)
     theta = [value.requires_grad_() for value in step.taken.theta_before]
     along, grad_bar = step.along, None
@@ -132,10 +147,14 @@ def _back(
     for part in step.gradient.passes:
         leaves = theta if part.graph is None else part.graph.theta
         named = dict(zip(problem.theta_names, leaves, strict=True))
+        factor = Factor(problem) if certify else None
         with DoubleBackward(), problem.again(named, part):
-            graph = part.graph or Graph(theta, problem.graph(theta, part.batch, part.share)[1])
-            if step.gradient.g:
-                again = add(again, [None if g is None else g.detach() for g in graph.g])
+            graph = part.graph or Graph(
+                theta, problem.graph(theta, part.batch, part.share, factor)[1]
+            )
+            made = [None if g is None else g.detach() for g in graph.g] if certify else []
+            if certify:
+                again = add(again, made)
             if grad_bar is None:
                 theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
                     along or graph.g, v, state_bar, meta.ratios
@@ -143,12 +162,31 @@ def _back(
                 if step.gradient.transformed is not None:
                     grad_bar = step.gradient.transformed.cotangent(grad_bar)
             with refusing_single_backward():
-                bars = gradient(graph.g, [*leaves, *meta.phi], grad_bar)
-            total = add(total, bars)
+                ends = [*leaves, *meta.phi, *([] if factor is None else [factor.leaf])]
+                bars = gradient(graph.g, ends, grad_bar)
+            total = add(total, bars[: len(total)])
         del graph  # before the next micro-batch's graph grows
         part.graph = None
-    if step.gradient.g:
-        residuals.append(repeat_residual(problem, step.gradient, again))
+        if certify:
+            residuals.derived.append(
+                derivative_residual(
+                    problem,
+                    made,
+                    grad_bar,
+                    bars[-1],
+                    partial(_once_more, problem, part, theta),
+                    step.gradient.examples,
+                )
+            )
+    if certify:
+        residuals.repeated.append(repeat_residual(problem, step.gradient, again))
     through = distributed.mean(total, [*theta, *meta.phi], step.gradient.examples)
     direct, phi_share = through[: len(theta)], through[len(theta) :]
     return add(theta_bar, direct), state_bar, phi_share, alpha_bar
+
+
+def _once_more(problem: Problem, part: Pass, theta: list[Tensor], factor: Factor) -> Vector:
+    """A pass's share of g, from a slope that is a factor times as large."""
+    named = dict(zip(problem.theta_names, theta, strict=True))
+    with problem.again(named, part):
+        return problem.graph(theta, part.batch, part.share, factor)[1]

@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from metaloss.base_optimizers.base import State
-from metaloss.base_optimizers.parts.taken_step import take_step
-from metaloss.engines.base import ENGINES, Draw, Engine, Hypergradient
-from metaloss.machine import distributed
+from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
+from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
+from metaloss.engines.parts.certificate import tolerance
+from metaloss.engines.parts.homogeneity import CAUSE, WORDS, Factor, derivative_residual
+from metaloss.machine import distributed, seeding
 from metaloss.problem import replicas
+from metaloss.problem.base_step import Pass
 from metaloss.problem.batches import StepBatch, examples, parts
-from metaloss.problem.gradient_transform import transform
+from metaloss.problem.forward_mode import KeepPrimals
+from metaloss.problem.gradient_transform import Transformed, transform
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refusing_single_backward
-from metaloss.problem.vectors import add, copy, gradient
+from metaloss.problem.vectors import Vector, add, copy, gradient
 
 
 @ENGINES.register("unrolled")
-class Unrolled(Engine):
+class Unrolled(CertifiedEngine):
     """θ_K as one differentiable function of φ and α, by autograd alone; memory grows with K.
 
     So it does with the number of micro-batches. The way for losses that look at θ itself, and
@@ -45,6 +49,7 @@ class Unrolled(Engine):
         meta: MetaParameters,
         train: Sequence[StepBatch],
         draw_objective: Draw,
+        certify: bool = False,
     ) -> Hypergradient:
         problem.probe(train[0])
         theta: list[Tensor] = [p.detach().clone().requires_grad_() for p in problem.theta]
@@ -55,34 +60,93 @@ class Unrolled(Engine):
             alpha = torch.tensor(lr, dtype=torch.float64, requires_grad=True)
             leaves.append(alpha)
         state: list[State] | None = None
-        for batch in train:
-            grads, learned_loss = _gradient(problem, theta, batch)
+        last = None
+        for k, batch in enumerate(train):
+            # Of several steps the last one has a certificate: what is wrong is so in each.
+            last = Last(problem, theta) if certify and k == len(train) - 1 else None
+            grads, learned_loss = _gradient(problem, theta, batch, last)
             # Copies: torch's foreach kernel of Nesterov's SGD changes its gradients in place.
             problem.set_gradients(copy([None if grad is None else grad.detach() for grad in grads]))
             taken = take_step(problem.optimizer, problem.theta, "values")
             state = taken.state_before if state is None else state
             theta, state = taken.differentiable(theta, grads, state, alpha, meta.ratios)
         task_loss, v = problem.task_gradient(draw_objective())
+        certificate = None
         with refusing_single_backward():
+            if last is not None:
+                certificate = last.certificate(taken, v, examples(train[-1]))
             bars = gradient(theta, leaves, v)
         bars = distributed.mean(bars, leaves, examples=1)
         alpha_bar = None if alpha is None else bars.pop()
-        return Hypergradient(learned_loss, task_loss, bars, alpha_bar)
+        return Hypergradient(learned_loss, task_loss, bars, alpha_bar, certificate)
+
+
+class Last:
+    """The last step, with what certifies its double backward pass.
+
+    Args:
+        theta: its parameters, with their graph.
+    """
+
+    def __init__(self, problem: Problem, theta: Sequence[Tensor]) -> None:
+        self._problem, self._theta = problem, theta
+        self.factor = Factor(problem)
+        self.grads: list[Tensor | None] = []  #: g of this process, with its graph
+        self.passes: list[Pass] = []
+
+    def note(self, batch: StepBatch) -> None:
+        """Keeps what it takes to run the step's passes once more; comes before the first."""
+        device = self._problem.device
+        if len(parts(batch)) == 1:
+            kept = self._problem.surroundings.keep(), seeding.global_state(device)
+            self.passes = [Pass(parts(batch)[0], 1, None, KeepPrimals(), *kept)]
+
+    def certificate(self, taken: TakenStep, v: Vector, examples: int) -> Certificate | None:
+        """Of the step that was taken, given v; None where it is not a single pass.
+
+        Comes before the graph of θ' is gone.
+        """
+        if not self.passes:
+            return None
+        problem = self._problem
+        g = [g if g is None else g.detach() for g in self.grads]
+        u = taken.cotangent(v)
+        if problem.gradient_transform is not None:
+            u = Transformed(problem.gradient_transform, g).cotangent(u)
+        (slope,) = gradient(self.grads, [self.factor.leaf], u, retain_graph=True)
+        residual = derivative_residual(problem, g, u, slope, self._again, examples)
+        return Certificate(residual, tolerance(problem), WORDS, CAUSE)
+
+    def _again(self, factor: Factor) -> Vector:
+        (part,) = self.passes
+        theta = [p.detach().requires_grad_() for p in self._theta]
+        named = dict(zip(self._problem.theta_names, theta, strict=True))
+        with self._problem.again(named, part):
+            return self._problem.graph(theta, part.batch, 1, factor)[1]
 
 
 def _gradient(
-    problem: Problem, theta: Sequence[Tensor], batch: StepBatch
+    problem: Problem, theta: Sequence[Tensor], batch: StepBatch, last: Last | None
 ) -> tuple[list[Tensor | None], Tensor]:
-    """g at θ with its graph, and M_φ without one; running statistics move here."""
+    """g at θ with its graph, and M_φ without one; running statistics move here.
+
+    Args:
+        last: of the last step: is told of its passes, and multiplies their slopes.
+    """
+    if last is not None:
+        last.note(batch)
     grads: list[Tensor | None] = [None] * len(theta)
     losses: list[Tensor] = []
     named = dict(zip(problem.theta_names, theta, strict=True))
     micro_batches = parts(batch)
+    factor = None if last is None else last.factor
     with problem.replaced(named, None):
         for part in micro_batches:
-            loss, g = problem.graph(theta, part, len(micro_batches))
+            loss, g = problem.graph(theta, part, len(micro_batches), factor)
             grads = add(grads, g)
             losses.append(loss)
+    if last is not None:
+        last.grads = grads
     grads, learned_loss = replicas.mean_step(
         problem.model, theta, grads, sum(losses[1:], losses[0]), examples(batch)
     )

@@ -125,6 +125,11 @@ def _pair(batch: Any, adapter: Adapter | None) -> Batch:
                 f"the {what} of this batch are a {type(part).__module__.partition('.')[0]} "
                 f"{type(part).__name__}: give a tensor, as torch.as_tensor makes one"
             )
+        if torch.is_tensor(part) and part.is_inference():
+            raise InputError(
+                f"the {what} of this batch were made under torch.inference_mode(), which autograd "
+                "does not take: make them outside, or clone them there"
+            )
     if pair[1] is None:
         raise InputError("the labels of this batch are None: there is nothing to learn from")
     return pair[0], pair[1]

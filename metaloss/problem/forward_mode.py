@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -57,14 +57,18 @@ READING = {Tensor.grad.__get__}  # type: ignore[union-attr]
 class Watch(TorchFunctionMode):
     """Within it, what a model does to the graph of its own forward pass is seen.
 
+    Args:
+        trained: those whose `.grad` is not the model's to read.
+
     Attributes:
         differentiates: whether it took a gradient.
         hooked: whether it registered a hook on a tensor.
-        reads_gradients: whether it read a tensor's `.grad`.
+        reads_gradients: whether it read the `.grad` of one of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trained: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self._trained = {id(tensor) for tensor in trained}
         self.differentiates = False
         self.hooked = False
         self.reads_gradients = False
@@ -72,14 +76,14 @@ class Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.see(func)
+        self.see(func, args)
         return func(*args, **(kwargs or {}))
 
-    def see(self, func: Any) -> None:
+    def see(self, func: Any, args: Any) -> None:
         """Notes a call."""
         self.differentiates |= func in DIFFERENTIATING
         self.hooked |= func is Tensor.register_hook
-        self.reads_gradients |= func in READING
+        self.reads_gradients |= func in READING and id(args[0]) in self._trained
 
 
 class KeepPrimals(Watch):
@@ -90,43 +94,58 @@ class KeepPrimals(Watch):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: deque[tuple[tuple[Tensor, ...], int]] = deque()
+        self._kept: deque[tuple[Any, tuple[int, ...], tuple[Tensor, ...], int]] = deque()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.see(func)
+        self.see(func, args)
         if torch._C._are_functorch_transforms_active():
             return func(*args, **(kwargs or {}))
         if func in MAX_POOLING:
             output, indices = func(*args, **{**(kwargs or {}), "return_indices": True})
-            self._keep(output, indices)
+            self._keep(func, args, kwargs, output, indices)
         elif func is F.batch_norm:
             output, *statistics = batch_norm_and_statistics(*args, **(kwargs or {}))
-            self._keep(*statistics)
+            self._keep(func, args, kwargs, *statistics)
         elif func is F.dropout and is_one_kernel(*args, **(kwargs or {})):
             output, mask = dropout_and_mask(*args, **(kwargs or {}))
-            self._keep(mask)
+            self._keep(func, args, kwargs, mask)
         else:
             output = func(*args, **(kwargs or {}))
             if func in BILINEAR:
-                self._keep(output)
+                self._keep(func, args, kwargs, output)
         return output
 
-    def _keep(self, *tensors: Tensor) -> None:
+    def _keep(self, func: Any, args: Any, kwargs: dict[str, Any] | None, *tensors: Tensor) -> None:
         # With the version: what comes next, as ReLU(inplace=True), may write into the output.
-        self._kept.append((tuple(tensor.detach() for tensor in tensors), tensors[0]._version))
+        kept = tuple(tensor.detach() for tensor in tensors)
+        self._kept.append((func, _shape(args, kwargs), kept, tensors[0]._version))
 
-    def next(self) -> tuple[Tensor, ...] | None:
+    def next(
+        self, func: Any, args: Any, kwargs: dict[str, Any] | None
+    ) -> tuple[Tensor, ...] | None:
         """What was kept of the next call, and is no longer; None if it was changed since.
+
+        Where the next call was another one, the pass is not the one that was kept, and nothing more
+        is given of it.
 
         The output, for a convolution or linear layer; the output and where in its plane each
         maximum was, for max pooling; the statistics, for BatchNorm; the mask, for dropout.
         """
         if not self._kept:
             return None
-        primals, version = self._kept.popleft()
+        known, shape, primals, version = self._kept.popleft()
+        if known is not func or shape != _shape(args, kwargs):
+            self._kept.clear()
+            return None
         return primals if primals[0]._version == version else None
+
+
+def _shape(args: Any, kwargs: dict[str, Any] | None) -> tuple[int, ...]:
+    """That of a call's input, as far as it has one."""
+    tensor = args[0] if args else (kwargs or {})["input"]
+    return (tensor.dim(),) if tensor.is_nested else tuple(tensor.shape)
 
 
 class ForwardMode(TorchFunctionMode):
@@ -139,19 +158,20 @@ class ForwardMode(TorchFunctionMode):
     def __init__(self, primals: KeepPrimals) -> None:
         super().__init__()
         self._primals = primals
+        # The rules' primals have no graph, and the model takes gradients or asks for one.
+        self._by_torch = primals.differentiates or primals.hooked
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self._primals.differentiates:
-            # The rules' primals have no graph, and the model asks for gradients through them.
+        if self._by_torch:
             return self._plain(func, args, kwargs or {})
         inside = torch._C._are_functorch_transforms_active()  # where no dual can be looked into
         drops = func is F.dropout and is_one_kernel(*args, **(kwargs or {}))
         kept = func in BILINEAR or func in MAX_POOLING or func is F.batch_norm or drops
         kept = kept and not inside
         # Taken even where no rule uses it below: what is kept is known by the order of calls alone.
-        primals = self._primals.next() if kept else None
+        primals = self._primals.next(func, args, kwargs) if kept else None
         if not torch.is_grad_enabled():
             # What the model computes without gradient is a constant to the base gradient, and so
             # it must be here; forward mode by itself does not ask for the grad mode.

@@ -63,7 +63,14 @@ def transform(function: GradientTransform, grads: Vector) -> list[Tensor | None]
     """
     places = [i for i, grad in enumerate(grads) if grad is not None]
     given = [grad for grad in grads if grad is not None]
-    made = list(function(list(given)) or ()) if given else []
+    try:
+        made = list(function(list(given)) or ()) if given else []
+    except RuntimeError as error:
+        if "in-place operation" not in str(error):
+            raise
+        raise InputError(
+            "a gradient_transform gives new tensors, and this one writes into those that it gets"
+        ) from error
     if [tuple(g.shape) for g in made] != [tuple(g.shape) for g in given]:
         raise InputError(
             "a gradient_transform gives one tensor for each that it gets, of the same shape: from "

@@ -191,7 +191,8 @@ class Places:
             return
         self._seen[id(thing)] = thing
         if isinstance(thing, _GENERATORS):
-            self.generators.append(thing)
+            if not isinstance(thing, random.SystemRandom):  # it has no state
+                self.generators.append(thing)
         elif isinstance(thing, np.ndarray):
             self.arrays.append(thing)
         elif isinstance(thing, (dict, list, deque, tuple, set, frozenset)):

@@ -6,7 +6,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,15 +23,20 @@ from metaloss.problem import batches, replicas, vectors
 from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Graph, Keep, Pass
 from metaloss.problem.batches import Batch, Outputs, StepBatch
 from metaloss.problem.double_backward import DoubleBackward
-from metaloss.problem.followed import follow, trained_by
+from metaloss.problem.followed import Followed, follow
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
 from metaloss.problem.refusals import (
     refuse_aliases,
     refuse_float16,
+    refuse_frozen,
     refuse_hooks,
     refuse_looking_at_shards,
+    refuse_no_graph,
+    refuse_no_number,
+    refuse_other_devices,
     refuse_other_kinds,
+    refuse_touched,
     refuse_unshareable,
     refuse_without_grad,
     refusing_gradient_reads,
@@ -46,6 +51,7 @@ from metaloss.problem.slopes import (
     TabulatedSlope,
     WholeSlope,
 )
+from metaloss.problem.stacked import Stacked
 from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.problem.tables import Tables, Tabulate
 from metaloss.representations.base import Representation
@@ -92,7 +98,10 @@ class Problem:
         gradient_transform: GradientTransform | None = None,
         tabulate: Tabulate = "auto",
     ) -> None:
-        refuse_other_kinds(model, optimizer, loss, task_loss)
+        refuse_other_kinds(
+            model, optimizer, loss, task_loss,
+            link=link, outputs=outputs, gradient_transform=gradient_transform,
+        )  # fmt: skip
         update_of(optimizer)
         refuse_float16(autocast)
         refuse_unshareable(model)
@@ -110,11 +119,11 @@ class Problem:
             else {name: p for name, p in loss.named_parameters() if p.requires_grad}
         )
         self.phi = list(self.named_phi.values())
-        self.theta: list[nn.Parameter] = []
-        self.follow()
+        self._look(follow(model, optimizer))
+        refuse_other_devices(loss, self.theta[0])
+        refuse_float16(self.theta[0].dtype)
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
-        self._draws = False  # whether the model was seen to draw from torch's global generators
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         replicas.start_alike([model] if loss is None else [model, loss])
 
@@ -149,7 +158,11 @@ class Problem:
             yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
 
     def graph(
-        self, theta: Sequence[Tensor], batch: Batch, share: int
+        self,
+        theta: Sequence[Tensor],
+        batch: Batch,
+        share: int,
+        through: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor | None]]:
         """M_φ/share on a batch, and its gradient with its graph to θ and φ.
 
@@ -157,6 +170,7 @@ class Problem:
 
         Args:
             theta: leaves, which the model runs in.
+            through: what the outputs go through on their way to M_φ.
 
         Returns:
             A scalar without graph, and tensors of the shapes of `theta`.
@@ -167,23 +181,31 @@ class Problem:
         inputs, labels = batch
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            loss = _share(self.learned_loss(self.forward(inputs), labels), share)
+            outputs = self.forward(inputs)
+            if through is not None:
+                outputs = through(outputs)
+            loss = _share(self.learned_loss(outputs, labels), share)
             ones = torch.ones_like(loss)
             with refusing_single_backward():
                 g = torch.autograd.grad(loss, theta, ones, create_graph=True, allow_unused=True)
         return loss.detach(), list(g)
 
     def follow(self) -> None:
-        """Asks the optimizer which parameters it trains now, and sees to it if they are others.
+        """Asks which parameters the optimizer trains now, and sees to it if they are others.
+
+        A model that is built otherwise than before, by hooks or another mode too, is a new one.
 
         Raises:
             InputError, UnsupportedModelError: see `Problem`.
         """
-        if trained_by(self.optimizer, self.theta):
+        if self.followed.holds(self.model, self.optimizer):
             return
         for parameter in self.theta:
             parameter.grad = None  # else the optimizer would step along it for ever
-        self.followed = follow(self.model, self.optimizer)
+        self._look(follow(self.model, self.optimizer))
+
+    def _look(self, followed: Followed) -> None:
+        self.followed = followed
         self.theta, self.theta_names = self.followed.theta, self.followed.names
         self.shards = shards_of(self.model, self.theta, self.theta_names)
         self.surroundings = Surroundings(
@@ -198,8 +220,8 @@ class Problem:
         tell, by passes of which nothing remains.
 
         Raises:
-            UnsupportedModelError: the model has reentrant activation checkpoints, changes its
-                trained parameters in its forward pass, or reads them past its modules.
+            UnsupportedModelError: the model has reentrant activation checkpoints, does more with
+                its trained parameters than to read them, or reads them past its modules.
             InputError: the learned loss is not made for such pairs.
         """
         refuse_without_grad()
@@ -217,8 +239,11 @@ class Problem:
             past: vectors.Vector = []
             try:
                 with refusing_reentrant_checkpoints(), self.replaced(named, None):
-                    with refusing_gradient_reads():
+                    with refusing_gradient_reads(both):
                         outputs = self.forward(inputs)
+                    if self.shards is None:
+                        refuse_touched(self.theta_names, self.theta, leaves)
+                    refuse_no_graph(outputs)
                     slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
                     if self.shards is None:
                         # A reentrant checkpoint shows in its backward pass.
@@ -226,8 +251,6 @@ class Problem:
                     else:
                         self.shards.backward(outputs, slope, batches.examples(batch))
             finally:
-                after = seeding.global_state(self.device)
-                self._draws |= not all(map(torch.equal, random_state, after))
                 seeding.set_global_state(random_state, self.device)
                 self.surroundings.learn(before)
             if self.shards is None:
@@ -359,6 +382,7 @@ class Problem:
         primals = KeepPrimals()
         with primals if keep.primals and share == 1 else nullcontext():
             outputs = self.forward(inputs)
+        refuse_frozen(self.theta_names, self.theta)
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
         grads = self._backward(outputs, along, examples)
@@ -418,11 +442,17 @@ class Problem:
             not use a parameter; none has a graph.
         """
         parts = batches.parts(batch)
+        dimensions = 1 if isinstance(self.model, Stacked) else 0
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
-                loss = _share(self.task_loss(self.forward(inputs), labels), len(parts))
+                outputs = self.forward(inputs)
+                links.require_classes(self.link, outputs, labels)
+                loss = self.task_loss(outputs, labels)
+                refuse_no_number(loss, dimensions)
+                refuse_frozen(self.theta_names, self.theta)
+                loss = _share(loss, len(parts))
                 ones = torch.ones_like(loss)
                 v = vectors.add(v, self._backward(loss, ones, batches.examples(batch)))
                 losses.append(loss.detach())
@@ -435,7 +465,7 @@ class Problem:
 
     def aside(self) -> AbstractContextManager[None]:
         """Within it belongs a pass on the side, whose random numbers move no others."""
-        return seeding.aside(self.device) if self._draws else nullcontext()
+        return seeding.aside(self.device)
 
     @contextmanager
     def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,13 +75,16 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def refusing_gradient_reads() -> Iterator[None]:
+def refusing_gradient_reads(trained: Iterable[Tensor]) -> Iterator[None]:
     """Within it belongs a forward pass of the model.
 
+    Args:
+        trained: its parameters; what it does with gradients of its own is its business.
+
     Raises:
-        UnsupportedModelError: the model has read a tensor's `.grad`.
+        UnsupportedModelError: the model has read the `.grad` of one of them.
     """
-    with Watch() as watch:
+    with Watch(trained) as watch:
         yield
     if watch.reads_gradients:
         raise UnsupportedModelError(
@@ -136,8 +140,14 @@ def refuse_unshareable(model: nn.Module) -> None:
         )
 
 
-def refuse_other_kinds(model: object, optimizer: object, loss: object, task_loss: object) -> None:
-    """Raises InputError if one of what a problem is made of is something else."""
+def refuse_other_kinds(
+    model: object, optimizer: object, loss: object, task_loss: object, **functions: object
+) -> None:
+    """Raises InputError if one of what a problem is made of is something else.
+
+    Args:
+        functions: what else is a function, or None.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is an nn.Module, and this is {_kind(model)}")
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -158,6 +168,60 @@ def refuse_other_kinds(model: object, optimizer: object, loss: object, task_loss
     if not callable(task_loss) or isinstance(task_loss, type):
         raise InputError(
             f"task_loss is a function (outputs, labels) -> scalar, and this is {_kind(task_loss)}"
+        )
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError(f"{name} is a function, and this is {_kind(function)}")
+    if isinstance(loss, nn.Module):
+        try:
+            inspect.signature(loss.forward).bind(None, None)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"the learned loss takes (prediction, target), and {type(loss).__name__} does not"
+            ) from None
+
+
+def refuse_other_devices(loss: nn.Module | None, theta: Tensor) -> None:
+    """Raises InputError if θ has no numbers, or φ is on another device."""
+    if theta.is_meta:
+        raise InputError("the model is on the device meta, where there are no numbers")
+    for parameter in () if loss is None else loss.parameters():
+        if parameter.device != theta.device:
+            raise InputError(
+                f"the learned loss is on {parameter.device} and the model on {theta.device}: move "
+                "the loss there before the learner is made"
+            )
+
+
+def refuse_no_graph(outputs: Tensor) -> None:
+    """Raises InputError for outputs that nothing can be learned through."""
+    if not outputs.is_floating_point():
+        raise InputError(
+            f"the model's outputs are {outputs.dtype}, which have no gradient: give logits, or "
+            "values"
+        )
+    if not outputs.requires_grad:
+        raise InputError(
+            "the model's outputs do not depend on a trained parameter, as after .detach() or under "
+            "torch.no_grad() in its forward pass: there is no gradient"
+        )
+
+
+def refuse_no_number(task_loss: object, dimensions: int = 0) -> None:
+    """Raises InputError if a task loss is no number with a gradient.
+
+    Args:
+        dimensions: of a stack of problems 1.
+    """
+    if not torch.is_tensor(task_loss) or task_loss.dim() != dimensions:
+        found = _kind(task_loss) + (
+            f" {list(task_loss.shape)}" if torch.is_tensor(task_loss) else ""
+        )
+        raise InputError(f"task_loss gives one number, a tensor, and this one gives {found}")
+    if not task_loss.requires_grad:
+        raise InputError(
+            "the task loss does not depend on the model's parameters, as after .detach(), .item() "
+            "or argmax: there is no gradient"
         )
 
 
@@ -180,13 +244,34 @@ def refuse_without_grad() -> None:
 
 
 def refuse_unbuilt(model: nn.Module) -> None:
-    """Raises InputError if a layer takes its shape from a first batch, and had none yet."""
+    """Raises InputError if a parameter has no shape yet, or is one of inference alone."""
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise InputError(
                 f"the model's parameter '{name}' has no shape yet, as a lazily built layer's "
                 "before its first batch: call the model once, and build the optimizer after that"
             )
+        if parameter.is_inference():
+            raise InputError(
+                f"the model's parameter '{name}' was made under torch.inference_mode(), and cannot "
+                "be trained: build the model outside"
+            )
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Raises UnsupportedModelError for compiled TorchScript, in which nothing can be exchanged.
+
+    Parts of it that are frozen, and change no buffers, are constants.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            free = any(parameter.requires_grad for parameter in module.parameters())
+            if free or (module.training and any(True for _ in module.buffers())):
+                raise UnsupportedModelError(
+                    f"the model's part '{name}' is TorchScript, in which no other parameter can be "
+                    "put in one's place: give the module that it was made of, or freeze it, in "
+                    "eval mode"
+                )
 
 
 def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
@@ -217,7 +302,54 @@ def refuse_looking_at_shards(shards: object) -> None:
         )
 
 
-def refuse_hooks(parameters: Iterable[nn.Parameter]) -> None:
+def refuse_touched(names: Sequence[str], theta: Sequence[Tensor], used: Sequence[Tensor]) -> None:
+    """Refuses a forward pass that does more with trained parameters than to read them.
+
+    Args:
+        names, theta: of the trained parameters.
+        used: what the pass had in their places, which shared their memory and had no gradients.
+
+    Raises:
+        InputError: it has registered a hook on one.
+        UnsupportedModelError: it has frozen one, put other numbers in it or left a gradient in it.
+    """
+    refuse_hooks(used)
+    refuse_frozen(names, used)
+    for name, parameter, tensor in zip(names, theta, used, strict=True):
+        if tensor.data_ptr() != parameter.data_ptr():
+            refuse_changed(name)
+        if tensor.grad is not None:
+            raise UnsupportedModelError(
+                f"the model leaves a gradient in its trained parameter '{name}' in its forward "
+                "pass, as by .backward(), and the step's own takes its place: let it take its "
+                "gradients by torch.autograd.grad"
+            )
+
+
+def refuse_frozen(names: Sequence[str], used: Sequence[Tensor]) -> None:
+    """Raises UnsupportedModelError if a forward pass has frozen one of its trained parameters.
+
+    Args:
+        names: of the trained parameters.
+        used: what the pass had in their places.
+    """
+    for name, tensor in zip(names, used, strict=True):
+        if not tensor.requires_grad:
+            raise UnsupportedModelError(
+                f"the model freezes its trained parameter '{name}' in its forward pass, by which "
+                "it is trained in one step and not in another: do so between steps, or detach it"
+            )
+
+
+def refuse_changed(name: str) -> None:
+    """Raises UnsupportedModelError for a trained parameter that a forward pass changes."""
+    raise UnsupportedModelError(
+        f"the model changes its trained parameter '{name}' in its forward pass, which "
+        "no gradient knows of: change it after the step, or as a parametrization"
+    )
+
+
+def refuse_hooks(parameters: Iterable[Tensor]) -> None:
     """Raises InputError if a parameter has hooks of its own.
 
     torch.autograd.grad runs tensor hooks in the base pass and in that of the task loss alike, and

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from metaloss import links
 from metaloss.links import Classes
 from metaloss.problem.tables import Reading
 from metaloss.problem.vectors import Vector, add, gradient
@@ -87,11 +88,12 @@ class TabulatedSlope(Slope):
         self._outputs = outputs
         logits = classes.rows(outputs)
         #: What a row has in M_φ; or what each has, [rows].
-        self._weight = 1 / (len(logits) * share)
+        self._weight = 1 / (max(len(logits), 1) * share)
         self._weights: Tensor | None = None
         if classes.weights is not None:
             weights = classes.weights.to(logits)
-            self._weights = weights / (weights.sum() * share)
+            total = weights.sum()
+            self._weights = weights / (links.divisor(total) * share)
         self._head = reading.table.head() if reading.head else None
         self._slopes_at_own: list[Tensor] = []
         self._kept: tuple[Tensor, Places] | None = None  # of a small batch, for the way back
@@ -102,7 +104,10 @@ class TabulatedSlope(Slope):
             loss, s = self._read(p, classes.labels[part, None], part, graph)
             losses.append(loss)
             torch.ops.aten._softmax_backward_data.out(s, p, -1, p.dtype, grad_input=value[part])
+        losses = losses or [value.sum()]  # of no row at all
         self.loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        if self._weights is not None:
+            self.loss = links.nan_where_none_counts(self.loss, total)
         self._value = classes.like(outputs, value)
 
     def _read(self, p: Tensor, own: Tensor, part: slice, graph: bool) -> tuple[Tensor, Tensor]:
@@ -194,17 +199,18 @@ class ChunkedSlope(Slope):
         self._loss, self._free = loss, free
         self._prediction, self._target, *weights = linked
         rows = len(self._prediction)
-        self._weights = (
-            weights[0].detach() / (weights[0].sum() * share)
-            if weights
-            else self._prediction.new_full((rows,), 1 / (rows * share))
-        )
+        total = self._prediction.new_tensor(rows)
+        each = total.new_ones(rows)
+        if weights:
+            each, total = weights[0].detach(), weights[0].detach().sum()
+        self._weights = each / (links.divisor(total) * share)
         slope = torch.empty_like(self._prediction)
         losses = []
         for part in chunks(slope):
             loss_share, slope[part] = self._at(part, graph=False)
             losses.append(loss_share)
-        self.loss = torch.stack(losses).sum()
+        self.loss = torch.stack(losses or [total.new_zeros(())]).sum()
+        self.loss = links.nan_where_none_counts(self.loss, total)
         (self._value,) = torch.autograd.grad(self._prediction, free, slope, retain_graph=True)
 
     def _at(self, part: slice, graph: bool) -> tuple[Tensor, Tensor]:

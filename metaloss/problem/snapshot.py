@@ -70,8 +70,8 @@ def on_trial(problem: Problem, batch: StepBatch) -> Iterator[None]:
     try:
         yield
     finally:
+        surroundings.put_back()  # first: a layer that a pass has built is in no state before
         put_back(problem, before)
-        surroundings.put_back()
         seeding.set_global_state(random_state, problem.device)
         for parameter in problem.theta:
             parameter.grad = None

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaloss.errors import UnsupportedModelError
 from metaloss.problem.places import Container, Place, Places
+from metaloss.problem.refusals import refuse_changed
 from metaloss.problem.shards import is_sharded
 
 #: Numbers beyond which an array, or a tensor of no module, is data, and is not watched.
@@ -124,10 +124,7 @@ class Surroundings:
         moved = {id(tensor) for _, tensor, _ in changed.tensors}
         for name, parameter in self._theta.items():
             if id(parameter) in moved:
-                raise UnsupportedModelError(
-                    f"the model changes its trained parameter '{name}' in its forward pass, which "
-                    "no gradient knows of: change it after the step, or as a parametrization"
-                )
+                refuse_changed(name)
         always = {id(container) for container in (*self._places.own, *self._places.buffers)}
         changed.contents = [(c, entries) for c, entries in changed.contents if id(c) not in always]
         self._moving = changed

@@ -10,7 +10,9 @@ from torch import Tensor
 Vector = Sequence[Tensor | None]
 
 
-def gradient(outputs: Vector, inputs: Sequence[Tensor], v: Vector) -> list[Tensor | None]:
+def gradient(
+    outputs: Vector, inputs: Sequence[Tensor], v: Vector, retain_graph: bool = False
+) -> list[Tensor | None]:
     """torch.autograd.grad that leaves out what has no graph or no cotangent."""
     pairs = [
         (output, bar)
@@ -20,7 +22,9 @@ def gradient(outputs: Vector, inputs: Sequence[Tensor], v: Vector) -> list[Tenso
     if not pairs or not inputs:
         return [None] * len(inputs)
     ends, bars = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(ends, inputs, bars, allow_unused=True))
+    return list(
+        torch.autograd.grad(ends, inputs, bars, retain_graph=retain_graph, allow_unused=True)
+    )
 
 
 def add(a: Vector, b: Vector) -> list[Tensor | None]:

@@ -50,7 +50,7 @@ def scaled(function, by):
 
 
 @pytest.mark.parametrize("dtype", PLANTED)
-@pytest.mark.parametrize("engine", ["exact", "sweep", "logit_difference"])
+@pytest.mark.parametrize("engine", ["exact", "sweep", "unrolled", "logit_difference"])
 def test_a_sound_step_is_certified(engine, dtype):
     assert certificate(engine, dtype, 2 if engine == "sweep" else 1).holds
 
@@ -110,6 +110,55 @@ def test_a_planted_error_is_found_in_the_compiled_engine(monkeypatch, dtype):
 
     monkeypatch.setattr(traced_step, "_duals", planted)
     assert not certificate("compiled", dtype, compiler="none").holds
+
+
+class CutInPart(torch.autograd.Function):
+    """The identity, of whose backward pass a share cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x, share):
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope - ctx.share * slope + ctx.share * slope.detach(), None
+
+
+class Planted(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        return CutInPart.apply(x, self.share)
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+@pytest.mark.parametrize("engine", ["sweep", "unrolled"])
+def test_a_planted_error_is_found_in_double_backward(engine, dtype):
+    def holds(share):
+        problem, (train, valid) = small(dtype)
+        problem.model.append(Planted(share))
+        steps = [train] * (2 if engine == "sweep" else 1)
+        found = metaloss.ENGINES[engine]().hypergradient(
+            problem, MetaParameters(problem), steps, lambda: valid, True
+        )
+        return bool(found.certificate.holds)
+
+    assert holds(0.0)
+    assert not holds(PLANTED[dtype])
+
+
+def test_two_quotients_with_nothing_in_common_certify_nothing(float64):
+    batch = rows(), torch.arange(8) % 3
+    model = Stream()
+    problem = make_problem(
+        lambda: model, lambda p: torch.optim.SGD(p, lr=0.1), metaloss.REPRESENTATIONS["nn"]
+    )
+    engine = metaloss.ENGINES["logit_difference"]()
+    found = engine.hypergradient(problem, MetaParameters(problem), [batch], lambda: batch, True)
+    assert not found.certificate.holds
 
 
 def learner_of(model, engine, **arguments):

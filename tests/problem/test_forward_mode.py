@@ -51,7 +51,7 @@ def test_max_pooling(name):
         assert ours.primal.equal(first)
         torch.testing.assert_close(ours.tangent, theirs.tangent)
         assert slope.equal(torch.autograd.grad(pooling(x).sum(), x)[0])
-    assert primals.next() is None
+    assert primals.next(None, (x,), None) is None
 
 
 def test_dropout_by_the_mask_of_the_base_pass(monkeypatch):
@@ -70,7 +70,7 @@ def test_dropout_by_the_mask_of_the_base_pass(monkeypatch):
     torch.testing.assert_close(ours.primal, first)
     torch.testing.assert_close(ours.tangent, direction * first / x)
     assert second.tangent is None
-    assert primals.next() is None
+    assert primals.next(None, (x,), None) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -150,7 +150,7 @@ def test_batch_norm(name, kept):
     theirs = dual_outputs(plain, x, direction, directions, nullcontext())
     torch.testing.assert_close(ours.primal, theirs.primal, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.tangent, theirs.tangent, rtol=1e-10, atol=1e-10)
-    assert not kept or primals.next() is None
+    assert not kept or primals.next(None, (x,), None) is None
 
 
 def test_batch_norm_of_a_single_value_is_refused_as_ever():

@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 
 import metaloss
 from metaloss import __main__ as command
-from metaloss import config
+from metaloss import config, errors
 from metaloss.config import gin_files, plugins
 from metaloss.config.registry import REGISTRIES
 from tests.helpers import ROOT
@@ -227,6 +227,58 @@ def test_the_errors_of_the_faq_are_those_of_the_code():
     for message in listed:
         pieces = [piece.strip() for piece in message.split("…") if piece.strip(" ':·().")]
         assert any(all(piece in text for piece in pieces) for text in known), message
+
+
+#: Rooms whose refusals and warnings a learner or an exported loss can meet.
+ROOMS = (
+    "engines", "problem", "meta_optimizers", "learner.py", "links.py", "base_optimizers/base.py",
+    "representations/saved/learned_loss.py", "testing/certification/model.py",
+)  # fmt: skip
+
+
+def told(path):
+    """What a file's errors for people, and its warnings, begin with; "…" for what is put in."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if not isinstance(call, ast.Call) or not call.args:
+            continue
+        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+        raised = isinstance(node, ast.Raise) and hasattr(errors, name) and name != "ArgumentError"
+        if raised or name == "warn":
+            text, *_ = [*texts(call.args[0]), ""]
+            yield text
+
+
+def texts(node):
+    if isinstance(node, ast.BinOp):  # the first of what is put together
+        yield from texts(node.left)
+    elif isinstance(node, ast.IfExp):
+        yield from texts(node.body)
+    elif isinstance(node, ast.Constant):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(getattr(part, "value", "") if isinstance(part, ast.Constant) else "…"
+                      for part in node.values)  # fmt: skip
+
+
+def pieces_of(message):
+    return [piece for part in message.split("…") if len(piece := part.strip(" ':·().,")) > 5]
+
+
+def test_the_faq_has_each_error_that_a_learner_can_meet():
+    page = (ROOT / "docs" / "faq.md").read_text()
+    listed = [*re.findall(r"`([^`\n]+)`", page), *re.findall(r"^\* `(.+)`$", page, re.MULTILINE)]
+    pieces = [
+        found for message in listed if max(map(len, found := pieces_of(message) or [""])) > 12
+    ]
+    found = 0
+    for room in (ROOT / "metaloss" / name for name in ROOMS):
+        for path in sorted(room.rglob("*.py")) if room.is_dir() else [room]:
+            for text in told(path):
+                if max(map(len, pieces_of(text) or [""])) > 20:  # others are mostly put in
+                    found += 1
+                    assert any(all(p in text for p in each) for each in pieces), (path.name, text)
+    assert found > 90
 
 
 # --- notebooks ---

@@ -26,6 +26,7 @@ from metaloss.machine import clock
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group, JacobianDescent
 from metaloss.problem.batches import StepBatch
+from metaloss.problem.followed import Followed
 from metaloss.problem.jacobian import Jacobian
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -97,6 +98,7 @@ class ByGradient(MetaOptimizer):
     @clock.part("meta")
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
         """A base step on each training batch, and a step of the meta-parameters through them."""
+        self.guard.follow(self.problem)
         self.guard.settle(self.engine, self.problem, self.meta, train)
         certify = self.guard.due()
         jacobian = self.meta_descent.look(self.problem, train[0])
@@ -180,14 +182,26 @@ class Guard:
         self.meta_steps = 0  #: made so far
         self._pending: list[tuple[Certificate, torch.cuda.Event | None]] = []
         self._warned = False
+        self._followed: tuple[Problem, Followed] | None = None  # at the latest, and of what
+        self._since = 0  # meta-steps before that
+
+    def follow(self, problem: Problem) -> None:
+        """Begins anew where a problem's model, or what is trained of it, is another than before."""
+        if not problem.followed.holds(problem.model, problem.optimizer):
+            problem.follow()
+        known = self._followed
+        if known is not None and known[0] is problem and known[1] is not problem.followed:
+            self._since = self.meta_steps
+        self._followed = problem, problem.followed
 
     def early(self) -> bool:
         """Whether these are the first meta-steps, whose certificates are waited for."""
-        return self._every > 0 and self.meta_steps <= FIRST
+        return self._every > 0 and self.meta_steps - self._since <= FIRST
 
     def due(self) -> bool:
         """Whether the next meta-step has a certificate."""
-        return self._every > 0 and (self.meta_steps < FIRST or self.meta_steps % self._every == 0)
+        first = self.meta_steps - self._since < FIRST
+        return self._every > 0 and (first or self.meta_steps % self._every == 0)
 
     def count(self) -> None:
         """A meta-step is made."""
