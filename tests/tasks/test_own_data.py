@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from metaloss import TASKS, testing
@@ -448,6 +449,13 @@ def test_classes_are_drawn_as_their_weights_say(pictures):
     balanced = load_folder(pictures, class_weights="balanced")
     many = torch.cat([balanced.draw("train", 8, generator(i))[1] for i in range(100)])
     assert abs(many.float().mean() - 0.5) < 5 * 0.5 / 800**0.5
+    # What is said of it: the mean over draws is torch's loss with weights, over the data.
+    weighted = load_folder(pictures, class_weights={"a": 3.0})
+    labels = weighted.splits["train"][1]
+    drawn, outputs = weighted.weights["train"], torch.randn(len(labels), 2)
+    mean = (drawn / drawn.sum()) @ F.cross_entropy(outputs, labels, reduction="none").double()
+    torchs = F.cross_entropy(outputs, labels, weight=torch.tensor([3.0, 1.0]))
+    assert float(mean) == pytest.approx(float(torchs), rel=1e-6)
     one = load_folder(pictures, class_weights={"a": 0.0})
     assert one.draw("train", 99, generator())[1].all()
     with pytest.raises(DataError, match="class_weights name no class 'c'"):
