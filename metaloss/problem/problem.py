@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
 from metaloss.base_optimizers.parts.taken_step import take_step
+from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import batches, replicas, vectors
@@ -124,17 +125,44 @@ class Problem:
         refuse_float16(self.theta[0].dtype)
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
+        self.compiled: nn.Module | None = None  # see `compile`
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         replicas.start_alike([model] if loss is None else [model, loss])
 
-    def forward(self, inputs: Any) -> Tensor:
-        """f_θ(x): outputs [batch, C], in θ's own precision."""
+    def forward(self, inputs: Any, alone: bool = False) -> Tensor:
+        """f_θ(x): outputs [batch, C], in θ's own precision.
+
+        Args:
+            alone: no other pass has to agree with this one, and nothing looks into it: it may be
+                the compiled one, where there is one.
+        """
+        call = self._call_compiled if alone and self.compiled is not None else batches.call
         if self.autocast is None:
-            return batches.outputs_of(batches.call(self.model, inputs), self.outputs)
+            return batches.outputs_of(call(self.model, inputs), self.outputs)
         # Within an outer autocast, cached casts of the weights would outlive the base step.
         with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
-            outputs = batches.outputs_of(batches.call(self.model, inputs), self.outputs)
+            outputs = batches.outputs_of(call(self.model, inputs), self.outputs)
             return outputs.to(self.theta[0].dtype)
+
+    def compile(self) -> None:
+        """From here on `torch.compile` makes the passes that stand alone.
+
+        These are base steps that nothing is learned through, and the task loss's. Each shape has a
+        graph of its own, so that a resumed training is compiled as it was.
+        """
+        self.compiled = torch.compile(self.model, dynamic=False)
+
+    def _call_compiled(self, model: nn.Module, inputs: Any) -> Any:
+        assert self.compiled is not None
+        try:
+            return batches.call(self.compiled, inputs)
+        except Exception as error:
+            # By their module: to import that takes longer than to import torch.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UnsupportedModelError(
+                f"the model cannot be compiled ({first_line(error)}): leave it as it is"
+            ) from error
 
     def learned_loss(self, outputs: Tensor, labels: Any) -> Tensor:
         """M_φ(y, f): the mean over the batch's rows; the task loss where nothing is learned.
@@ -381,7 +409,7 @@ class Problem:
         graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
         primals = KeepPrimals()
         with primals if keep.primals and share == 1 else nullcontext():
-            outputs = self.forward(inputs)
+            outputs = self.forward(inputs, alone=keep == NOTHING)
         refuse_frozen(self.theta_names, self.theta)
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
@@ -447,7 +475,7 @@ class Problem:
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
-                outputs = self.forward(inputs)
+                outputs = self.forward(inputs, alone=True)
                 links.require_classes(self.link, outputs, labels)
                 loss = self.task_loss(outputs, labels)
                 refuse_no_number(loss, dimensions)

@@ -60,7 +60,9 @@ def _model(plan: Runner, state: State) -> str:
     optimizer = type(state.learner.problem.optimizer).__name__
     rate = state.learner.problem.optimizer.param_groups[0]["lr"]
     name = plan.names["backbone"]
-    return f"model: {name}, {_parameters(state.model)}{frozen}; {optimizer}, lr {float(rate):g}"
+    compiled = ", compiled" if plan.compile_backbone else ""
+    told = f"{name}, {_parameters(state.model)}{frozen}{compiled}"
+    return f"model: {told}; {optimizer}, lr {float(rate):g}"
 
 
 def _parameters(module: nn.Module) -> str:

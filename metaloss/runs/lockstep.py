@@ -63,6 +63,11 @@ class Lockstep:
                     "schedules.plateau goes by each seed's own metric, and several seeds at once "
                     "have one base learning rate: train them one at a time"
                 )
+            if any(state.learner.problem.compiled is not None for state in self._states):
+                raise InputError(
+                    "several seeds at once make their passes by torch.func.vmap, and "
+                    "Runner.compile_backbone compiles those of one: train them one at a time"
+                )
             self._stack = Stack([state.learner for state in self._states])
             for run in runs:
                 run.progress.label = f"seed {run.seed}"

@@ -68,6 +68,9 @@ class Runner:
             each base step of the training; it is evaluated beside θ. None: there is none.
         checkpointed: patterns of names of the backbone's modules, whose activations are not kept
             for the backward pass but computed again.
+        compile_backbone: `torch.compile` makes the backbone's passes that no engine looks into:
+            base steps that nothing is learned through, and the task loss's. Those of other
+            base steps, and evaluations, stay as they are.
         representation: the learned loss M_φ; None trains on the task loss.
         initialization: the meta-optimizer of the phase before training; None starts from the
             meta-parameters as they are.
@@ -117,6 +120,7 @@ class Runner:
         micro_batches: PositiveInt = 1,
         ema: Decay | None = None,
         checkpointed: Sequence[str] = (),
+        compile_backbone: bool = False,
         representation: Representation | None = None,
         initialization: MetaOptimizer | None = None,
         adaptation: MetaOptimizer | None = None,
@@ -161,6 +165,7 @@ class Runner:
         self.micro_batches = micro_batches
         self.ema = ema
         self.checkpointed = tuple(checkpointed)
+        self.compile_backbone = compile_backbone
         self.representation = representation
         self.initialization = initialization
         self.adaptation = adaptation

@@ -21,6 +21,7 @@ from metaloss.machine import clock, distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer
 from metaloss.problem.batches import Batch, StepBatch
 from metaloss.representations.saved.trajectory import Trajectory, flat
+from metaloss.runs.compiling import refuse_compiling
 from metaloss.runs.freezing import Freezing
 from metaloss.runs.precision import cosine, set_float32
 from metaloss.runs.recomputing import recompute
@@ -72,6 +73,8 @@ class State:
     ) -> None:
         if sharded:
             refuse_sharding(plan, cuda_graphs)
+        if plan.compile_backbone:
+            refuse_compiling(plan, cuda_graphs, sharded)
         self._plan = plan
         self._device = device
         self._seed = seed
@@ -89,6 +92,8 @@ class State:
         self.freezing = Freezing(self.model, plan.frozen_until)
         self.freezing.apply(0)
         self.learner = self._new_learner(self.model, optimizer, cuda_graphs)
+        if plan.compile_backbone:
+            self.learner.problem.compile()
         if self.loss is not None:
             objective = self.data.objective
             labels = self.data.splits["train"][1][:2]

@@ -177,7 +177,7 @@ def _can_be_stacked(files: Sequence[str], bindings: Sequence[str]) -> bool:
     parsed = config.load(files, bindings)
     plan = parsed.build()
     by_metric = settings.read(parsed.text, files[-1]).component("Runner.schedule") == "plateau"
-    if by_metric or plan.gradient_transform is not None:
+    if by_metric or plan.gradient_transform is not None or plan.compile_backbone:
         return False
     # Each seed's initialisation is made alone; a rate that it learns is no longer one of all.
     phases = getattr(plan.initialization, "phases", (plan.initialization,))
