@@ -135,7 +135,7 @@ def _pair(batch: Any, adapter: Adapter | None) -> Batch:
     return pair[0], pair[1]
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: Callable[..., Any], inputs: Any) -> Any:
     """model(x), model(*arguments) or model(**arguments).
 
     Only plain tuples and lists are arguments: a named tuple, as a PackedSequence is, is one input.

@@ -125,7 +125,7 @@ class Problem:
         refuse_float16(self.theta[0].dtype)
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
-        self.compiled: nn.Module | None = None  # see `compile`
+        self.compiled: Callable[..., Any] | None = None  # see `compile`
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         replicas.start_alike([model] if loss is None else [model, loss])
 
