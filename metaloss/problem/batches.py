@@ -8,7 +8,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperTy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaloss.errors import InputError
 
