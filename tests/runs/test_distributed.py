@@ -250,6 +250,45 @@ def test_torchrun_and_a_killed_process(tmp_path):
 
 
 @pytest.mark.full
+def test_two_torchruns_with_addresses_of_their_own(tmp_path):
+    """As on two machines: the second is told to stop, both do, and both go on, as one run."""
+    folder = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [*TRAIN, "--gin_param=Runner.steps = 300", "--gin_param=Runner.checkpoint_every = 20"]
+
+    def node(rank: int) -> subprocess.Popen:
+        told = {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [
+                sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes=2",
+                f"--node_rank={rank}", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+                f"--master_port={port}", f"--local_addr=127.0.0.{rank + 1}", *words, "--resume",
+                f"--output_dir={folder}",
+            ],
+            env={**os.environ, **told},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    nodes = [node(0), node(1)]
+    wait_for(folder / "checkpoint.pt", 0, nodes)
+    nodes[1].send_signal(signal.SIGTERM)
+    ends(nodes)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "stopped" and 0 < result["steps"] < 300
+    for code, said in ends([node(0), node(1)]):
+        assert code == 0, said
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("finished", 300)
+    assert json.loads((folder / "meta.json").read_text())["processes"] == 2
+    flags = [word.removeprefix("--gin_param=") for word in words if "gin_param" in word]
+    assert ranks.run(tmp_path / "one", extra=flags) == 0
+    alone = json.loads((tmp_path / "one" / "result.json").read_text())
+    assert result["test_metrics"]["loss"] == pytest.approx(alone["test_metrics"]["loss"], rel=1e-4)
+
+
+@pytest.mark.full
 def test_a_process_that_does_not_answer(tmp_path):
     started = start(*TRAIN, "--gin_param=Runner.steps = 1000000", "--patience=4",
                     f"--output_dir={tmp_path / 'run'}")  # fmt: skip
