@@ -6,9 +6,9 @@ r"""Writes the model of a run as one file that runs without metaloss, checked ag
     python tools/export.py runs/lenet5 --format=safetensors --output=lenet5 --weights=average
 
 The preparation of the inputs is in the file, and so is what makes probabilities, or values in the
-targets' own units, of the outputs. It is compared with the model on validation data; where it
-differs by more than 1e-4 it is not written. Learned losses leave their run by themselves, in its
-loss/ folder: docs/exported_losses.md.
+targets' own units, of the outputs. Of a table a file of Python beside it makes its inputs of raw
+rows. It is compared with the model on validation data; where it differs by more than 1e-4 it is not
+written. Learned losses leave their run by themselves, in its loss/ folder: docs/exported_losses.md.
 
 Exit codes: 0 done, 2 bad input.
 """

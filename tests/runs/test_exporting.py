@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,81 @@ def test_a_model_of_a_table_in_onnx(tmp_path):
     assert ((found - model.predict(raw).values) / unit).abs().max() < 1e-6
     assert names == ("inputs", "values") and json.loads(words["targets"]) == ["price", "tax"]
     assert by_onnxruntime(tmp_path / "m.onnx", raw[:1])[0].shape == (1, 2)
+
+
+#: Columns of every kind, written as few files have all of them: a missing value of each, other
+#: words than the training's, dates with and without a time and a zone.
+WORDS = {
+    "area": ("12,5 %", "3.000,25 %", "", "n.a.", "-7 %"),
+    "grade": ("low", "high", "mid", "?", "low"),
+    "built": ("2001-02-03", "1999-12-31 23:59:30.5", "2020-06-01T12:00Z", "2020-06-01 12:00+02:30",
+              ""),
+    "rooms": ("1", "2", "2.0", "02", "3"),
+    "colour": ("red", "blue", "green", "", "grey"),
+}  # fmt: skip
+ROWS_ALONE = """
+import csv, sys
+import numpy, torch
+from model import ENCODING, encode
+assert "metaloss" not in sys.modules
+with open("rows.csv", newline="") as file:
+    rows = list(csv.DictReader(file, delimiter=";"))
+graph = torch.export.load("model.pt2").module()
+with torch.no_grad():
+    numpy.save("found.npy", graph(torch.from_numpy(encode(rows, ENCODING))))
+try:
+    encode([{**rows[0], "area": "twelve"}], ENCODING)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.full  # a process of its own, and torch's compiler
+def test_an_export_takes_rows_where_there_is_no_metaloss(tmp_path):
+    lines = [";".join([*WORDS, "price"])]
+    for i in range(60):
+        cells = [
+            words[(i * (k % 4 + 1) + k) % (4 if k == 4 else 5)]
+            for k, words in enumerate(WORDS.values())
+        ]
+        lines.append(";".join([*cells, str(i * 1000)]))
+    (tmp_path / "houses.csv").write_text("\n".join(lines) + "\n")
+    asked = (
+        "Runner.steps = 3", "Runner.task = @tasks.table()", "tasks.table.path = 'houses.csv'",
+        "tasks.table.target = 'price'", "tasks.table.kind = 'regression'",
+        "tasks.table.delimiter = ';'", "tasks.table.decimal = ','", "tasks.table.thousands = '.'",
+        "tasks.table.percent = True", "tasks.table.ordered = {'grade': ('low', 'mid', 'high')}",
+        "tasks.table.dates = ('built',)", "tasks.table.categorical = ('rooms',)",
+        "tasks.table.max_categories = 3",
+    )  # fmt: skip
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    assert train(run, "baseline", asked, data_dir=str(tmp_path)) == 0
+    model = metaloss.load_model(run)
+    alone.mkdir()
+    said = export(model, alone / "model.pt2", "torch_export")
+    assert said.endswith(
+        f"rows become its inputs by encode(rows, ENCODING) of {alone / 'model.py'}"
+    )
+    rows = [";".join(WORDS), *(";".join(cells) for cells in zip(*WORDS.values(), strict=True))]
+    (alone / "rows.csv").write_text("\n".join(rows) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-c", ROWS_ALONE], cwd=alone, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "row 0, area: 'twelve' is no number\n"
+    with pytest.warns(UserWarning, match="no category of the training"):
+        expected = model.predict(alone / "rows.csv").values
+    np.testing.assert_allclose(np.load(alone / "found.npy"), expected, rtol=1e-6)
+    card = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.S)
+    names: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run)
+        exec(card[1], names)
+        exec(card[2], names)
+    with (alone / "rows.csv").open(newline="") as file:
+        raw = names["encode"](
+            csv.DictReader(file, delimiter=";"), names["about"]["data"]["encoding"]
+        )
+    np.testing.assert_allclose(names["predict"](torch.from_numpy(raw)), expected, rtol=1e-6)
 
 
 @pytest.mark.full  # of torch's compiler seconds each; the table's model is the proof

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from metaloss import TASKS
 from metaloss.errors import DataError
+from metaloss.runs.trained import plain_rows
 from metaloss.tasks.preparation.columns import typed
 from metaloss.tasks.preparation.dialect import Dialect
 from metaloss.tasks.preparation.encoding import Category, Date, Encoding, Number
@@ -544,7 +546,6 @@ QUIET = settings(
        st.sampled_from(["\n", "\r\n"]))  # fmt: skip
 def test_no_row_and_no_word_is_lost(tmp_path, rows, delimiter, quote_all, end):
     """Whatever Python's csv module writes comes out again, row by row."""
-    import csv
     import io
 
     out = io.StringIO()
@@ -606,6 +607,10 @@ def test_every_format_gives_equal_inputs(tmp_path, rows, delimiter):
     for encoding in encodings:
         for ending in ("csv", "parquet", "arrow"):
             torch.testing.assert_close(encoding.read(tmp_path / f"own.{ending}"), same)
+        # So it is by the code that an export carries along.
+        with (tmp_path / "own.csv").open(newline="") as file:
+            found = plain_rows.encode(csv.DictReader(file, delimiter=delimiter), encoding.plain())
+        torch.testing.assert_close(torch.from_numpy(found), same)
 
 
 @QUIET

@@ -6,7 +6,8 @@
 
 The graph begins with raw inputs, as the task's files hold them (bytes of pictures of the right
 size, numbers that are not scaled), and ends with probabilities, or values in the targets' own
-units, so that nothing is left that one could prepare otherwise than training did.
+units, so that nothing is left that one could prepare otherwise than training did. Of a table a file
+of Python beside the graph makes its numbers of rows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from metaloss.machine import processes
 from metaloss.machine.files import check_output, write_atomically
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.precision import in_old_style_too
-from metaloss.runs.trained import inputs
+from metaloss.runs.trained import inputs, model_card
 from metaloss.runs.trained.answers import Answer
 from metaloss.runs.trained.model import TrainedModel, load_model, warnings_as_lines
 from metaloss.runs.trained.saved_model import Weights
@@ -78,7 +79,17 @@ def export(trained: TrainedModel, path: Path, format: Format) -> str:
             f"{LARGEST:g} is allowed; nothing was written"
         )
     write_atomically(path, write)
-    return f"{path}: differs from the model by {difference:.2g} at most, on {whose}"
+    said = f"{path}: differs from the model by {difference:.2g} at most, on {whose}"
+    if about.encoding is None:
+        return said
+    beside, code = rows_beside(path), model_card.code_of_rows(about.encoding.plain())
+    write_atomically(beside, lambda file: file.write_text(code, "utf-8"))
+    return f"{said}; rows become its inputs by encode(rows, ENCODING) of {beside}"
+
+
+def rows_beside(path: Path) -> Path:
+    """Where an export of a table's model has the code that makes numbers of rows."""
+    return path.with_suffix(".py")
 
 
 Write = Callable[[Path], object]
@@ -183,8 +194,9 @@ def command(
         check_output(output, (ENDINGS[format],))
     elif output.resolve() == run.resolve():
         raise InputError(f"--output {output}: {run} stays as it is; write elsewhere")
-    if output.exists() and not overwrite:
-        raise InputError(f"--output {output} is there already: --overwrite replaces it")
+    for path in (output, *([] if format == "safetensors" else [rows_beside(output)])):
+        if path.exists() and not overwrite:
+            raise InputError(f"--output {path} is there already: --overwrite replaces it")
     plugins.load_all(plugin, remembered=RunFolder(run).plugins())
     processes.set_threads(threads)
     trained = load_model(run, "cpu", data_dir, weights=weights, calibrated=calibrated)

@@ -7,10 +7,14 @@ layers or of timm; of others it runs an export.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import torch
 from torch import nn
+
+from metaloss.runs.trained import plain_rows
 
 CARD = """\
 # A trained model
@@ -52,6 +56,14 @@ model.eval()
 def predict(raw):  # {raw}
     with torch.no_grad():  # gives {gives}
 {body}
+```
+"""
+ROWS = """
+Rows of words, numbers and dates become these numbers without metaloss too, by
+`encode(rows, about["data"]["encoding"])`:
+
+```python
+{code}
 ```
 """
 EXPORTED = """\
@@ -112,17 +124,31 @@ def plain(about: Mapping[str, Any], model: nn.Module) -> str | None:
     shape = ", ".join(map(str, ["n", *data["input_shape"]]))
     raw = f"[{shape}], {'bytes (uint8)' if takes_bytes(data) else 'numbers, not scaled'}"
     if data["encoding"] is not None:
-        raw += ": what model.json makes of the columns"
+        raw += ": what model.json makes of the columns, as below"
     code: str | None
     if about["backbone"] == "timm":
         imports, code = "import timm\nimport torch", _of_timm(about["arguments"], data)
     else:
         imports, code = "import torch\nfrom torch import nn", chain(model)
     lines, gives = _answer(data)
+    rows = "" if data["encoding"] is None else ROWS.format(code=_plain_rows())
     if code is None:
-        return EXPORTED.format(raw=raw, gives=gives)
+        return EXPORTED.format(raw=raw, gives=gives) + rows
     body = "\n".join(f"        {line}" for line in (*preparation, *lines))
-    return PLAIN.format(imports=imports, model=code, raw=raw, gives=gives, body=body)
+    return PLAIN.format(imports=imports, model=code, raw=raw, gives=gives, body=body) + rows
+
+
+def code_of_rows(encoding: Mapping[str, Any]) -> str:
+    """A file of Python that makes numbers of rows, without metaloss: `encode(rows, ENCODING)`.
+
+    Args:
+        encoding: as model.json has it.
+    """
+    return f"{_plain_rows()}\n\nENCODING = {pformat(dict(encoding), sort_dicts=False)}\n"
+
+
+def _plain_rows() -> str:
+    return Path(plain_rows.__file__).read_text("utf-8").rstrip()
 
 
 def chain(model: nn.Module) -> str | None:
