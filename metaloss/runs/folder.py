@@ -20,6 +20,9 @@ from metaloss.machine import lock, sealed
 from metaloss.machine.files import read_json, remove_partial, write_atomically, write_json, writing
 
 
+ENDED = ("finished", "diverged")  #: of a run that has ended by itself
+
+
 class RunFolder:
     """One run's folder.
 
@@ -81,6 +84,10 @@ class RunFolder:
         if there != config:
             lines = ndiff(there.splitlines(), config.splitlines())
             changed = [line for line in lines if line.startswith(("- ", "+ "))]
+            if all(line.startswith("+ ") for line in changed):
+                if result["status"] in ENDED:
+                    return result
+                raise RunFolderError(self._of_an_earlier_version(changed))
             raise RunFolderError(
                 f"{self.path} holds a run of another configuration, so --resume cannot go on with "
                 f"it (- there, + asked): {' · '.join(changed[:2])}"
@@ -90,7 +97,17 @@ class RunFolder:
                 f"{self.path} holds a run with seed {self.seed()}, not {seed}: give that --seed, "
                 "or another --output_dir"
             )
-        return result if result["status"] in ("finished", "diverged") else None
+        return result if result["status"] in ENDED else None
+
+    def _of_an_earlier_version(self, lines: Sequence[str]) -> str:
+        """What is said of an unfinished run whose configuration lacks today's lines."""
+        commit = self.provenance()["git_commit"]
+        lacks = ", ".join(line.removeprefix("+ ") for line in lines[:2])
+        return (
+            f"{self.path} holds an unfinished run of an earlier version, whose config.gin lacks "
+            f"{lacks}: --resume of that version goes on with it"
+            f"{f' (git commit {commit[:7]})' if commit else ''}"
+        )
 
     def seed(self) -> int:
         """The seed of the run that is there.

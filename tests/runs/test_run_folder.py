@@ -188,6 +188,23 @@ def test_damaged_notes_of_a_run_are_named(killed):
     assert (code, "holds a run of another configuration" in line) == (2, True)
 
 
+def test_a_run_of_an_earlier_version_is_not_resumed(killed):
+    """Its config.gin has fewer lines than today's, and no other ones; one that has ended has."""
+    folder = killed.folder
+    lines = folder.config.read_text().splitlines(keepends=True)
+    folder.config.write_text("".join(line for line in lines if "Runner.schedule" not in line))
+    code, line = killed("--resume")
+    assert code == 2
+    assert line.startswith(
+        f"error: {folder.path} holds an unfinished run of an earlier version, whose config.gin "
+        "lacks Runner.schedule = None: --resume of that version goes on with it"
+    )
+    result = {"task": "digits", "backbone": "mlp", "method": "adalfl", "status": "finished",
+              "metric": "error_rate", "test": 0.5, "steps": 6, "init_steps": 3, "seconds": 1.0}  # fmt: skip
+    folder.result.write_text(json.dumps(result))
+    assert killed("--resume")[0] == 0
+
+
 @pytest.mark.full  # processes that import torch and train
 def test_sigterm_ends_the_process_with_143(start):
     folder = start.folder

@@ -316,9 +316,14 @@ def test_a_run_of_an_earlier_version(runs, tmp_path):
         del content["state"]["data"][name]
     sealed.save(folder / "checkpoint.pt", content)
     assert metaloss.load_model(folder).predict(raw("values")).values.equal(expected)
+    metaloss.load_model(folder).write(tmp_path / "written")
+    assert metaloss.load_model(tmp_path / "written").predict(raw("values")).values.equal(expected)
     del content["state"]["data"]
     sealed.save(folder / "checkpoint.pt", content)
     model = metaloss.load_model(folder, data_dir=runs)
     torch.testing.assert_close(model.predict(raw("values")).values, expected)
+    model.write(tmp_path / "again")
+    again = metaloss.load_model(tmp_path / "again").predict(raw("values")).values
+    torch.testing.assert_close(again, expected)
     with pytest.raises(InputError, match="no file .*values.npz"):
         metaloss.load_model(folder, data_dir=tmp_path)

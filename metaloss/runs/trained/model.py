@@ -373,7 +373,11 @@ def _of_checkpoint(
         reason = f"of another version: {first_line(error)}"
         raise RunFolderError(sealed.damage(folder.checkpoint, reason)) from error
     model = model.eval().to(device)
-    return TrainedModel(model, data, folder, seed, steps[weights], total, plan.precision, data_dir)
+    # An earlier version kept no preparation of the inputs, which the data have told now.
+    saved = saved_model.of_state(plan, seed, {**state, "data": kept.of(data)})
+    alone = saved and saved.alone(weights)
+    stands = steps[weights], total, plan.precision, data_dir, alone
+    return TrainedModel(model, data, folder, seed, *stands)
 
 
 # --- the command ---

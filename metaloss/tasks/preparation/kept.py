@@ -43,7 +43,17 @@ def of(data: Data) -> Kept:
 
 
 def in_json(kept: Kept) -> dict[str, Any]:
-    """What was kept, its tensors as lists: `without_examples` takes it so too."""
+    """What was kept, its tensors as lists: `without_examples` takes it so too.
+
+    What an earlier version did not keep is None.
+    """
+    return {
+        **dict.fromkeys((*NAMES, *PARTS)),
+        **_in_lists(kept),
+    }
+
+
+def _in_lists(kept: Kept) -> dict[str, Any]:
     return {
         name: {key: v.tolist() if torch.is_tensor(v) else v for key, v in value.items()}
         if isinstance(value, Mapping)
