@@ -296,6 +296,28 @@ METHODS = {
         "meta_optimizers.offline_unrolled.inner_steps = 2",
     ],
 }
+#: What people train with, beside a method of any kind.
+USUAL = {
+    "usual": [
+        "Runner.schedule = @schedules.cosine",
+        "schedules.cosine.warm_up = 4",
+        "Runner.clip_norm = 0.5",
+        "Runner.micro_batches = 2",
+        "Runner.ema = 0.9",
+        "Runner.keep_best = 'valid'",
+        "Runner.checkpointed = ('2',)",
+    ],
+    "mixed": [
+        "Runner.clip_norm = None",
+        "Runner.clip_value = 0.05",
+        "Runner.mixup = 0.4",
+        "Runner.label_smoothing = 0.1",
+        "Runner.frozen_until = {'1.*': 7}",
+        "Runner.grouping = @groupings.patterns",
+        "groupings.patterns.rates = {'1.*': 0.5}",
+        "groupings.patterns.no_decay = ('*.bias',)",
+    ],
+}
 IMAGES = [
     "Runner.task = @tasks.arrays()",
     "tasks.arrays.path = 'images.npz'",
@@ -353,6 +375,11 @@ def run(folder: Path, method: str = "adalfl", extra=(), stop_at: int | None = No
 def run_all(root: Path) -> list[int]:
     """Every run of two processes; the exit codes."""
     codes = [run(root / method, method) for method in METHODS]
+    codes += [
+        run(root / f"{method} {name}", method, extra)
+        for method in METHODS
+        for name, extra in USUAL.items()
+    ]
     codes.append(run(root / "images", extra=IMAGES, data_dir=str(root)))
     codes.append(run(root / "two then one", stop_at=7))
     codes.append(run(root / "one then two", resume=True))

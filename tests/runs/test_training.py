@@ -17,6 +17,7 @@ from metaloss.errors import InputError
 from metaloss.machine import sealed
 from metaloss.runs.run import Run
 from metaloss.runs.state import State
+from metaloss.testing.certification.certify import certify, planned_case
 from tests.helpers import (
     METHODS,
     QUICK,
@@ -35,6 +36,7 @@ SCHEDULED = (
     "schedules.cosine.warm_up = 4",
     "schedules.cosine.least = 0.1",
 )
+FULL = pytest.mark.full  # the rest of a product
 PAGE = ROOT / "docs" / "training.md"
 #: All that a run can have beside its method.
 ALL = (
@@ -119,7 +121,24 @@ def test_the_running_mean_is_evaluated_beside_the_model_and_loaded(whole):
         load_model(folder.parent / "plain", weights="average")
 
 
-@pytest.mark.parametrize("method", ["baseline", "adalfl"])
+def test_the_meta_gradient_of_a_run_goes_through_all_of_it():
+    """As `tools/check_gradients.py` certifies it; the norm is clipped in each of the steps."""
+    bindings = [*QUICK, *ALL, "Runner.checkpointed = ('2',)", "Runner.clip_norm = 0.01"]
+    parsed = config.load(["tasks/digits_mlp.gin", "methods/adalfl.gin"], bindings)
+    case = planned_case(parsed.build(), Path(), 0, 6)
+    problem, step = case.make(), case.batches[0]
+    assert len(step) == 2  # micro-batches
+    problem.plain_step(step)
+    norm = torch.stack([p.grad.norm() for p in problem.theta]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+    for inner_steps in (1, 2):
+        found = certify(case, "exact", 1, inner_steps)
+        assert found.holds, found
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in ("baseline", "adalfl") else pytest.param(m, marks=FULL) for m in METHODS]
+)
 def test_recomputed_activations_change_no_bit(method, whole, tmp_path, monkeypatch):
     """Of the run with all else; each module that is named is run again in the backward pass."""
     calls = []
@@ -212,6 +231,33 @@ def test_a_plateau_goes_by_the_validation_metric(tmp_path):
     assert train(tmp_path / "run", "baseline", plateau) == 0
     found = [rate / 1e-12 for _, rate in sorted(base_lrs(tmp_path / "run").items())]
     assert found == pytest.approx([1] * 6 + [0.1] * 3 + [0.01] * 3 + [0.001] * 2)
+
+
+OTHER = {
+    "plateau": ("schedules.plateau.patience = 0", "schedules.plateau.threshold = 0.5"),
+    "chain": (
+        "schedules.chain.parts = [@schedules.warm_up, @schedules.constant, @schedules.cosine]",
+        "schedules.chain.at = (4, 8)",
+    ),
+    "one_cycle": (),
+    "steps": ("schedules.steps.at = (5, 11)",),
+    "exponential": (),
+}
+
+
+@FULL  # three lives of each
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("method", METHODS)
+def test_other_schedules_resume_bit_for_bit(name, method, tmp_path):
+    asked = [f"Runner.schedule = @schedules.{name}", *OTHER[name], "Runner.clip_value = 0.1"]
+    assert train(tmp_path / "whole", method, asked) == 0
+    for moment in (3, 10):
+        with killed_when(lambda state, moment=moment: state.steps == moment):
+            train(tmp_path / "run", method, asked, resume=True)
+    assert train(tmp_path / "run", method, asked, resume=True) == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
+    assert len(set(base_lrs(tmp_path / "run").values())) > 1
 
 
 def test_several_seeds_at_once_are_those_alone(whole, tmp_path):

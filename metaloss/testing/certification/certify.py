@@ -24,11 +24,12 @@ from metaloss.engines.unrolled import Unrolled
 from metaloss.errors import ConfigError
 from metaloss.machine import seeding
 from metaloss.problem import snapshot
-from metaloss.problem.batches import Batch
+from metaloss.problem.batches import Batch, StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.representations import REPRESENTATIONS
 from metaloss.runs.freezing import Freezing
+from metaloss.runs.recomputing import recompute
 from metaloss.runs.runner import Runner
 from metaloss.testing.base import float64
 
@@ -50,7 +51,7 @@ class Case:
     representation: str
     backbone: str
     make: Callable[[], Problem]  #: the same problem every time, in float64
-    batches: Sequence[Batch]  #: the last is the objective's
+    batches: Sequence[StepBatch]  #: the last is the objective's
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,15 @@ def planned_case(plan: Runner, data_dir: Path, seed: int, examples: int) -> Case
         raise ConfigError("this run has no learned loss (Runner.representation = None)")
     split = seeding.stream(seed, "split")
     data = plan.task.load(data_dir, split)
-    batches, mixing = [], plan.mixing(data)
-    for i in range(BATCHES):
-        inputs, labels = data.draw("train", examples, split)
-        if mixing is not None and i < BATCHES - 1:  # the objective's stays as it is
-            inputs, labels = mixing((inputs, labels), split)
-        batches.append(
-            (inputs.double(), labels if not labels.is_floating_point() else labels.double())
-        )
+    mixing = plan.mixing(data)
+
+    def draw(mixed: bool) -> Batch:
+        batch = data.draw("train", examples, split)
+        inputs, labels = batch if mixing is None or not mixed else mixing(batch, split)
+        return inputs.double(), labels.double() if labels.is_floating_point() else labels
+
+    batches = [plan.one_step(lambda: draw(mixed=True)) for _ in range(BATCHES - 1)]
+    batches.append(draw(mixed=False))  # the objective's stays as it is
     learned = plan.representation.double()
     theta = seeding.stream(seed, "theta")
     state = theta.get_state()
@@ -183,11 +185,15 @@ def planned_case(plan: Runner, data_dir: Path, seed: int, examples: int) -> Case
         theta.set_state(state)
         with seeding.drawing_from(theta):
             model = plan.backbone(input_shape=data.input_shape, outputs=data.outputs).double()
+        recompute(model, plan.checkpointed)
         optimizer = plan.optimizer(model)
         Freezing(model, plan.frozen_until).apply(0)
         objective = data.objective
         loss = copy.deepcopy(learned)
-        return Problem(model.train(), optimizer, loss, objective.loss, objective.link)
+        return Problem(
+            model.train(), optimizer, loss, objective.loss, objective.link,
+            gradient_transform=plan.gradient_transform,
+        )  # fmt: skip
 
     return Case(
         BASE_OPTIMIZERS.name_of(plan.base_optimizer),
