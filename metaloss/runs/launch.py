@@ -15,6 +15,7 @@ import torch
 
 from metaloss import config
 from metaloss.config import plugins
+from metaloss.config.gin_files import CONFIG_DIR
 from metaloss.config.paths import asked_for
 from metaloss.errors import ConfigError, InputError
 from metaloss.machine import distributed, processes, seeding
@@ -149,8 +150,10 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     if asked.resume and root is not None and not files and not asked.gin_param:
         files, seeds = found_there(root, seeds)
     parsed = completed(files, asked.gin_param)
-    if parsed.unread:
-        message = f"nobody reads: {', '.join(parsed.unread)}"
+    # A method that a later file replaces is a shipped one's business, and nobody's slip.
+    unread = [binding for binding in parsed.unread if f"{CONFIG_DIR / 'methods'}/" not in binding]
+    if unread:
+        message = f"nobody reads: {', '.join(unread)}"
         if asked.strict:
             raise ConfigError(message)
         print(f"warning: {message}", file=sys.stderr)
