@@ -238,7 +238,7 @@ def test_an_unread_binding_warns_and_is_an_error_where_asked_for(refused, train,
 
 
 def test_a_shipped_method_that_another_one_replaces_is_no_slip(train):
-    """As `metaloss init` advises, to compare: its file has AdaLFL, and the baseline's comes after."""
+    """As `metaloss init` advises: its file has AdaLFL, and the baseline comes after."""
     files = (f"--gin_file={TASK}", f"--gin_file={METHOD}", "--gin_file=methods/baseline.gin")
     code, stderr = train(*files, "--gin_param=Runner.steps = 1", "--dry_run", "--strict")
     assert (code, stderr) == (0, "")
