@@ -38,12 +38,12 @@ def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def divisor(total: Tensor) -> Tensor:
-    """Σ w, or 1 where no row counts."""
+    """Σ w, or 1 where no row counts; scalars, or of a stack [S]."""
     return total.where(total != 0, 1.0)
 
 
 def nan_where_none_counts(loss: Tensor, total: Tensor) -> Tensor:
-    """A loss of rows whose weights have a sum; without a gradient where that is 0."""
+    """A loss of rows with a sum of weights, without a gradient where that is 0; scalars or [S]."""
     return loss.where(total != 0, torch.nan)
 
 
@@ -363,8 +363,28 @@ class Classes:
         return rows.view(shape).movedim(-1, self.class_dim)
 
 
+def checked(linked: Any) -> tuple[Tensor, ...]:
+    """What a link gave, [rows, C] each and weights [rows], if it is what links give.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(linked, tuple) or len(linked) not in (2, 3):
+        raise InputError(
+            "a link gives (prediction, target), or (prediction, target, weights), and this one "
+            f"gives a {type(linked).__name__}"
+            + (f" of {len(linked)}" if isinstance(linked, (tuple, list)) else "")
+        )
+    return linked
+
+
 def require_classes(link: Link, outputs: Tensor, labels: Any) -> None:
     """Asks whether all class indices are classes, on the CPU, where that waits for nothing.
+
+    Args:
+        link: any.
+        outputs: [batch, C], or as the link takes them.
+        labels: as the link takes them.
 
     Raises:
         InputError: one is not.

@@ -51,6 +51,9 @@ BUILT = {
     "outputs is a function, and this is the text 'logits'": {"outputs": "logits"},
     "gradient_transform is a function, and this is the text 'clip'": {"gradient_transform": "clip"},
     "adaptation is a meta-optimizer, and this is <class": {"adaptation": OnlineOneStep},
+    r"task_loss takes \(outputs, labels\), and the function gaussian_nll_loss does not": {
+        "task_loss": F.gaussian_nll_loss
+    },
     r"takes \(prediction, target\), and Linear does not": {"loss": nn.Linear(3, 1)},
     "the model is on the device meta": {"model": nn.Linear(4, 3, device="meta")},
     "the learned loss is on meta and the model on cpu": {
@@ -91,6 +94,9 @@ STEPPED = {
     ),
     "the model's outputs are torch.int64, which have no gradient": (
         Y, {"model": Gives(lambda outputs: outputs.argmax(-1, keepdim=True))},
+    ),
+    r"a link gives \(prediction, target\), or .*, and this one gives a tuple of 1": (
+        Y, {"link": lambda outputs, labels: (outputs,)},
     ),
     "this one writes into those that it gets": (
         Y, {"gradient_transform": lambda gradients: [g.mul_(2) for g in gradients]},

@@ -288,6 +288,17 @@ class Problem:
                 refuse_looking_at_shards(self.shards)
         return self._looks_at_theta
 
+    def look_again(self, batch: StepBatch) -> bool:
+        """Whether the model's passes change more by now than was known; afterwards it is known.
+
+        Raises as `probe`.
+        """
+        known = self.surroundings.found_moving()
+        self.surroundings.watched = 0
+        for _ in range(WATCHED):
+            self.probe(batch)
+        return bool(self.surroundings.found_moving() - known)
+
     def _look_at_pairs(
         self, outputs: Tensor, labels: Any, theta: Sequence[Tensor]
     ) -> tuple[Tensor, vectors.Vector]:
@@ -310,7 +321,7 @@ class Problem:
             return torch.zeros_like(outputs), []
         free = outputs.requires_grad_()
         if isinstance(self.loss, Representation):
-            self._require_pairs(*self.link(free, labels))
+            self._require_pairs(*links.checked(self.link(free, labels)))
         loss = self.learned_loss(free, labels)
         slope, *direct = torch.autograd.grad(
             loss, [free, *theta], torch.ones_like(loss), allow_unused=True
@@ -411,6 +422,7 @@ class Problem:
         with primals if keep.primals and share == 1 else nullcontext():
             outputs = self.forward(inputs, alone=keep == NOTHING)
         refuse_frozen(self.theta_names, self.theta)
+        self.surroundings.passed()
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
         grads = self._backward(outputs, along, examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -172,13 +172,25 @@ def refuse_other_kinds(
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise InputError(f"{name} is a function, and this is {_kind(function)}")
-    if isinstance(loss, nn.Module):
-        try:
-            inspect.signature(loss.forward).bind(None, None)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"the learned loss takes (prediction, target), and {type(loss).__name__} does not"
-            ) from None
+    if not _takes_two(task_loss):
+        raise InputError(f"task_loss takes (outputs, labels), and {_kind(task_loss)} does not")
+    if isinstance(loss, nn.Module) and not _takes_two(loss.forward):
+        raise InputError(
+            f"the learned loss takes (prediction, target), and {type(loss).__name__} does not"
+        )
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Whether it can be called with two arguments, as far as that can be seen."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # it is none of Python's
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse_other_devices(loss: nn.Module | None, theta: Tensor) -> None:

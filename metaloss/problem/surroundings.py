@@ -26,6 +26,10 @@ from metaloss.problem.shards import is_sharded
 MOST_NUMBERS = 10_000_000
 
 
+#: Base passes after each of which is looked for what it has made, as a teacher in the first one.
+FIRST = 2
+
+
 @dataclass
 class Kept:
     """A copy of surroundings, or of a part of them."""
@@ -73,6 +77,7 @@ class Surroundings:
         self._model, self._loss, self._theta = model, loss, theta
         self.watched = 0  #: passes whose changes were looked at
         self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
+        self._first = FIRST  # base passes after which to look for what they have made
         self._look()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surroundings:
@@ -128,6 +133,34 @@ class Surroundings:
         always = {id(container) for container in (*self._places.own, *self._places.buffers)}
         changed.contents = [(c, entries) for c, entries in changed.contents if id(c) not in always]
         self._moving = changed
+
+    def passed(self) -> None:
+        """A base pass was made: in the first ones, what it has made may change from here on."""
+        if not self._first:
+            return
+        self._first -= 1
+        before, moving = self._places, self._moving
+        self._look()
+        places = self._places
+        known = {id(tensor) for tensor in before.tensors()}
+        moving.tensors += [
+            (places.of(tensor), tensor, tensor)
+            for tensor in places.tensors()
+            if id(tensor) not in known and tensor.layout is torch.strided
+        ]
+        held = {id(container.holder) for container in before.others}
+        moving.contents += [(c, {}) for c in places.others if id(c.holder) not in held]
+
+    def found_moving(self) -> set[int]:
+        """What was seen to change in a pass, to be compared with the same of another look."""
+        moving = self._moving
+        things = [
+            *(container.holder for container, _ in moving.contents),
+            *(tensor for _, tensor, _ in moving.tensors),
+            *(array for array, _ in moving.arrays),
+            *(generator for generator, _ in moving.generators),
+        ]
+        return {id(thing) for thing in things}
 
     @property
     def beyond_tensors(self) -> bool:

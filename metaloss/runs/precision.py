@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from metaloss.engines.exact import Exact
@@ -26,13 +28,20 @@ Precision = Literal["float32", "tf32", "bf16"]
 def process_left_as_it_was() -> Iterator[None]:
     """Within it torch's settings may be changed, which are the whole process's; also a decorator.
 
+    Its random generators, and NumPy's and Python's, stand afterwards where they stood before.
     They are read and written in torch's new style alone: torch refuses a process that mixes it with
     the old one, in `torch.export` and elsewhere.
     """
     before, threads = _float32(), torch.get_num_threads()
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+        random.setstate(generators[2])
+        torch.cuda.set_rng_state_all(on_gpus)
         _set_float32(*before)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

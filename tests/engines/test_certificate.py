@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -247,3 +248,61 @@ def test_a_learned_loss_that_is_not_finite_is_a_skipped_step(float64):
     learner.step(batch, valid)
     broken = torch.full_like(batch[0], float("nan")), batch[1]
     assert learner.step(broken, valid).skipped
+
+
+class LateTeacher(nn.Module):
+    """Its teacher, made in its first pass or there before, follows from some pass on."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.late, self.passes = late, 0
+        self.teacher: list[nn.Module] = []
+
+    def forward(self, x):
+        self.passes += 1
+        if not self.teacher:
+            self.teacher = [nn.Linear(6, 8).requires_grad_(False)]
+        if self.passes > self.late:
+            with torch.no_grad():
+                self.teacher[0].weight.lerp_(self.layer.weight, 0.5)
+        return self.head(torch.tanh(self.layer(x)) + self.teacher[0](x))
+
+
+def test_a_teacher_that_the_first_pass_makes_is_followed(float64):
+    batch = rows(), torch.arange(8) % 3
+    model = LateTeacher(late=0)
+    plain = copy.deepcopy(model)
+    learner, loss = learner_of(model, "exact", meta_lr=1e-300)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(3):
+        learner.step(batch, batch)
+    torch.manual_seed(0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(*metaloss.links.probabilities(plain(batch[0]), batch[1])).mean().backward()
+        optimizer.step()
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+    assert torch.equal(model.teacher[0].weight, plain.teacher[0].weight)
+
+
+def test_what_sets_in_later_is_followed_and_said(float64):
+    batch = rows(), torch.arange(8) % 3
+    model = LateTeacher(late=6)
+    model.teacher = [nn.Linear(6, 8).requires_grad_(False)]
+    learner, _ = learner_of(model, "auto")
+    with pytest.warns(UserWarning, match="changes more in its forward pass than at first"):
+        results = [learner.step(batch, batch) for _ in range(12)]
+    assert sum(bool(result.skipped) for result in results) == 1
+    assert metaloss.ENGINES.name_of(learner.adaptation.engine.chosen) == "exact"
+
+
+def test_another_build_of_the_model_has_certificates_anew(float64):
+    problem, (batch, valid) = small()
+    learner = metaloss.AdaLFL(problem.model, problem.optimizer, problem.loss)
+    for _ in range(6):
+        learner.step(batch, valid)
+    problem.model[1].register_full_backward_hook(lambda module, given, taken: (given[0] * 0.3,))
+    with pytest.warns(UserWarning, match="by engine 'unrolled': 'exact' does not work"):
+        learner.step(batch, valid)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 
 import metaloss
 from metaloss.problem.batches import Batch
-from metaloss.runs.precision import cosine
+from metaloss.runs.precision import cosine, process_left_as_it_was
 
 BF16 = ("--gin_param=Runner.precision = 'bf16'",)
 
@@ -115,3 +117,14 @@ def test_an_unknown_precision_is_refused(train):
     code, stderr = train("--gin_file=quickstart.gin", "--gin_param=Runner.precision = 'fp16'")
     assert code == 2
     assert "Runner.precision = 'fp16'" in stderr and "'bf16'" in stderr
+
+
+def test_a_run_leaves_the_random_generators_where_they_stood():
+    def states():
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]
+
+    before = states()
+    with process_left_as_it_was():
+        torch.rand(1), random.random(), np.random.rand()
+        assert before != states()
+    assert before == states()

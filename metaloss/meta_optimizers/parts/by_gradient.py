@@ -170,7 +170,8 @@ class Guard:
     name raises, or warns.
 
     Args:
-        every: meta-steps per certificate, after the first ones, which all have one; 0: none.
+        every: meta-steps per certificate, after the first ones, which all have one, and some in
+            between, each twice as far as the one before; 0: none.
         uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
             engine was asked for by name: "raise" ends the training; "warn" warns, once, and uses it
             all the same.
@@ -200,8 +201,10 @@ class Guard:
 
     def due(self) -> bool:
         """Whether the next meta-step has a certificate."""
-        first = self.meta_steps - self._since < FIRST
-        return self._every > 0 and (first or self.meta_steps % self._every == 0)
+        made = self.meta_steps - self._since
+        # Those in between are ever further apart: what sets in later mostly does so soon.
+        early = made < FIRST or (made < self._every and made.bit_count() == 1)
+        return self._every > 0 and (early or self.meta_steps % self._every == 0)
 
     def count(self) -> None:
         """A meta-step is made."""
@@ -251,6 +254,15 @@ class Guard:
             return
         self._pending.clear()
         reason = refusal(problem, train[0], certificate)
+        if problem.look_again(train[0]):
+            self._since = self.meta_steps
+            warnings.warn(
+                "the model changes more in its forward pass than at first, as a teacher or a queue "
+                "that sets in later does: from here on it is followed, and each meta-gradient "
+                "since the certificate before was taken without it",
+                stacklevel=6,
+            )
+            return
         if isinstance(engine, Auto):
             engine.leave(problem, meta, train, reason)
             return
