@@ -543,10 +543,10 @@ def test_micro_batches_make_a_step_together():
 def test_the_step_waits_for_nothing_after_the_first_ones(monkeypatch):
     """Once the first certificates have been read no number is: a GPU is never waited for."""
     stack = Stack(learners(adapt=lambda: OnlineOneStep(engine=Exact())))
-    drawn = list(batches((5,), 6))
-    for train, valid in drawn[:FIRST]:
+    drawn = list(batches((5,), FIRST + 5))
+    for train, valid in drawn[: FIRST + 3]:  # the next one after the fourth is the eighth's
         stack.step(train, valid)
-    more = drawn[FIRST:]
+    more = drawn[FIRST + 3 :]
 
     def read(*_):
         raise AssertionError("a number was read")

@@ -66,6 +66,8 @@ class OfflineUnrolled(ByGradient):
         diverged: models that were drawn anew since their task loss had gone too far.
     """
 
+    goes_on = False
+
     def __init__(
         self,
         steps: NonNegativeInt | None = None,

@@ -78,6 +78,7 @@ class Surroundings:
         self.watched = 0  #: passes whose changes were looked at
         self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
         self._first = FIRST  # base passes after which to look for what they have made
+        self._made: list[tuple[list[Place], Tensor]] = []  # tensors that they have made
         self._look()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surroundings:
@@ -139,17 +140,15 @@ class Surroundings:
         if not self._first:
             return
         self._first -= 1
-        before, moving = self._places, self._moving
+        before = self._places
         self._look()
         places = self._places
         known = {id(tensor) for tensor in before.tensors()}
-        moving.tensors += [
-            (places.of(tensor), tensor, tensor)
+        self._made += [
+            (places.of(tensor), tensor)
             for tensor in places.tensors()
-            if id(tensor) not in known and tensor.layout is torch.strided
+            if id(tensor) not in known and tensor.is_leaf and tensor.layout is torch.strided
         ]
-        held = {id(container.holder) for container in before.others}
-        moving.contents += [(c, {}) for c in places.others if id(c.holder) not in held]
 
     def found_moving(self) -> set[int]:
         """What was seen to change in a pass, to be compared with the same of another look."""
@@ -190,6 +189,10 @@ class Surroundings:
                 if buffer is not None:
                     places = found.setdefault(id(buffer), ([*self._places.of(buffer)], buffer))[0]
                     places.append((container, key))
+        # What the model has let go of meanwhile is not held here.
+        self._made = [m for m in self._made if any(c.get(key) is m[1] for c, key in m[0])]
+        for places, tensor in self._made:
+            found.setdefault(id(tensor), (places, tensor))
         for places, tensor, _ in self._moving.tensors:
             found.setdefault(id(tensor), (places, tensor))
         yield from found.values()

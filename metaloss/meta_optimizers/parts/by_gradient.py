@@ -58,6 +58,9 @@ class ByGradient(MetaOptimizer):
         uncertified: see `Guard`.
     """
 
+    #: Whether one model is trained on and on, so that something may set in later.
+    goes_on = True
+
     def __init__(
         self,
         meta_lr: float,
@@ -93,7 +96,7 @@ class ByGradient(MetaOptimizer):
         self.problem = problem
         self.meta = MetaParameters(problem, self.learn, self.rate)
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
-        self.guard = Guard(self.certify_every, self.uncertified)
+        self.guard = Guard(self.certify_every, self.uncertified, self.goes_on)
 
     @clock.part("meta")
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
@@ -170,15 +173,18 @@ class Guard:
     name raises, or warns.
 
     Args:
-        every: meta-steps per certificate, after the first ones, which all have one, and some in
-            between, each twice as far as the one before; 0: none.
+        every: meta-steps per certificate, after the first ones, which all have one; 0: none.
         uncertified: what becomes of a meta-gradient whose certificate does not hold, where the
             engine was asked for by name: "raise" ends the training; "warn" warns, once, and uses it
             all the same.
+        in_between: whether the fourth, the eighth and so on have one too.
     """
 
-    def __init__(self, every: int, uncertified: Literal["raise", "warn"]) -> None:
+    def __init__(
+        self, every: int, uncertified: Literal["raise", "warn"], in_between: bool = True
+    ) -> None:
         self._every = every
+        self._in_between = in_between
         self._uncertified = uncertified
         self.meta_steps = 0  #: made so far
         self._pending: list[tuple[Certificate, torch.cuda.Event | None]] = []
@@ -203,8 +209,9 @@ class Guard:
         """Whether the next meta-step has a certificate."""
         made = self.meta_steps - self._since
         # Those in between are ever further apart: what sets in later mostly does so soon.
-        early = made < FIRST or (made < self._every and made.bit_count() == 1)
-        return self._every > 0 and (early or self.meta_steps % self._every == 0)
+        between = self._in_between and made < self._every and made.bit_count() == 1
+        regular = self._every > 0 and self.meta_steps % self._every == 0
+        return self._every > 0 and (made < FIRST or between or regular)
 
     def count(self) -> None:
         """A meta-step is made."""

@@ -22,6 +22,7 @@ from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.machine import clock, distributed, seeding
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.problem.batches import StepBatch
+from metaloss.problem.followed import build_of
 from metaloss.problem.problem import Problem
 
 KEPT = 4  #: recordings; a training has two kinds of step at most, and settings seldom change
@@ -147,7 +148,7 @@ class RecordedSteps:
             tuple(states),
             tuple(tensor.data_ptr() for tensor in [*problem.theta, *problem.phi]),
             tuple(buffer.data_ptr() for buffer in problem.model.buffers()),
-            tuple(module.training for module in problem.model.modules()),
+            tuple(build_of(problem.model)),
             problem.autocast,
         )
 
