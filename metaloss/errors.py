@@ -123,6 +123,14 @@ def exit_code(error: Exception) -> int:
     return 2 if isinstance(error, InputError) else 1
 
 
+def lacks(error: BaseException) -> str | None:
+    """The line for a package that an extra brings and that is not there; None: it is not that."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return None
+    return f"this needs {package}, which is not installed: install metaloss[{EXTRAS[package]}]"
+
+
 def answered(command: Callable[[Words], int], words: Words) -> int:
     """The exit code of a command line; an error that is meant for a person is one line.
 
@@ -135,11 +143,9 @@ def answered(command: Callable[[Words], int], words: Words) -> int:
         sys.stdout.flush()
         return code
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if (lacking := lacks(error)) is None:
             raise
-        told = f"this needs {package}, which is not installed: install metaloss[{EXTRAS[package]}]"
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {lacking}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read what it prints wants no more, as `| head`
         # Python flushes it once more at the end.

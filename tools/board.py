@@ -69,6 +69,8 @@ def carry_out(parsed: tuple[argparse.Namespace, list[str]]) -> int:
             print(f"_summary/{name}: mean of {len(members)} seeds", flush=True)
         if arguments.write_only:
             return 0
+        import tensorboard  # noqa: F401 - where it is missing, it is said
+
         command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder}"]
         command.append(f"--samples_per_plugin={board.SAMPLES}")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run ends its child

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from metaloss.errors import first_line
+from metaloss.errors import first_line, lacks
 from metaloss.runs import words
 from metaloss.runs.metrics import Row
 
@@ -101,7 +101,8 @@ class Progress:
         try:
             yield
         except Exception as error:
-            self.warn(f"without {figures}: {type(error).__name__}: {first_line(error)}")
+            why = lacks(error) or f"{type(error).__name__}: {first_line(error)}"
+            self.warn(f"without {figures}: {why}")
 
     def close(self) -> None:
         """Ends the bar."""

@@ -31,7 +31,8 @@ run = ["--gin_file=methods/adalfl.gin", "--data_dir=.", "--device=cpu", "--outpu
 assert command.main(["train", *run, *words]) == 0
 assert command.main(["evaluate", "run", "--data_dir=.", "--device=cpu"]) == 0
 open("own.csv", "w").write("a,b\\n1,2\\n")
-assert command.main(["report", "run"]) == command.main(["init", "own.csv"]) == 2
+for words in (["report", "run"], ["init", "own.csv"], ["board", "run"]):
+    assert command.main(words) == 2
 """
 
 
@@ -49,8 +50,10 @@ def test_the_core_needs_no_other_package_and_what_does_names_its_extra(tmp_path)
     assert errors == [
         "error: this needs matplotlib, which is not installed: install metaloss[reports]",
         "error: this needs polars, which is not installed: install metaloss[tables]",
+        "error: this needs tensorboard, which is not installed: install metaloss[tensorboard]",
     ]
-    assert "without figures" in done.stderr
+    missing = "matplotlib, which is not installed: install metaloss[reports]"
+    assert f"without figures (tools/figures.py run draws them): this needs {missing}" in done.stderr
 
 
 def test_every_extra_is_one_that_can_be_installed():
