@@ -19,7 +19,6 @@ from metaloss.errors import RunFolderError
 from metaloss.machine import lock, sealed
 from metaloss.machine.files import read_json, remove_partial, write_atomically, write_json, writing
 
-
 ENDED = ("finished", "diverged")  #: of a run that has ended by itself
 
 

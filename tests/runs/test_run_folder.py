@@ -200,7 +200,8 @@ def test_a_run_of_an_earlier_version_is_not_resumed(killed):
         "lacks Runner.schedule = None: --resume of that version goes on with it"
     )
     result = {"task": "digits", "backbone": "mlp", "method": "adalfl", "status": "finished",
-              "metric": "error_rate", "test": 0.5, "steps": 6, "init_steps": 3, "seconds": 1.0}  # fmt: skip
+              "metric": "error_rate", "test": 0.5, "steps": 6, "init_steps": 3,
+              "seconds": 1.0}  # fmt: skip
     folder.result.write_text(json.dumps(result))
     assert killed("--resume")[0] == 0
 
