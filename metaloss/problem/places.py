@@ -146,6 +146,7 @@ _DATA = (
     bool, int, float, list, dict, deque, set, Tensor, np.ndarray, torch.Generator,
     np.random.Generator, np.random.RandomState, random.Random,
 )  # fmt: skip
+_CACHED = functools._lru_cache_wrapper
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
@@ -162,6 +163,7 @@ class Places:
         others: all else that was found and can be written to.
         arrays: NumPy's.
         generators: of random numbers, but for torch's global ones.
+        caches: of functools.lru_cache, which can be emptied.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -170,6 +172,7 @@ class Places:
         self.others: list[Container] = []
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.generators: list[Any] = [random, np.random]
+        self.caches: list[Any] = []
         self._tensors: dict[int, tuple[Tensor, list[Place]]] = {}
         self._seen: dict[int, Any] = {}  # kept: no other object can have its id meanwhile
         left = deque(modules)
@@ -198,6 +201,9 @@ class Places:
         elif isinstance(thing, (dict, list, deque, tuple, set, frozenset)):
             if len(thing) <= MOST_ENTRIES:
                 yield from self._collection(thing)
+        elif isinstance(thing, _CACHED):
+            self.caches.append(thing)
+            yield thing.__wrapped__
         elif isinstance(thing, functools.partial):
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, types.MethodType):
@@ -268,7 +274,8 @@ class Places:
             return
         data = {n: v for n, v in vars(cls).items() if isinstance(v, _DATA) and n[:2] != "__"}
         yield from self._container(Attributes(cls, data), self.others).values()
-        yield from (v for v in vars(cls).values() if isinstance(v, types.FunctionType))
+        code = (types.FunctionType, _CACHED)
+        yield from (v for v in vars(cls).values() if isinstance(v, code))
         yield from cls.__bases__
 
 
@@ -298,6 +305,6 @@ def _is_looked_into(thing: Any) -> bool:
     """Whether a global that a model's code names is data, or of one's own."""
     if isinstance(thing, _DATA):
         return True
-    if isinstance(thing, (types.FunctionType, type)):
+    if isinstance(thing, (types.FunctionType, type, _CACHED)):
         return _is_own(thing)
     return not isinstance(thing, types.ModuleType) and _is_own(type(thing))

@@ -38,6 +38,7 @@ class Kept:
     tensors: list[tuple[list[Place], Tensor, Tensor]] = field(default_factory=list)
     arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(default_factory=list)
     generators: list[tuple[Any, Any]] = field(default_factory=list)
+    caches: list[tuple[Any, int]] = field(default_factory=list)  #: and how much is in them
 
     def put_back(self) -> None:
         """Makes everything as it was, in place."""
@@ -52,6 +53,9 @@ class Kept:
             array[...] = numbers
         for generator, state in self.generators:
             _set_state(generator, state)
+        for cache, size in self.caches:
+            if not size and cache.cache_info().currsize:
+                cache.cache_clear()  # what was computed may have drawn random numbers
 
     def changed(self) -> Kept:
         """The part that is otherwise now."""
@@ -114,6 +118,7 @@ class Surroundings:
             ],
             [(a, a.copy()) for a in places.arrays if a.size <= MOST_NUMBERS],
             [(generator, _state(generator)) for generator in places.generators],
+            _sizes(places.caches),
         )
 
     def learn(self, before: Kept) -> None:
@@ -179,6 +184,7 @@ class Surroundings:
             [(held, tensor, tensor.detach().clone()) for held, tensor in self._changeable()],
             [(array, array.copy()) for array, _ in moving.arrays],
             [(generator, _state(generator)) for generator, _ in moving.generators],
+            _sizes(places.caches),
         )
 
     def _changeable(self) -> Iterator[tuple[list[Place], Tensor]]:
@@ -230,11 +236,12 @@ class Surroundings:
             [],
             [(array, array.copy()) for array, _ in kept.arrays],
             [(generator, _state(generator)) for generator, _ in kept.generators],
+            _sizes([cache for cache, _ in kept.caches]),
         )
 
     def _enter(self, kept: Kept, undo: list[tuple[Container, Any, Any]]) -> set[int]:
         """Puts `kept` in place, its tensors as copies -> their ids."""
-        Kept(kept.contents, [], kept.arrays, kept.generators).put_back()
+        Kept(kept.contents, [], kept.arrays, kept.generators, kept.caches).put_back()
         copies = set()
         for places, tensor, values in kept.tensors:
             made = values.clone()
@@ -265,6 +272,10 @@ def _exchange(
         if container.get(key) is old:
             undo.append((container, key, old))
             container.set(key, new)
+
+
+def _sizes(caches: Sequence[Any]) -> list[tuple[Any, int]]:
+    return [(cache, cache.cache_info().currsize) for cache in caches]
 
 
 def _differ(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
