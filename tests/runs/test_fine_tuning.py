@@ -246,15 +246,25 @@ CUT = (
 )
 
 
+#: What the table of the page has beside: transforms of both libraries, and balanced draws.
+DRAWN = (
+    "tasks.image_folder.augment = (('timm', {'auto_augment': 'rand-m5'}), ('RandomErasing', {}))",
+    "tasks.image_folder.class_weights = 'balanced'",
+)
+
+
 @pytest.mark.full  # four lives of a ResNet, 20 s; test_mixing.py resumes a small network
-def test_a_run_of_a_timm_model_resumes_bit_for_bit(place, tmp_path):
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # timm's import
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_a_timm_model_resumes_bit_for_bit(method, place, tmp_path):
     """Killed in the initialisation, while its body is frozen and after: with CutMix, by layers."""
-    assert train(tmp_path / "whole", place, *CUT) == 0
-    for moment in (4, 12, 18):
+    asked = {"method": method}
+    assert train(tmp_path / "whole", place, *CUT, *DRAWN, **asked) == 0
+    for moment in (4, 12) if method == "baseline" else (4, 12, 18):
         with killed_when(lambda state, moment=moment: state.init_steps + state.steps == moment):
-            train(tmp_path / "killed", place, *CUT, resume=True)
+            train(tmp_path / "killed", place, *CUT, *DRAWN, resume=True, **asked)
         recipe._read.clear()  # as in another process
-    assert train(tmp_path / "killed", place, *CUT, resume=True) == 0
+    assert train(tmp_path / "killed", place, *CUT, *DRAWN, resume=True, **asked) == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
 

@@ -97,6 +97,7 @@ class ByGradient(MetaOptimizer):
         self.meta = MetaParameters(problem, self.learn, self.rate)
         self.meta_descent = MetaDescent(self.meta, self.descent, self.meta_lr, self.rate_meta_lr)
         self.guard = Guard(self.certify_every, self.uncertified, self.goes_on)
+        self.guard.trained = list(problem.theta_names)
 
     @clock.part("meta")
     def meta_step(self, train: Sequence[StepBatch], draw_objective: Draw) -> MetaStep:
@@ -155,11 +156,11 @@ class ByGradient(MetaOptimizer):
         return {
             "descent": self.meta_descent.state_dict(),
             "engine": self.engine.state_dict(),
-            "meta_steps": self.guard.meta_steps,
+            **self.guard.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.guard.meta_steps = state.get("meta_steps", 0)
+        self.guard.load_state_dict(state)
         self.meta_descent.load_state_dict(state["descent"])
         self.engine.load_state_dict(state["engine"])
 
@@ -190,16 +191,31 @@ class Guard:
         self._pending: list[tuple[Certificate, torch.cuda.Event | None]] = []
         self._warned = False
         self._followed: tuple[Problem, Followed] | None = None  # at the latest, and of what
+        self.trained: list[str] | None = None  #: at the latest meta-step, by names in the model
         self._since = 0  # meta-steps before that
 
     def follow(self, problem: Problem) -> None:
         """Begins anew where a problem's model, or what is trained of it, is another than before."""
         if not problem.followed.holds(problem.model, problem.optimizer):
             problem.follow()
-        known = self._followed
-        if known is not None and known[0] is problem and known[1] is not problem.followed:
+        known, names = self._followed, list(problem.theta_names)
+        if known is None:  # perhaps a resumed run's first meta-step
+            other = self.trained not in (None, names)
+        else:
+            other = known[0] is problem and known[1] is not problem.followed
+        if other:
             self._since = self.meta_steps
-        self._followed = problem, problem.followed
+        self._followed, self.trained = (problem, problem.followed), names
+
+    def state_dict(self) -> dict[str, Any]:
+        """What says when the next certificate is due."""
+        return {"meta_steps": self.meta_steps, "since": self._since, "trained": self.trained}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.meta_steps, self._since = state.get("meta_steps", 0), state.get("since", 0)
+        self.trained = state.get("trained", self.trained)
+        self._followed = None
 
     def early(self) -> bool:
         """Whether these are the first meta-steps, whose certificates are waited for."""

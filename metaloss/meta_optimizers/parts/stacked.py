@@ -133,6 +133,7 @@ class StackedMetaOptimizer(MetaOptimizer):
         lead.problem = self._stacked
         lead.meta = MetaParameters(self._stacked, lead.learn)
         lead.guard = copy.copy(lead.guard)
+        lead.guard.trained = None  # the stack calls its parameters otherwise
         lead.meta_descent = StackedDescent([member.meta_descent for member in self._members])
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
