@@ -239,7 +239,9 @@ def test_torchrun_and_a_killed_process(tmp_path):
     process = subprocess.Popen(
         [
             sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
-            "--nproc_per_node=2", "--max_restarts=1", *TRAIN, "--gin_param=Runner.steps = 500",
+            "--nproc_per_node=2", "--max_restarts=1",
+            "--monitor_interval=5",  # seconds until it stops the other one, if that has not ended
+            *TRAIN, "--gin_param=Runner.steps = 500",
             "--gin_param=Runner.checkpoint_every = 20", "--gin_param=Runner.log_every = 100",
             "--gin_param=Runner.evaluate_every = 500", f"--output_dir={folder}", "--resume",
         ],
