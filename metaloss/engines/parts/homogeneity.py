@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaloss.engines.parts.certificate import ERRORS, ROUNDING, product, tolerance
+from metaloss.engines.parts.certificate import ERRORS, product, tolerance
 from metaloss.machine import distributed
 from metaloss.problem.problem import Problem
 from metaloss.problem.stacked import Stacked
@@ -29,6 +29,9 @@ CAUSE = (
     "@once_differentiable, .detach() or NumPy in it"
 )
 
+#: The share of ‖g‖‖u‖ that a residual is relative to at least. There is no J u to take the length
+#: of, and where g and u are next to orthogonal, as in some steps, ⟨g, u⟩ is rounding itself.
+SHARE = 5e-2
 #: How much more a quotient may be off than rounding is: clipping has kinks, at both of its steps.
 KINKS = 10.0
 
@@ -89,7 +92,7 @@ def derivative_residual(
         A scalar, or [S].
     """
     left = product(problem, g, u)
-    size = torch.maximum(left.value.abs(), ROUNDING * (left.squared_v * left.squared_w).sqrt())
+    size = torch.maximum(left.value.abs(), SHARE * (left.squared_v * left.squared_w).sqrt())
     found = torch.zeros_like(left.value) if found is None else found.reshape(left.value.shape)
 
     def off(expected: Tensor) -> Tensor:
