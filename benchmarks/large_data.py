@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,7 @@ def pictures(folder: Path, count: int, turns: int, steps: int) -> None:
     root = pictures_below(folder, count)
     streams.set_workers(2)
     started = time.perf_counter()
-    task = metaloss.TASKS["image_folder"](
-        path=str(root), size=SIZE, stream=True, batch_size=BATCH
-    )
+    task = metaloss.TASKS["image_folder"](path=str(root), size=SIZE, stream=True, batch_size=BATCH)
     data = task.load(folder, torch.Generator().manual_seed(0))
     print(f"{count} pictures listed in {time.perf_counter() - started:.1f} s", flush=True)
     tensors = torch.randn(64 * BATCH, 3, SIZE, SIZE), torch.arange(64 * BATCH) % CLASSES
@@ -131,7 +130,7 @@ def pictures(folder: Path, count: int, turns: int, steps: int) -> None:
         for name, draw in sources.items():
             started = time.perf_counter()
             for _ in range(steps):
-                learners[name].step(lambda: draw("train"), lambda: draw("valid"))
+                learners[name].step(partial(draw, "train"), partial(draw, "valid"))
             if turn:
                 seconds[name].append((time.perf_counter() - started) / steps)
             peaks.setdefault(name, peak_megabytes())

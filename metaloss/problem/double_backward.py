@@ -85,7 +85,7 @@ def _convolution(
 
 
 class Convolution(torch.autograd.Function):
-    """output = input * weight + bias"""
+    """A convolution, output = input * weight + bias."""
 
     @staticmethod
     def forward(
