@@ -308,6 +308,9 @@ USUAL = {
         "Runner.checkpointed = ('2',)",
     ],
     "mixed": [
+        "Runner.schedule = @schedules.plateau",  # by the metric, which both must know
+        "schedules.plateau.patience = 0",
+        "schedules.plateau.threshold = 0.5",
         "Runner.clip_norm = None",
         "Runner.clip_value = 0.05",
         "Runner.mixup = 0.4",

@@ -511,9 +511,14 @@ def test_interrupted_while_the_results_are_written(dead, whole, tmp_path, monkey
         for _ in range(2):  # the first one lets it end
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures, "draw", interrupt)
-        code, error = train(*arguments(folder))
+    # A shell leaves it ignored in what it starts in the background, as a suite may be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "draw", interrupt)
+            code, error = train(*arguments(folder))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert error.splitlines()[-1] == (
         "interrupted: --resume goes on from the last checkpoint, if there is one"

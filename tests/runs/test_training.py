@@ -176,17 +176,24 @@ def test_a_run_ends_early_when_its_patience_is_over(tmp_path, monkeypatch):
     assert told == ["finished", 6, 2, True]
 
 
-def test_a_run_stops_when_its_time_is_over_and_goes_on_with_more(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize(
+    "method", [m if m == "ml3" else pytest.param(m, marks=FULL) for m in METHODS]
+)
+def test_a_run_stops_when_its_time_is_over_and_goes_on_with_more(
+    method, tmp_path, monkeypatch, whole
+):
     """In the initialisation and in the training; the time before a resume counts."""
+    initial = json.loads((whole / method / "result.json").read_text())["init_steps"]
     monkeypatch.setattr(Run, "seconds", lambda run: 1.0 * (run.state.init_steps + run.state.steps))
-    for seconds, steps in ((4, 0), (13, 5)):
-        code = train(tmp_path, "ml3", ALL, resume=True, max_seconds=seconds)
+    for seconds in (4, 13):
+        code = train(tmp_path, method, ALL, resume=True, max_seconds=seconds)
         result = json.loads((tmp_path / "result.json").read_text())
+        steps = max(0, seconds + 1 - initial)  # the first one beyond
         assert (code, result["status"], result["steps"]) == (143, "stopped", steps)
     monkeypatch.undo()
-    assert train(tmp_path, "ml3", ALL, resume=True) == 0
-    assert rows(tmp_path) == rows(whole / "ml3")
-    assert_same_state(tmp_path, whole / "ml3")
+    assert train(tmp_path, method, ALL, resume=True) == 0
+    assert rows(tmp_path) == rows(whole / method)
+    assert_same_state(tmp_path, whole / method)
 
 
 @pytest.mark.parametrize("method", ["baseline", "ml3", "adalfl"])
