@@ -32,7 +32,7 @@ def begin(arguments: list[str], log: Path, *prepare: Callable[[], None]):
         log: where its standard output and error go.
         prepare: called in it first; picklable.
     """
-    process = FORKING.Process(target=_live, args=(arguments, log, prepare))
+    process = FORKING.Process(target=_live, args=(arguments, log, torch.get_num_threads(), prepare))
     process.start()
     return process
 
@@ -46,11 +46,13 @@ def lead(arguments: list[str], log: Path, *prepare: Callable[[], None]) -> tuple
     return process.exitcode, log.read_text().splitlines()
 
 
-def _live(arguments: list[str], log: Path, prepare: tuple[Callable[[], None], ...]) -> None:
+def _live(
+    arguments: list[str], log: Path, threads: int, prepare: tuple[Callable[[], None], ...]
+) -> None:
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)  # the bits of a run are those of as many
     main = helpers.tool("train").main
     for step in prepare:
         step()
