@@ -124,12 +124,8 @@ def assert_one(case: str, found: list[dict]) -> None:
     assert not expected["metrics"][0].equal(expected["metrics"][-1])
 
 
-def assert_close(a: Path, b: Path, residual: float = 1e-6) -> None:
-    """Equal rows and states of two runs in float32, but for rounding; equal streams of batches.
-
-    Args:
-        residual: of certificates, which measure nothing but rounding, in units of a product.
-    """
+def assert_close(a: Path, b: Path) -> None:
+    """Equal rows and states of two runs in float32, but for rounding; equal streams of batches."""
     for one, other in zip(rows(a), rows(b), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -138,8 +134,7 @@ def assert_close(a: Path, b: Path, residual: float = 1e-6) -> None:
                 assert value < 1e-5 and expected < 1e-5, (name, one, other)
                 continue
             if isinstance(value, float):
-                least = residual if name == "adjoint_residual" else 1e-6
-                expected = pytest.approx(expected, rel=1e-6, abs=least)
+                expected = pytest.approx(expected, rel=1e-6, abs=1e-6)
             assert value == expected, (name, one, other)
     states = [sealed.load(folder / "checkpoint.pt")["state"] for folder in (a, b)]
     for name, stream in states[0]["streams"].items():
@@ -166,7 +161,7 @@ def test_runs_of_two_processes_are_those_of_one(method, root, tmp_path):
 def test_what_people_train_with_is_that_of_one_process(method, name, root, tmp_path):
     """Schedules, clipping, accumulation, means of weights; mixing, unfreezing, groups of rates."""
     assert ranks.run(tmp_path / "one", method, ranks.USUAL[name]) == 0
-    assert_close(root / f"{method} {name}", tmp_path / "one", residual=1e-5)  # of two sums
+    assert_close(root / f"{method} {name}", tmp_path / "one")
 
 
 @pytest.mark.full
