@@ -553,6 +553,24 @@ def test_a_sweep_that_is_stopped_lets_its_runs_save_themselves(spec, tmp_path, n
         assert last_lines(folder / "log.txt")[-1] == f"exit code {code}"
 
 
+def test_a_run_that_begins_as_the_signal_comes_is_stopped_too(tmp_path, monkeypatch):
+    """The handler passes the signal on to the runs that it sees; this one is not among them yet."""
+
+    class Beginning(LoggedProcess):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # in a thread: meanwhile the main one handles the signal
+
+    monkeypatch.setattr("metaloss.experiments.launchers.local.LoggedProcess", Beginning)
+    sleep = (sys.executable, "-c", "import time; time.sleep(60)")
+    launched = Local(parallel=1).launch([Job("one", sleep, str(tmp_path / "log.txt"))])
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(launched)
+    assert time.monotonic() - started < 40
+
+
 @pytest.mark.full  # processes that import torch and train
 def test_the_status_of_a_sweep_with_a_failed_run_is_1_and_says_why(tmp_path, capsys):
     """A run that has no data fails by itself, and a plan cannot say what it would cost."""

@@ -57,6 +57,8 @@ class Local(Launcher):
                 seen = {"CUDA_VISIBLE_DEVICES": free.pop(0)} if free else {}
                 process = LoggedProcess(job.command, job.log, seen)
                 running.append(process)
+                if received:  # it began in the same moment: who passed the signal on missed it
+                    process.terminate()
                 code = process.wait()
                 running.remove(process)
                 free.extend(seen.values())
