@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,12 @@ def adalfl(
     recorded: bool = False,
     tabulate: Tabulate = "auto",
     certify_every: int = 50,
+    objective: Literal["valid", "next"] = "valid",
 ) -> Step:
     """metaloss.AdaLFL as in one's own loop, by an engine with its default arguments."""
-    online = OnlineOneStep(META_LR, every, engine=engine, certify_every=certify_every)
+    online = OnlineOneStep(
+        META_LR, every, objective=objective, engine=engine, certify_every=certify_every
+    )
     return _learner(model, loss, task_loss, online, recorded, tabulate)
 
 
@@ -259,6 +263,7 @@ CONTENDERS: dict[str, Contender] = {
     "baseline": Contender(baseline),
     "base_step": Contender(base_step),
     "exact": Contender(partial(adalfl, engine="exact")),
+    "exact_next": Contender(partial(adalfl, engine="exact", objective="next")),
     "exact_every_pair": Contender(partial(adalfl, engine="exact", tabulate="never")),
     **{
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)

@@ -183,7 +183,8 @@ class AdaLFL:
         Args:
             train_batch: a batch, MicroBatches, or a function that gives one of them.
             valid_batch: the same, which the task loss is taken on; a function is called only when a
-                meta-step is due. None takes the training batch again.
+                meta-step is due. None takes the training batch again. An adaptation whose objective
+                is "next" asks for none.
 
         Raises:
             InputError: a batch, after `adapter`, is no (inputs, labels).

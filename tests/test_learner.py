@@ -49,7 +49,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("adaptation", ["none", "zero", "rarely"])
+@pytest.mark.parametrize("adaptation", ["none", "zero", "rarely", "next"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_phi_frozen_theta_equals_plain_training_bit_for_bit(optimizer, adaptation):
     """50 steps; without meta-steps, with meta-steps of length 0, and in between meta-steps.
@@ -71,6 +71,7 @@ def test_with_phi_frozen_theta_equals_plain_training_bit_for_bit(optimizer, adap
             "none": None,
             "zero": online(meta_lr=1e-300),
             "rarely": online(meta_lr=1e-300, every=7),
+            "next": online(meta_lr=1e-300, objective="next"),
         }[adaptation],
     )
     batches, valid = make_batches(50), make_batches(50, seed=1)

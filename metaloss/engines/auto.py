@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Engine, Hypergradient, certified
-from metaloss.engines.exact import Exact
+from metaloss.engines.exact import ByIdentity, Exact
 from metaloss.engines.logit_difference import LogitDifference
 from metaloss.engines.parts.certificate import require_certified
 from metaloss.engines.unrolled import Unrolled
@@ -37,6 +37,7 @@ class Auto(CertifiedEngine):
     of_shards = True  # and of shards, likewise
 
     def __init__(self) -> None:
+        self.by_identity = False  #: whether it takes engines `ByIdentity` alone
         self.chosen: Engine | None = None
         self._chosen_for: Followed | None = None
         self._reasons: dict[str, str] = {}  # why engines were left, by name
@@ -54,6 +55,15 @@ class Auto(CertifiedEngine):
         draw_objective: Draw,
         certify: bool = False,
     ) -> Hypergradient:
+        chosen = self.settled(problem, meta, train)
+        return certified(chosen, certify)(problem, meta, train, draw_objective)
+
+    def settled(self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch]) -> Engine:
+        """The engine that it takes, or has taken.
+
+        Raises:
+            UnsupportedModelError: none works.
+        """
         known = self._chosen_for is problem.followed
         if not known or not problem.followed.holds(problem.model, problem.optimizer):
             problem.follow()
@@ -61,7 +71,7 @@ class Auto(CertifiedEngine):
             self._choose(problem, meta, train)
             self._chosen_for = problem.followed
         assert self.chosen is not None
-        return certified(self.chosen, certify)(problem, meta, train, draw_objective)
+        return self.chosen
 
     def leave(
         self, problem: Problem, meta: MetaParameters, train: Sequence[StepBatch], reason: str
@@ -97,6 +107,8 @@ class Auto(CertifiedEngine):
         for engine in (Exact(), Unrolled(), LogitDifference()):
             name = ENGINES.name_of(engine)
             if name in self._reasons or (stacked and not engine.elementwise):
+                continue
+            if self.by_identity and not isinstance(engine, ByIdentity):
                 continue
             if problem.shards is not None and not engine.of_shards:
                 continue

@@ -15,8 +15,8 @@ where it is a sum over micro-batches, so is what stands behind ∇_φ.
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,10 +24,11 @@ from torch.autograd import forward_ad
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import adjoint_residual, product, tolerance
+from metaloss.engines.parts.open_step import OpenStep, versions
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.machine import distributed
-from metaloss.problem.base_step import BaseStep, Keep, Pass
+from metaloss.problem.base_step import BaseStep, Judge, Keep, Pass
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import ForwardMode
 from metaloss.problem.meta_parameters import MetaParameters
@@ -43,8 +44,73 @@ _ONE_AT_A_TIME = threading.RLock()
 Directional = Callable[[Problem, BaseStep, Pass, Vector], tuple[Tensor | None, Tensor | None]]
 
 
+class ByIdentity(CertifiedEngine):
+    """An engine that takes the gradient of one base step by the identity above.
+
+    `open` makes the step, and `close` judges it: at once, or in the pass of the step after it.
+    """
+
+    #: Whether t is found from the base pass's intermediate values.
+    primals = False
+
+    def open(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        batch: StepBatch,
+        certify: bool = False,
+        judge: Judge | None = None,
+    ) -> OpenStep:
+        """Makes a base step, with what it takes to close it.
+
+        Args:
+            certify: whether it will have a certificate.
+            judge: see `Problem.base_step`.
+        """
+        bound = tolerance(problem) if certify and meta.phi else None
+        keep = Keep(slope=bool(meta.phi), gradient=bound is not None, primals=self.primals)
+        made = problem.base_step(batch, keep, judge)
+        # Where u = c·v nothing looks at g again: a whole gradient of memory, while the task loss
+        # takes most.
+        looks = made.taken.scale() is None or meta.ratios is not None
+        grads = [parameter.grad if looks else None for parameter in problem.theta]
+        for parameter in problem.theta:
+            parameter.grad = None
+        grads = grads if looks else []
+        return OpenStep(made, keep, grads, bound, problem.followed, versions(problem))
+
+    @abstractmethod
+    def close(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        opened: OpenStep,
+        task_loss: Tensor,
+        v: Vector,
+    ) -> Hypergradient:
+        """The gradient of the task loss after a step.
+
+        Args:
+            opened: the step.
+            task_loss, v: L_T and ∇_θ L_T at the θ that it has led to.
+        """
+
+    def through_one_step(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        batch: StepBatch,
+        draw_objective: Draw,
+        certify: bool,
+    ) -> Hypergradient:
+        """One base step, and the gradient of the task loss after it."""
+        opened = self.open(problem, meta, batch, certify)
+        task_loss, v = problem.task_gradient(draw_objective())
+        return self.close(problem, meta, opened, task_loss, v)
+
+
 @ENGINES.register("exact")
-class Exact(CertifiedEngine):
+class Exact(ByIdentity):
     """The identity with a forward-mode pass for one base step; `sweep` where there are several.
 
     Needs a forward derivative of every operator of the model, and no double backward.
@@ -54,6 +120,7 @@ class Exact(CertifiedEngine):
     recordable = True
     elementwise = True
     of_shards = True
+    primals = True
 
     def __init__(self) -> None:
         self._several = Sweep()
@@ -69,45 +136,44 @@ class Exact(CertifiedEngine):
         if len(train) > 1:
             refuse_several_steps(problem, len(train))
             return self._several.hypergradient(problem, meta, train, draw_objective, certify)
-        keep = Keep(slope=bool(meta.phi), primals=True)
-        bound = tolerance(problem) if certify else None
-        return through_one_step(
-            problem, meta, train[0], draw_objective, forward_mode_pass, keep, bound
-        )
+        return self.through_one_step(problem, meta, train[0], draw_objective, certify)
+
+    def close(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        opened: OpenStep,
+        task_loss: Tensor,
+        v: Vector,
+    ) -> Hypergradient:
+        return by_identity(problem, meta, opened, task_loss, v, forward_mode_pass)
 
 
-def through_one_step(
+def by_identity(
     problem: Problem,
     meta: MetaParameters,
-    batch: StepBatch,
-    draw_objective: Draw,
+    opened: OpenStep,
+    task_loss: Tensor,
+    v: Vector,
     directional: Directional,
-    keep: Keep,
-    bound: float | None = None,
 ) -> Hypergradient:
-    """One base step, and the gradient of the task loss after it, by the identity above.
+    """The gradient of the task loss after a base step, by the identity above.
 
     Args:
         directional: how t = J_f(θ) u is computed.
-        keep: of the base pass; a slope where φ is learned.
-        bound: of the certificate's residual; None: there is no certificate.
     """
-    certify = bound is not None and bool(meta.phi)
-    step = problem.base_step(batch, replace(keep, gradient=certify))
+    step, bound = opened.made, opened.bound
     taken = step.taken
     scale = taken.scale()  # c, where u = c·v
-    if scale is not None and meta.ratios is None:
-        # Nothing below looks at g then: a whole gradient of memory, while the task loss takes most.
-        for parameter in problem.theta:
-            parameter.grad = None
-    task_loss, v = problem.task_gradient(draw_objective())
-
+    if opened.grads:
+        for parameter, grad in zip(problem.theta, opened.grads, strict=True):
+            parameter.grad = grad
     alpha_bar = None if meta.ratios is None else inner(v, taken.direction(meta.ratios))
     if problem.shards is not None and alpha_bar is not None:
         (alpha_bar,) = distributed.total([alpha_bar])
     phi_bar: list[Tensor | None] = [None] * len(meta.phi)
     certificate = None
-    right = product(problem, [], []) if certify else None  # ⟨∂M/∂f, t⟩, of all passes
+    right = None if bound is None else product(problem, [], [])  # ⟨∂M/∂f, t⟩, of all passes
     if meta.phi:
         # c waits until the end: all in between is linear in u, and φ is smaller than θ.
         u = taken.cotangent(v) if scale is None else v

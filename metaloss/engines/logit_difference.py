@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaloss.config.arguments import Share
-from metaloss.engines.base import ENGINES, CertifiedEngine, Draw, Hypergradient
-from metaloss.engines.exact import through_one_step
-from metaloss.engines.parts.certificate import ERRORS, tolerance
+from metaloss.engines.base import ENGINES, Draw, Hypergradient
+from metaloss.engines.exact import ByIdentity, by_identity
+from metaloss.engines.parts.certificate import ERRORS
+from metaloss.engines.parts.open_step import OpenStep
 from metaloss.errors import ConfigError
 from metaloss.machine import distributed
-from metaloss.problem.base_step import BaseStep, Keep, Pass
-from metaloss.problem.batches import StepBatch, examples
+from metaloss.problem.base_step import BaseStep, Judge, Pass
+from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refuse_tied_padding
@@ -29,7 +30,7 @@ MOST_APART = 0.25
 
 
 @ENGINES.register("logit_difference")
-class LogitDifference(CertifiedEngine):
+class LogitDifference(ByIdentity):
     """t = (f(θ + εu) - f(θ - εu)) / 2ε: two plain forward passes, and no demands on the model.
 
     An approximation: its error is of order ε² where f is smooth, and of rounding over ε. For one
@@ -59,18 +60,35 @@ class LogitDifference(CertifiedEngine):
                 "engine = 'logit_difference' goes back through one base step at a time; "
                 f"inner_steps = {len(train)} needs 'exact' or 'unrolled'"
             )
+        return self.through_one_step(problem, meta, train[0], draw_objective, certify)
+
+    def open(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        batch: StepBatch,
+        certify: bool = False,
+        judge: Judge | None = None,
+    ) -> OpenStep:
         refuse_tied_padding(problem.model, problem.theta)
-        keep = Keep(slope=bool(meta.phi))
-        if not certify:
+        return super().open(problem, meta, batch, certify, judge)
+
+    def close(
+        self,
+        problem: Problem,
+        meta: MetaParameters,
+        opened: OpenStep,
+        task_loss: Tensor,
+        v: Vector,
+    ) -> Hypergradient:
+        if opened.bound is None:
             directional = partial(central_difference, relative_step=self.relative_step)
-            return through_one_step(problem, meta, train[0], draw_objective, directional, keep)
+            return by_identity(problem, meta, opened, task_loss, v, directional)
         twice = TwoSteps(self.relative_step)
-        found = through_one_step(
-            problem, meta, train[0], draw_objective, twice, keep, tolerance(problem)
-        )
+        found = by_identity(problem, meta, opened, task_loss, v, twice)
         if found.certificate is not None:
             found.certificate.residual = twice.beyond(
-                found.certificate.residual, examples(train[0])
+                found.certificate.residual, opened.made.gradient.examples
             )
         return found
 

@@ -56,7 +56,8 @@ class MetaOptimizer(ABC):
 
     Attributes:
         steps: meta-steps that make a whole initialisation phase (S_init).
-        objective: the split that the task loss is taken on, "valid" or "train".
+        objective: what the task loss is taken on: a batch of the split "valid" or "train", or
+            "next", the training batch of the step after; then none is drawn for it.
         objective_batch_size: examples in the batch of the task loss; None for the task's number.
     """
 

@@ -19,7 +19,7 @@ from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 def meta_lr(
     meta_lr: PositiveFloat = 1e-5,
     every: PositiveInt = 1,
-    objective: Literal["valid", "train"] = "valid",
+    objective: Literal["valid", "train", "next"] = "valid",
     objective_batch_size: PositiveInt | None = None,
     rate: Rate | None = None,
     descent: Callable[..., Descent] = Adam,
@@ -34,8 +34,8 @@ def meta_lr(
     Args:
         meta_lr: η of the rate's parameter.
         every: base steps per meta-step.
-        objective: split of the task loss, "valid" or "train" (a fresh batch either way).
-        objective_batch_size: examples in that batch; None takes the task's batch size.
+        objective: what the task loss is taken on, see `online_one_step`.
+        objective_batch_size: examples in a fresh batch; None takes the task's batch size.
         rate: the parametrisation of α; None is the paper's bare scalar, without bounds.
         descent: how it moves.
         steps: meta-steps of the phase, where it is used as an initialisation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,6 +33,10 @@ class Keep:
 
 
 NOTHING = Keep()
+
+#: Is given L_T on a base step's batch, a scalar, and v = ∇_θ L_T, both by the step's own pass. M_φ
+#: is taken there afterwards: φ may move in it.
+Judge = Callable[[Tensor, Vector], None]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,15 @@ from metaloss.errors import UnsupportedModelError, first_line
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import batches, replicas, vectors
-from metaloss.problem.base_step import NOTHING, BaseGradient, BaseStep, Graph, Keep, Pass
+from metaloss.problem.base_step import (
+    NOTHING,
+    BaseGradient,
+    BaseStep,
+    Graph,
+    Judge,
+    Keep,
+    Pass,
+)
 from metaloss.problem.batches import Batch, Outputs, StepBatch
 from metaloss.problem.double_backward import DoubleBackward
 from metaloss.problem.followed import Followed, follow
@@ -334,46 +342,58 @@ class Problem:
         counted = weights[0] != 0 if weights else slice(None)
         self.loss.require_pairs(prediction[counted], target[counted])
 
-    def plain_step(self, batch: StepBatch) -> Tensor:
+    def plain_step(self, batch: StepBatch, judge: Judge | None = None) -> Tensor:
         """One step of the user's optimizer along ∇_θ M_φ, which nobody will go back through.
 
-        Gives M_φ on the batch before it, a scalar without graph. Raises as `base_step`.
+        Gives M_φ on the batch before it, a scalar without graph. Takes and raises as `base_step`.
         """
         update_of(self.optimizer)
-        made, g = self._gradient(batch, NOTHING)
+        made, g = self.gradient(batch, NOTHING, judge)
         self.set_gradients(g)
         self.optimizer.step()
         return made.learned_loss
 
     @clock.part("base")
-    def base_step(self, batch: StepBatch, keep: Keep = NOTHING) -> BaseStep:
+    def base_step(
+        self, batch: StepBatch, keep: Keep = NOTHING, judge: Judge | None = None
+    ) -> BaseStep:
         """The same step, with what it takes to go back through it.
 
         Args:
             batch: micro-batches make the step together, along the mean of their gradients.
             keep: what the way back will need.
+            judge: is given the task loss on the batch, which is then one alone: a second backward
+                pass in place of a pass of its own.
 
         Raises:
             UnsupportedModelError: see `probe`; or the model has gradients that are sparse.
             InputError: see `probe`; or a parameter has hooks.
         """
-        made, g = self._gradient(batch, keep)
+        made, g = self.gradient(batch, keep, judge)
         # Whether running the one pass again gives g itself.
         again = len(made.passes) == 1 and made.transformed is None and not distributed.several()
         along = [] if again or keep.state == "nothing" else vectors.copy(g)
         self.set_gradients(g)
         return BaseStep(made, along, take_step(self.optimizer, self.theta, keep.state))
 
-    def _gradient(self, batch: StepBatch, keep: Keep) -> tuple[BaseGradient, vectors.Vector]:
-        """g over all of a step's batch, and how it came about; running statistics move here."""
+    def gradient(
+        self, batch: StepBatch, keep: Keep = NOTHING, judge: Judge | None = None
+    ) -> tuple[BaseGradient, vectors.Vector]:
+        """How g over all of a step's batch came about, and g; running statistics move here.
+
+        Takes and raises as `base_step`.
+        """
         refuse_hooks(self.theta)
         self.probe(batch)
         parts = batches.parts(batch)
+        assert judge is None or len(parts) == 1
         passes: list[Pass] = []
         losses: list[Tensor] = []
         grads: list[Tensor | None] = [None] * len(self.theta)
         for part in parts:
-            made, loss, gradient = self._pass(part, len(parts), keep, batches.examples(batch))
+            made, loss, gradient = self._pass(
+                part, len(parts), keep, batches.examples(batch), judge
+            )
             passes.append(made)
             losses.append(loss)
             grads = vectors.add(grads, gradient)
@@ -394,7 +414,7 @@ class Problem:
         return BaseGradient(passes, examples, learned_loss, transformed, kept), grads
 
     def _pass(
-        self, batch: Batch, share: int, keep: Keep, examples: int
+        self, batch: Batch, share: int, keep: Keep, examples: int, judge: Judge | None
     ) -> tuple[Pass, Tensor, list[Tensor | None]]:
         """A share of M_φ on one batch, and of its gradient; what is handed out has no graph.
 
@@ -420,9 +440,11 @@ class Problem:
         graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
         primals = KeepPrimals()
         with primals if keep.primals and share == 1 else nullcontext():
-            outputs = self.forward(inputs, alone=keep == NOTHING)
+            outputs = self.forward(inputs, alone=keep == NOTHING and judge is None)
         refuse_frozen(self.theta_names, self.theta)
         self.surroundings.passed()
+        if judge is not None:
+            judge(*self._task_gradient_of(outputs, labels, examples))
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
         grads = self._backward(outputs, along, examples)
@@ -482,17 +504,12 @@ class Problem:
             not use a parameter; none has a graph.
         """
         parts = batches.parts(batch)
-        dimensions = 1 if isinstance(self.model, Stacked) else 0
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):
             for inputs, labels in parts:
                 outputs = self.forward(inputs, alone=True)
-                links.require_classes(self.link, outputs, labels)
-                loss = self.task_loss(outputs, labels)
-                refuse_no_number(loss, dimensions)
-                refuse_frozen(self.theta_names, self.theta)
-                loss = _share(loss, len(parts))
+                loss = self._task_share(outputs, labels, len(parts))
                 ones = torch.ones_like(loss)
                 v = vectors.add(v, self._backward(loss, ones, batches.examples(batch)))
                 losses.append(loss.detach())
@@ -502,6 +519,29 @@ class Problem:
             batches.examples(batch),
         )  # fmt: skip
         return loss, found if self.shards is None else v
+
+    def _task_gradient_of(
+        self, outputs: Tensor, labels: Any, examples: int
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The same of a base pass, whose graph stays: another backward pass is to go through it.
+
+        Args:
+            outputs: of the pass, with their graph.
+        """
+        # Within, for the sake of activation checkpoints, which run the model again.
+        with self.aside(), self.replaced({}, self.surroundings.keep()):
+            loss = self._task_share(outputs, labels, 1)
+            v = torch.autograd.grad(loss, self.theta, retain_graph=True, allow_unused=True)
+        found, (loss,) = distributed.mean_beside(list(v), self.theta, [loss.detach()], examples)
+        return loss, found
+
+    def _task_share(self, outputs: Tensor, labels: Any, share: int) -> Tensor:
+        """L_T/share on outputs, with its graph; a scalar, or of a stack [S]."""
+        links.require_classes(self.link, outputs, labels)
+        loss = self.task_loss(outputs, labels)
+        refuse_no_number(loss, 1 if isinstance(self.model, Stacked) else 0)
+        refuse_frozen(self.theta_names, self.theta)
+        return _share(loss, share)
 
     def aside(self) -> AbstractContextManager[None]:
         """Within it belongs a pass on the side, whose random numbers move no others."""

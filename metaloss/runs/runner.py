@@ -162,6 +162,11 @@ class Runner:
             raise ArgumentError("clip_value", clip_value, "None beside Runner.clip_norm")
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        if micro_batches > 1 and adaptation is not None and adaptation.objective == "next":
+            raise ArgumentError(
+                "micro_batches", micro_batches,
+                "1 with objective = 'next', which takes the task loss and M_φ of one pass",
+            )  # fmt: skip
         self.micro_batches = micro_batches
         self.ema = ema
         self.checkpointed = tuple(checkpointed)

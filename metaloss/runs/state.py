@@ -196,7 +196,7 @@ class State:
         """The batches of a phase's training, and of its task loss if it has one."""
         meta_optimizer = self._plan.initialization if phase else self._plan.adaptation
         train: Asked = ("train", self._plan.task.batch_size, f"{phase}train")
-        if meta_optimizer is None:
+        if meta_optimizer is None or meta_optimizer.objective == "next":
             return train, None
         size = self._objective_size(meta_optimizer)
         return train, (meta_optimizer.objective, size, f"{phase}objective")
@@ -348,7 +348,11 @@ class State:
         """Of every kind of batch that the run draws."""
         meta_optimizers = (self._plan.initialization, self._plan.adaptation)
         asked = [("train", self._plan.task.batch_size)]
-        asked += [(m.objective, self._objective_size(m)) for m in meta_optimizers if m is not None]
+        asked += [
+            (m.objective, self._objective_size(m))
+            for m in meta_optimizers
+            if m is not None and m.objective != "next"
+        ]
         return [min(size, len(self.data.splits[split][1])) for split, size in asked]
 
     def _draw_step(self, *asked: Any) -> StepBatch:

@@ -136,6 +136,25 @@ def test_an_exact_step_is_eight_passes(name):
 
 
 @pytest.mark.parametrize("name", ["lenet5", "allcnn"])
+def test_a_step_that_is_judged_by_the_next_one_is_seven_passes(name):
+    """One pass forward and two backward, and a forward-mode pass of two."""
+    pair = SMALL[name]
+    model = pair.model()
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    step, *_ = starts(pair, "exact_next", model, NN())
+    for _ in range(WATCHED):
+        step(pair.draw(CPU), pair.draw(CPU))
+    with Calls() as calls:
+        step(pair.draw(CPU), pair.draw(CPU))
+    counts = calls.counts
+    assert counts["convolution"] == convolutions + (2 * convolutions - 1)
+    assert counts["convolution_backward"] == 2 * convolutions
+    assert counts["native_batch_norm"] == norms
+    assert counts["native_batch_norm_backward"] == 3 * norms
+
+
+@pytest.mark.parametrize("name", ["lenet5", "allcnn"])
 def test_a_step_without_meta_step_is_a_plain_step(name):
     """`every = 4`: three of four steps make no pass but that of plain training."""
     pair = SMALL[name]

@@ -85,10 +85,16 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
 
 #: A loss with a state of its own beside φ.
 CONDITIONED = ("Runner.representation = @representations.step_conditioned()",)
+#: A step that is open when a run dies is judged when it goes on.
+NEXT = (
+    "meta_optimizers.online_one_step.objective = 'next'",
+    "meta_optimizers.online_one_step.every = 1",
+)
 
 
 @pytest.mark.parametrize(
-    ("method", "extra"), [("adalfl", ()), ("meta_lr", ()), ("adalfl", CONDITIONED)]
+    ("method", "extra"),
+    [("adalfl", ()), ("meta_lr", ()), ("adalfl", CONDITIONED), ("adalfl", NEXT)],
 )
 def test_dead_at_any_step_and_resumed_is_the_run_left_alone(method, extra, tmp_path, monkeypatch):
     """Dies again and again: after a step, or when its checkpoint was due; resumes each time."""

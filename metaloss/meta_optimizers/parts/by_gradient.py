@@ -45,7 +45,7 @@ class ByGradient(MetaOptimizer):
 
     Args:
         meta_lr: η of φ.
-        objective: split of the task loss, "valid" or "train" (a fresh batch either way).
+        objective: what the task loss is taken on, see `MetaOptimizer`.
         objective_batch_size: examples in that batch; None takes the task's batch size.
         learn: patterns of names of the loss's parameters; those that match one are learned.
         rate: the parametrisation of a base learning rate that is learned beside them; None leaves
@@ -64,7 +64,7 @@ class ByGradient(MetaOptimizer):
     def __init__(
         self,
         meta_lr: float,
-        objective: Literal["valid", "train"],
+        objective: Literal["valid", "train", "next"],
         objective_batch_size: int | None,
         learn: Sequence[str],
         rate: Rate | None,
@@ -107,13 +107,22 @@ class ByGradient(MetaOptimizer):
         certify = self.guard.due()
         jacobian = self.meta_descent.look(self.problem, train[0])
         found = certified(self.engine, certify)(self.problem, self.meta, train, draw_objective)
+        result = self.descend(found, jacobian)
+        self.settle_early(found, train)
+        return result
+
+    def descend(self, found: Hypergradient, jacobian: Jacobian | None = None) -> MetaStep:
+        """A step of the meta-parameters, which is counted."""
         self.guard.count()
         result = self.meta_descent.descend(found, self.uncertified == "warn", jacobian)
         if found.certificate is not None:
             self.guard.note(found.certificate)
-            if self.guard.early():  # nothing is lost by waiting for the device
-                self.guard.settle(self.engine, self.problem, self.meta, train, wait=True)
         return result
+
+    def settle_early(self, found: Hypergradient, train: Sequence[StepBatch]) -> None:
+        """After one of the first steps: nothing is lost by waiting for its certificate."""
+        if found.certificate is not None and self.guard.early():
+            self.guard.settle(self.engine, self.problem, self.meta, train, wait=True)
 
     def branch(self) -> Hashable | None:
         """What Python will decide by in the next `step`; None if no CUDA graph can hold it.
@@ -221,12 +230,16 @@ class Guard:
         """Whether these are the first meta-steps, whose certificates are waited for."""
         return self._every > 0 and self.meta_steps - self._since <= FIRST
 
-    def due(self) -> bool:
-        """Whether the next meta-step has a certificate."""
-        made = self.meta_steps - self._since
+    def due(self, before: int = 0) -> bool:
+        """Whether the next meta-step has a certificate.
+
+        Args:
+            before: meta-steps that come before it.
+        """
+        made = self.meta_steps + before - self._since
         # Those in between are ever further apart: what sets in later mostly does so soon.
         between = self._in_between and made < self._every and made.bit_count() == 1
-        regular = self._every > 0 and self.meta_steps % self._every == 0
+        regular = self._every > 0 and (self.meta_steps + before) % self._every == 0
         return self._every > 0 and (made < FIRST or between or regular)
 
     def count(self) -> None:
@@ -335,9 +348,14 @@ class MetaDescent:
         self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
 
+    @property
+    def looks(self) -> bool:
+        """Whether `look` looks at anything."""
+        return bool(self._meta.phi) and isinstance(self._descent, JacobianDescent)
+
     def look(self, problem: Problem, batch: StepBatch) -> Jacobian | None:
         """What a descent that wants a Jacobian is to have of a step, before it is made."""
-        if not self._meta.phi or not isinstance(self._descent, JacobianDescent):
+        if not self.looks:
             return None
         return Jacobian.of(problem, self._meta.phi, batch)
 

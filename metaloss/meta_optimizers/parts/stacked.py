@@ -70,7 +70,7 @@ def refuse_unstackable(meta_optimizer: MetaOptimizer) -> None:
 
     Raises:
         InputError: it is not by gradient, it learns a learning rate, its engine is not
-            `elementwise`, or its descent asks for a Jacobian.
+            `elementwise`, its objective is "next", or its descent asks for a Jacobian.
     """
     if not isinstance(meta_optimizer, ByGradient):
         raise InputError(
@@ -85,6 +85,11 @@ def refuse_unstackable(meta_optimizer: MetaOptimizer) -> None:
         raise InputError(
             f"engine '{ENGINES.name_of(meta_optimizer.engine)}' mixes the numbers of a vector, "
             "which would be of all seeds together: train them one at a time"
+        )
+    if meta_optimizer.objective == "next":
+        raise InputError(
+            "objective = 'next' leaves a step of each seed open, and a stack makes one of all: "
+            "take 'train', or train these seeds one at a time"
         )
     made = meta_optimizer.descent(groups=[Group({"p": torch.zeros(())}, 1.0)])
     if isinstance(made, JacobianDescent):
