@@ -76,7 +76,7 @@ class AdaLFL:
             softmax, and one-hot or the probabilities given), else integers are classes and other
             numbers values; what may be either is refused. See `metaloss.links`.
         meta_lr: η of the descent on φ; None leaves φ as it is.
-        descent: a recipe for how φ moves, as `metaloss.DESCENTS["sgd"]`, or a partial of one.
+        descent: how φ moves: a name in `metaloss.DESCENTS`, as "sgd", or a partial of what has it.
         autocast: the lower precision in which the model's passes are made (torch.bfloat16); losses,
             cotangents and φ keep their own. None: that of an active torch.autocast, if there is
             one. A GradScaler has no part in it, so float16 is refused.
@@ -118,7 +118,7 @@ class AdaLFL:
         *,
         link: Link = links.by_labels,
         meta_lr: float | None = 1e-5,
-        descent: Callable[..., Descent] = Adam,
+        descent: Callable[..., Descent] | str = Adam,
         adaptation: MetaOptimizer | None = None,
         autocast: torch.dtype | None = None,
         adapter: Adapter | None = None,
@@ -210,7 +210,7 @@ class AdaLFL:
         learners = self._members()
         with outer_autocast(self.problem):
             seen = probe(self.problem, batch, [learner.watch for learner in learners])
-        for learner, own in zip(learners, seen, strict=True):
+        for learner, own in zip(learners, seen, strict=bool(seen)):
             for trouble in learner.watch.judge(self._base_steps, own):
                 learner.tell(trouble)
             learner._answer()
@@ -280,14 +280,15 @@ class AdaLFL:
         fit_steps: int = 500,
         redraw: Callable[[], None] | None = None,
         trial_steps: int | None = None,
-        descent: Callable[..., Descent] | None = None,
+        descent: Callable[..., Descent] | str | None = None,
     ) -> None:
         """Learns φ offline before training starts, on models that are drawn anew now and then.
 
         φ is first fitted to the task loss, then learned through `inner_steps` base steps at a time:
         see `metaloss.meta_optimizers.offline_unrolled`. Algorithm 1 to the letter is
         `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0`. Afterwards model and
-        optimizer are as they were before any training: θ_0 restored, optimizer state empty.
+        optimizer are as they were before any training: θ_0 restored, optimizer state empty. The
+        base steps have the optimizer's rates of now: build a scheduler that warms up after it.
 
         At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ
         goes back to what its fit to the task loss had left, if there was one, with a
@@ -305,7 +306,7 @@ class AdaLFL:
                 draws its own, by its method `redraw`, or `reset_parameters`.
             trial_steps: base steps of the trial, which it makes twice; 0: no trial. None: 100, or
                 2/(1 - μ) of the optimizer's momentum if that is more.
-            descent: a recipe for how φ moves, after the fit; None: Adam, whose η falls linearly to
+            descent: likewise, after the fit; None: Adam, whose η falls linearly to
                 0.
 
         Raises:
@@ -468,7 +469,7 @@ def initialization_of(
     meta_lr: float,
     horizon: float,
     fit_steps: int,
-    descent: Callable[..., Descent] | None = None,
+    descent: Callable[..., Descent] | str | None = None,
 ) -> MetaOptimizer:
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
     learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr, descent=descent)

@@ -100,6 +100,44 @@ def _counted(labels: Tensor, classes: int) -> Tensor | None:
     return labels != IGNORED
 
 
+def weight(link: Link, labels: Any) -> float | Tensor | None:
+    """What a batch's rows weigh together, Σ w of `mean`, by its labels alone; scalars.
+
+    It is to be compared among batches of one link: of numbers it is how many there are. A number,
+    where that waits for no device. None: a link of somebody's own, which says it with the outputs.
+    """
+    if isinstance(link, Weighted):
+        of_labels, weights = labels
+        if isinstance(link.link, Dense):
+            counted = link.link.counted(of_labels)
+            weights = weights.flatten().where(counted, 0)
+            if link.link.weight is not None:
+                weights = weights * _of_classes(link.link.weight, of_labels.flatten(), counted)
+        elif torch.is_tensor(of_labels) and not of_labels.is_floating_point():
+            weights = weights.flatten().where(of_labels != IGNORED, 0)
+        return _seen(weights.sum())
+    if not torch.is_tensor(labels) or link not in _SHIPPED and not isinstance(link, Dense):
+        return None
+    if isinstance(link, Dense):
+        counted = link.counted(labels)
+        if link.weight is None:
+            return _seen(counted.sum())
+        return _seen(_of_classes(link.weight, labels.flatten(), counted).sum())
+    if labels.is_floating_point() or link in (values, multi_label):
+        return labels.numel() if link is not probabilities else len(labels)
+    return _seen((labels != IGNORED).sum())
+
+
+def _of_classes(weight: tuple[float, ...], labels: Tensor, counted: Tensor) -> Tensor:
+    """What each row weighs by its class, [rows]; 0 where it does not count."""
+    weights = torch.tensor(weight, device=labels.device)
+    return weights[labels.where(counted, 0)].where(counted, 0.0)
+
+
+def _seen(number: Tensor) -> float | Tensor:
+    return float(number) if _can_look_at(number) else number
+
+
 def _one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
     return torch.zeros_like(outputs).scatter(-1, labels.unsqueeze(-1), 1.0)
 
@@ -170,6 +208,9 @@ def by_labels(outputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         )
     return (values if torch.is_floating_point(labels) else probabilities)(outputs, labels)
 
+
+#: Those that are functions.
+_SHIPPED = (probabilities, values, multi_label, by_labels)
 
 #: Torch's losses, as functions and as modules, and what the labels of each are.
 _OF_LOSSES: dict[Any, Any] = {

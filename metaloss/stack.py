@@ -112,7 +112,7 @@ class Stack(AdaLFL):
         fit_steps: int = 500,
         redraw: Sequence[Callable[[], None]] | None = None,
         trial_steps: int | None = None,
-        descent: Callable[..., Descent] | None = None,
+        descent: Callable[..., Descent] | str | None = None,
     ) -> None:
         """All learners' offline learning, see `AdaLFL.initialize`; batches are stacks [S, ...].
 

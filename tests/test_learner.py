@@ -346,6 +346,26 @@ def test_a_descent_is_said_to_the_learner_itself():
     assert all(p.equal(q) for p, q in zip(*made, strict=True))
 
 
+def test_a_descent_is_said_by_its_name():
+    model = nn.Linear(4, 3)
+    optimizer, loss = torch.optim.SGD(model.parameters()), metaloss.REPRESENTATIONS["taylor"]()
+    batch, starts = (torch.randn(8, 4), torch.randint(3, (8,))), []
+    for descent in ("sgd", metaloss.DESCENTS["sgd"]):
+        start = copy.deepcopy((model.state_dict(), loss.state_dict()))
+        torch.manual_seed(0)  # models are drawn anew
+        learner = metaloss.AdaLFL(model, optimizer, loss, meta_lr=0.1, descent=descent)
+        learner.initialize([batch], [batch], 1, 1, fit_steps=0, trial_steps=0, descent=descent)
+        learner.step(batch, batch)
+        starts.append([p.clone() for p in loss.parameters()])
+        model.load_state_dict(start[0])
+        loss.load_state_dict(start[1])
+    assert all(p.equal(q) for p, q in zip(*starts, strict=True))
+    with pytest.raises(InputError, match="no 'sdg' in descents; did you mean 'sgd'.* known: adam"):
+        metaloss.AdaLFL(model, optimizer, loss, descent="sdg")
+    with pytest.raises(InputError, match="descent = 3"):
+        metaloss.AdaLFL(model, optimizer, loss, descent=3)
+
+
 def test_an_optimizer_of_torch_is_no_descent():
     model = nn.Linear(4, 3)
     optimizer, loss = torch.optim.SGD(model.parameters()), metaloss.REPRESENTATIONS["taylor"]()

@@ -434,6 +434,82 @@ def test_where_no_row_counts_the_loss_is_that_of_torch():
     assert links.mean(rows).isnan() and F.cross_entropy(outputs, labels).isnan()
 
 
+def rows_that_count(kind):
+    """Three micro-batches of which rows of other numbers count, of the first none; a learner's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    shape = (5, 6, 4) if kind == "tokens" else (6, 4)
+    link, weight = links.probabilities, None
+    if kind in ("tokens", "class weights"):
+        weight = (0.2, 1.0, 3.0) if kind == "class weights" else None
+        link = links.Dense(weight=weight, class_dim=-1)
+    given = None if weight is None else torch.tensor(weight).double()
+
+    def loss(outputs, labels):
+        if kind == "weighted":
+            labels, w = labels
+            return (w * F.cross_entropy(outputs, labels, reduction="none")).sum() / w.sum()
+        return F.cross_entropy(outputs.flatten(0, -2), labels.flatten(), weight=given)
+
+    parts = []
+    for kept in (0.0, 0.8, 0.3):
+        inputs = torch.randn(shape).double()
+        labels = torch.randint(3, shape[:-1])
+        labels = labels.masked_fill(torch.rand(shape[:-1]) >= kept, -100)
+        parts.append((inputs, labels))
+    if kind == "weighted":
+        link = links.Weighted(links.probabilities)
+        parts = [(x, (y.clamp(0), torch.rand(len(y)).double() * (y >= 0))) for x, y in parts[1:]]
+    if kind == "sizes":
+        parts = [(x[:n], y[:n].clamp(0)) for n, (x, y) in zip((6, 2, 1), parts, strict=True)]
+    return model, parts, {"link": link, "task_loss": loss}
+
+
+@pytest.mark.parametrize("engine", ["exact", "unrolled", "logit_difference", "neumann"])
+@pytest.mark.parametrize("kind", ["classes", "tokens", "class weights", "weighted", "sizes"])
+def test_micro_batches_are_one_batch_of_all_their_rows(kind, engine):
+    """Also where a micro-batch has no row that counts: it weighs nothing, no step is skipped."""
+    found = []
+    for how in ("apart", "whole"):
+        model, parts, arguments = rows_that_count(kind)
+        if how == "whole":
+            x, y = zip(*parts, strict=True)
+            both = [torch.cat(one) for one in zip(*y, strict=True)] if kind == "weighted" else None
+            batch = torch.cat(x), torch.cat(y) if both is None else tuple(both)
+        else:
+            batch = metaloss.MicroBatches(parts)
+        loss = metaloss.REPRESENTATIONS["nn"](hidden=(4,)).double()
+        adaptation = metaloss.META_OPTIMIZERS["online_one_step"](0.1, engine=engine)
+        learner = metaloss.AdaLFL(
+            model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss,
+            adaptation=adaptation, health_every=1, **arguments,
+        )  # fmt: skip
+        steps = [learner.step(batch, batch) for _ in range(3)]
+        assert not any(bool(step.skipped) for step in steps)
+        numbers = [torch.stack([s.learned_loss, s.task_loss, s.gradient_norm]) for s in steps]
+        found.append([*model.parameters(), *loss.parameters(), *numbers])
+    tolerance = 1e-4 if engine == "logit_difference" else 1e-9
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("link", [links.probabilities, links.Dense()])
+def test_batches_without_a_row_that_counts_are_no_trouble(link):
+    """Each probe and the trial leave them out; no warning, and θ and φ stay finite."""
+    torch.manual_seed(0)
+    model, loss = nn.Linear(4, 3), metaloss.REPRESENTATIONS["nn"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learner = metaloss.AdaLFL(model, optimizer, loss, link=link, health_every=1)
+    x = torch.randn(16, 4)
+    some, none = (x, x[:, :3].argmax(-1)), (x, torch.full((16,), -100))
+    learner.initialize([some, none], [some, none], steps=2, fit_steps=200)
+    for batch in (some, none, metaloss.MicroBatches([none, some]), none, some):
+        skipped = bool(learner.step(batch, batch).skipped)
+        assert skipped == (batch is none)
+    assert not learner.health().warnings
+    assert all(p.isfinite().all() for p in [*model.parameters(), *loss.parameters()])
+
+
 @pytest.mark.parametrize("link", [
     links.probabilities, links.values, links.multi_label, links.by_labels, links.Dense(),
     links.Dense(255, (1.0, 2.0), -1), links.Weighted(), links.Weighted(links.Dense(0)),

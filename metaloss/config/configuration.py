@@ -18,6 +18,7 @@ from typing import Any, Literal
 from metaloss.config.arguments import annotations_of, fits, nearest, parameters_of
 from metaloss.config.calls import Call, asked, reference
 from metaloss.config.gin_files import (
+    TAKEN_BY,
     Bound,
     Macro,
     Reference,
@@ -80,6 +81,9 @@ def load(
         source.read_file(find(file))
     for binding in bindings:
         source.read(binding, partial(_place_of_line, binding), Path())
+    about = [name for name in TAKEN_BY if any(k[1] == f"metaloss.{name}" for k in source.bindings)]
+    if about and root not in about:
+        raise ConfigError(f"there is no {root}: a {about[0]} is what {TAKEN_BY[about[0]]} takes")
     resolution = _Resolution(source)
     called = resolution.call(Reference(root, evaluate=True), "", "the command line")
     blocks = [f"import {module}\n" for module in source.imports] + list(resolution.blocks.values())

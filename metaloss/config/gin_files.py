@@ -27,6 +27,13 @@ from metaloss.errors import ConfigError, InputError, did_you_mean, first_line
 _HERE = Path(__file__).parent.parent
 CONFIG_DIR = next(d for d in (_HERE.parent / "gin_configs", _HERE / "gin_configs") if d.is_dir())
 
+#: What a gin file may be about, and who takes it: the module of a root may not be imported.
+TAKEN_BY = {
+    "Runner": "tools/train.py --gin_file",
+    "Sweep": "tools/sweep.py (plan, run and so on)",
+    "Search": "tools/sweep.py search",
+}
+
 SYNTAX = (
     "not a gin value or statement: write 'name.parameter = value', strings in quotes, components "
     "as @kind.name(), macros as %NAME"
@@ -187,6 +194,8 @@ def _statements(text: str, place_of: Callable[[int], str]) -> Iterator[tuple[int
 def look_up(name: str) -> str:
     """The full name of a component, which may be given by its last words if they are unique."""
     registry = gin.config._REGISTRY
+    if name in TAKEN_BY and name not in ROOTS:
+        raise ConfigError(f"a {name} is what {TAKEN_BY[name]} takes")
     found = [f"metaloss.{name}"] if name in ROOTS else registry.matching_selectors(name)
     if len(found) == 1:
         return found[0]

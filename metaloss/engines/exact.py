@@ -192,10 +192,10 @@ def by_identity(
                 phi_bar = add(phi_bar, slope.pullback(meta.phi, t, u))
         if scale is not None:
             phi_bar = [None if bar is None else scale * bar for bar in phi_bar]
-        phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.examples)
+        phi_bar = distributed.mean(phi_bar, meta.phi, step.gradient.weight)
         if right is not None and bound is not None:
             left = product(problem, step.gradient.g, u)
-            residual = adjoint_residual(problem, left, right, step.gradient.examples)
+            residual = adjoint_residual(problem, left, right, step.gradient.weight)
             certificate = Certificate(residual, bound)
     return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 

@@ -88,7 +88,7 @@ class LogitDifference(ByIdentity):
         found = by_identity(problem, meta, opened, task_loss, v, twice)
         if found.certificate is not None:
             found.certificate.residual = twice.beyond(
-                found.certificate.residual, opened.made.gradient.examples
+                found.certificate.residual, opened.made.gradient.weight
             )
         return found
 
@@ -117,17 +117,17 @@ class TwoSteps:
             self._size.append(t.double().square().sum())
         return outputs, t
 
-    def beyond(self, residual: Tensor, examples: int) -> Tensor:
+    def beyond(self, residual: Tensor, weight: float | Tensor) -> Tensor:
         """How much of a certificate's residual the quotient's own error does not explain; scalar.
 
         Args:
             residual: a scalar, relative to the length of t.
-            examples: of this process.
+            weight: of this process's rows.
         """
         if not self._apart:
             return residual
         sums = [torch.stack(self._apart).sum(), torch.stack(self._size).sum()]
-        apart, size = distributed.mean_beside([], [], sums, examples)[1]
+        apart, size = distributed.mean_beside([], [], sums, weight)[1]
         apart = (apart / size).sqrt()
         error = torch.where(apart > MOST_APART, 0.0, ERRORS * apart)
         return torch.where(size > 0, residual - error.to(residual), residual).clamp_min(0.0)

@@ -175,12 +175,12 @@ def _back(
                     grad_bar,
                     bars[-1],
                     partial(_once_more, problem, part, theta),
-                    step.gradient.examples,
+                    step.gradient.weight,
                 )
             )
     if certify:
         residuals.repeated.append(repeat_residual(problem, step.gradient, again))
-    through = distributed.mean(total, [*theta, *meta.phi], step.gradient.examples)
+    through = distributed.mean(total, [*theta, *meta.phi], step.gradient.weight)
     direct, phi_share = through[: len(theta)], through[len(theta) :]
     return add(theta_bar, direct), state_bar, phi_share, alpha_bar
 

@@ -15,7 +15,7 @@ from metaloss.engines.parts.homogeneity import CAUSE, WORDS, Factor, derivative_
 from metaloss.machine import distributed, seeding
 from metaloss.problem import replicas
 from metaloss.problem.base_step import Pass
-from metaloss.problem.batches import StepBatch, examples, parts
+from metaloss.problem.batches import StepBatch, examples, parts, together
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed, transform
 from metaloss.problem.meta_parameters import MetaParameters
@@ -74,9 +74,9 @@ class Unrolled(CertifiedEngine):
         certificate = None
         with refusing_single_backward():
             if last is not None:
-                certificate = last.certificate(taken, v, examples(train[-1]))
+                certificate = last.certificate(taken, v, problem.weight(train[-1]))
             bars = gradient(theta, leaves, v)
-        bars = distributed.mean(bars, leaves, examples=1)
+        bars = distributed.mean(bars, leaves, 1)
         alpha_bar = None if alpha is None else bars.pop()
         return Hypergradient(learned_loss, task_loss, bars, alpha_bar, certificate)
 
@@ -99,9 +99,11 @@ class Last:
         device = self._problem.device
         if len(parts(batch)) == 1:
             kept = self._problem.surroundings.keep(), seeding.global_state(device)
-            self.passes = [Pass(parts(batch)[0], 1, None, KeepPrimals(), *kept)]
+            self.passes = [Pass(parts(batch)[0], None, None, KeepPrimals(), *kept)]
 
-    def certificate(self, taken: TakenStep, v: Vector, examples: int) -> Certificate | None:
+    def certificate(
+        self, taken: TakenStep, v: Vector, weight: float | Tensor
+    ) -> Certificate | None:
         """Of the step that was taken, given v; None where it is not a single pass.
 
         Comes before the graph of θ' is gone.
@@ -114,7 +116,7 @@ class Last:
         if problem.gradient_transform is not None:
             u = Transformed(problem.gradient_transform, g).cotangent(u)
         (slope,) = gradient(self.grads, [self.factor.leaf], u, retain_graph=True)
-        residual = derivative_residual(problem, g, u, slope, self._again, examples)
+        residual = derivative_residual(problem, g, u, slope, self._again, weight)
         return Certificate(residual, tolerance(problem), WORDS, CAUSE)
 
     def _again(self, factor: Factor) -> Vector:
@@ -122,7 +124,7 @@ class Last:
         theta = [p.detach().requires_grad_() for p in self._theta]
         named = dict(zip(self._problem.theta_names, theta, strict=True))
         with self._problem.again(named, part):
-            return self._problem.graph(theta, part.batch, 1, factor)[1]
+            return self._problem.graph(theta, part.batch, None, factor)[1]
 
 
 def _gradient(
@@ -138,17 +140,18 @@ def _gradient(
     grads: list[Tensor | None] = [None] * len(theta)
     losses: list[Tensor] = []
     named = dict(zip(problem.theta_names, theta, strict=True))
-    micro_batches = parts(batch)
+    micro_batches = problem.shared_out(batch)
     factor = None if last is None else last.factor
     with problem.replaced(named, None):
-        for part in micro_batches:
-            loss, g = problem.graph(theta, part, len(micro_batches), factor)
+        for part, share in micro_batches:
+            loss, g = problem.graph(theta, part, share, factor)
             grads = add(grads, g)
             losses.append(loss)
     if last is not None:
         last.grads = grads
+    whole = together(losses, [share for _, share in micro_batches])
     grads, learned_loss = replicas.mean_step(
-        problem.model, theta, grads, sum(losses[1:], losses[0]), examples(batch)
+        problem.model, theta, grads, whole, problem.weight(batch), examples(batch)
     )
     if problem.gradient_transform is not None:
         grads = transform(problem.gradient_transform, grads)

@@ -63,8 +63,11 @@ def share(examples: int) -> slice:
     return slice(rank() * examples // count(), (rank() + 1) * examples // count())
 
 
-def mean(vector: Vector, like: Sequence[Tensor], examples: int) -> list[Tensor | None]:
+def mean(vector: Vector, like: Sequence[Tensor], weight: float | Tensor) -> list[Tensor | None]:
     """The mean over the examples of all ranks, of what is on each rank the mean over its own.
+
+    A rank whose examples weigh nothing has no part in it; where all weigh nothing, each keeps what
+    it has.
 
     One message, and the same bits on every rank. It can be differentiated once, in reverse mode:
     what arrives at a leaf is then this rank's share, and the leaf's own gradient is the `mean` of
@@ -73,16 +76,16 @@ def mean(vector: Vector, like: Sequence[Tensor], examples: int) -> list[Tensor |
     Args:
         vector: this rank's means; None stands for zero, and is the result where it is so on all.
         like: tensors of the same shapes.
-        examples: how many this rank's means are of.
+        weight: of this rank's examples, together.
 
     Raises:
         LostProcessError: another process has ended, or does not answer.
     """
-    return mean_beside(vector, like, [], examples)[0]
+    return mean_beside(vector, like, [], weight)[0]
 
 
 def mean_beside(
-    vector: Vector, like: Sequence[Tensor], numbers: Sequence[Tensor], examples: int
+    vector: Vector, like: Sequence[Tensor], numbers: Sequence[Tensor], weight: float | Tensor
 ) -> tuple[list[Tensor | None], list[Tensor]]:
     """`mean` of a vector, and in the same message of some tensors that are there on every rank."""
     if not several() or not (vector or numbers):
@@ -90,7 +93,7 @@ def mean_beside(
     here = [part is not None for part in vector]
     dense = [x.new_zeros(x.shape) if v is None else v for v, x in zip(vector, like, strict=True)]
     tensors = [*dense, *numbers]
-    *means, shares = _Mean.apply(examples, *tensors, tensors[0].new_tensor(here))
+    *means, shares = _Mean.apply(weight, *tensors, tensors[0].new_tensor(here))
     # In most models every parameter has its part, and nothing waits for the device.
     found = here if all(here) else [there > 0 for there in shares.tolist()]
     parts = zip(means[: len(here)], found, strict=True)
@@ -171,16 +174,21 @@ def anywhere(flag: bool) -> bool:
 
 
 class _Mean(torch.autograd.Function):
-    """y = Σ_r n_r x_r / Σ_r n_r; the cotangent of x_r is that of all the y together, n_r / Σ n."""
+    """y = Σ_r w_r x_r / Σ_r w_r; the cotangent of x_r is that of all the y together, w_r / Σ w."""
 
     @staticmethod
-    def forward(ctx: Any, examples: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, weight: float | Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         wide = [_wide(x) for x in tensors]
-        *sums, total = _sum([*wide, wide[0].new_ones(())], examples)
-        ctx.weight = examples / total
-        return tuple(
-            torch.div(y, total.to(y), out=torch.empty_like(x))  # in the memory format of x
+        *sums, total = _sum([*wide, wide[0].new_ones(())], weight)
+        counted = total != 0
+        divisor = total.where(counted, 1.0)
+        ctx.weight = weight / divisor
+        means = (
+            torch.div(y, divisor.to(y), out=torch.empty_like(x))  # in the memory format of x
             for y, x in zip(sums, tensors, strict=True)
+        )
+        return tuple(
+            torch.where(counted.to(x.device), y, x) for y, x in zip(means, tensors, strict=True)
         )
 
     @staticmethod
@@ -191,11 +199,16 @@ class _Mean(torch.autograd.Function):
         return None, *((ctx.weight.to(y) * y).to(bar) for y, bar in bars)
 
 
-def _sum(tensors: Sequence[Tensor], weight: int = 1) -> list[Tensor]:
-    """Σ_r weight_r x_r of each tensor, in one message for each device and type of numbers."""
+def _sum(tensors: Sequence[Tensor], weight: float | Tensor = 1) -> list[Tensor]:
+    """Σ_r weight_r x_r of each tensor, in one message for each device and type of numbers.
+
+    What weighs nothing has no part in it, be it NaN.
+    """
     sums = list(tensors)
     for group in _by_kind(tensors).values():
-        flat = torch.cat([tensors[i].detach().reshape(-1) for i in group]).mul_(weight)
+        flat = torch.cat([tensors[i].detach().reshape(-1) for i in group])
+        nothing = torch.as_tensor(weight == 0, device=flat.device)
+        flat = flat.mul_(weight).masked_fill_(nothing, 0)
         _together(dist.all_reduce, flat)
         for i, part in zip(group, flat.split([tensors[i].numel() for i in group]), strict=True):
             sums[i] = part.view(tensors[i].shape)

@@ -22,7 +22,7 @@ def meta_lr(
     objective: Literal["valid", "train", "next"] = "valid",
     objective_batch_size: PositiveInt | None = None,
     rate: Rate | None = None,
-    descent: Callable[..., Descent] = Adam,
+    descent: Callable[..., Descent] | str = Adam,
     steps: NonNegativeInt = 2500,
 ) -> OnlineOneStep:
     """Learns the base learning rate α by gradient, and nothing else (paper, Algorithms 3 and 4).
@@ -37,7 +37,7 @@ def meta_lr(
         objective: what the task loss is taken on, see `online_one_step`.
         objective_batch_size: examples in a fresh batch; None takes the task's batch size.
         rate: the parametrisation of α; None is the paper's bare scalar, without bounds.
-        descent: how it moves.
+        descent: how it moves: a recipe, or a registered name.
         steps: meta-steps of the phase, where it is used as an initialisation.
     """
     return OnlineOneStep(

@@ -80,7 +80,7 @@ class OfflineUnrolled(ByGradient):
         learn: Sequence[str] = ("*",),
         rate: Rate | None = None,
         rate_meta_lr: PositiveFloat | None = None,
-        descent: Callable[..., Descent] | None = None,
+        descent: Callable[..., Descent] | str | None = None,
         engine: Engine | str = "auto",
         certify_every: NonNegativeInt = 50,
         uncertified: Literal["raise", "warn"] = "raise",

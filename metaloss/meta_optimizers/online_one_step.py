@@ -43,7 +43,7 @@ class OnlineOneStep(ByGradient):
         rate: the parametrisation of a base learning rate that is learned beside them; None leaves
             it to the optimizer.
         rate_meta_lr: η of its parameter; None takes `meta_lr`.
-        descent: how the meta-parameters move.
+        descent: how the meta-parameters move: a recipe, or a registered name.
         engine: how the meta-gradient is computed, by name or built.
         certify_every: meta-steps per certificate of the meta-gradient, after the first three; 0:
             none at all.
@@ -63,7 +63,7 @@ class OnlineOneStep(ByGradient):
         learn: Sequence[str] = ("*",),
         rate: Rate | None = None,
         rate_meta_lr: PositiveFloat | None = None,
-        descent: Callable[..., Descent] = Adam,
+        descent: Callable[..., Descent] | str = Adam,
         engine: Engine | str = "auto",
         certify_every: NonNegativeInt = 50,
         uncertified: Literal["raise", "warn"] = "raise",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from metaloss.base_optimizers.parts.taken_step import KeepState, TakenStep
-from metaloss.problem.batches import Batch
+from metaloss.problem.batches import Batch, Share
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import Transformed
 from metaloss.problem.slopes import Slope
@@ -52,7 +52,7 @@ class Pass:
     """The model's passes over one batch of a base step."""
 
     batch: Batch
-    share: int  #: the step's loss has 1/share of this batch's: the mean over micro-batches
+    share: Share  #: of this batch's loss in the step's
     #: ∂M_φ/∂f, of that share, with the way to φ. None where none was asked for, and of
     #: micro-batches, where the pass that gives the outputs again takes it again.
     slope: Slope | None
@@ -68,7 +68,7 @@ class BaseGradient:
     """How g = ∇_θ M_φ over a step's batch came about; g itself need not be kept."""
 
     passes: list[Pass]  #: one, or one for each micro-batch
-    examples: int  #: in this process's batch
+    weight: float | Tensor  #: of the rows of this process's batch, together
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
     g: Vector  #: itself; empty unless asked for

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType
 from typing import Any
@@ -22,8 +23,9 @@ Outputs = Callable[[Any], Tensor]  #: what a model returns -> its outputs
 class MicroBatches(tuple[Batch, ...]):
     """Several batches that make one step together (gradient accumulation).
 
-    The step's loss is the mean of their losses, as in a loop of `(loss / n).backward()`; one at a
-    time is in memory with its graph.
+    The step's loss is that of one batch of all their rows: each weighs as its rows do together,
+    and one without a row that counts (labels -100) nothing. Of equal ones it is the mean of their
+    losses, as in a loop of `(loss / n).backward()`. One at a time is in memory with its graph.
 
         learner.step(metaloss.MicroBatches([batch_1, batch_2, batch_3]), valid_batch)
 
@@ -49,6 +51,32 @@ def parts(batch: StepBatch) -> tuple[Batch, ...]:
 def examples(batch: StepBatch) -> int:
     """How many examples a step's batch has: the rows of its labels, or of the first of them."""
     return sum(_rows(labels) for _, labels in parts(batch))
+
+
+#: What the loss of a micro-batch is divided by in the step's: the rows of all by its own, which is
+#: infinite where none of these counts; a tensor, where to know it would be to wait for a device.
+#: None of a batch that makes a step alone.
+Share = float | Tensor | None
+
+
+def shares(weights: Sequence[float | Tensor]) -> list[Share]:
+    """The share of each micro-batch, by what its rows weigh together; where none counts, equal."""
+    if len(weights) == 1:
+        return [None]
+    total = sum(weights[1:], weights[0])
+    if torch.is_tensor(total):
+        return [torch.where(total == 0, len(weights), total / own) for own in weights]
+    return [total / own if own else math.inf if total else len(weights) for own in weights]
+
+
+def together(losses: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
+    """A step's loss, of what each micro-batch has in it: NaN, and nothing, where no row counts."""
+    counted = [
+        loss.where(share < math.inf, 0) if torch.is_tensor(share) else loss
+        for loss, share in zip(losses, shares, strict=True)
+        if torch.is_tensor(share) or share != math.inf
+    ]
+    return sum(counted[1:], counted[0])
 
 
 def _rows(labels: Any) -> int:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from metaloss import links
 from metaloss.base_optimizers.base import reset
 from metaloss.machine import distributed, seeding
 from metaloss.problem import batches, snapshot
@@ -187,16 +188,19 @@ class Watch:
 def probe(problem: Problem, batch: StepBatch, watches: Sequence[Watch]) -> list[list[float]]:
     """Looks at the learned loss on a batch; model, gradients and generators stay as they are.
 
-    One forward pass without a graph through θ; the device is waited for once.
+    One forward pass without a graph through θ; the device is waited for once, and once more where
+    rows may not count.
 
     Args:
-        batch: of MicroBatches the first is looked at.
+        batch: of MicroBatches the one is looked at whose rows weigh most.
         watches: of the problem; of a stack of problems, of each.
 
     Returns:
-        Of each watch the numbers that `MEASURED` names.
+        Of each watch the numbers that `MEASURED` names; nothing where no row of it counts.
     """
-    inputs, labels = batches.parts(batch)[0]
+    inputs, labels = max(batches.parts(batch), key=lambda part: float(problem.weight(part)))
+    if not _counts(problem, (inputs, labels)):
+        return []
     random_state = seeding.global_state(problem.device)
     with torch.no_grad(), problem.replaced({}, problem.surroundings.keep()):
         outputs = problem.forward(inputs)
@@ -206,7 +210,7 @@ def probe(problem: Problem, batch: StepBatch, watches: Sequence[Watch]) -> list[
     squares = [(g * g).sum(dims), (h * h).sum(dims), (g * h).sum(dims), task_loss]
     constant = constant_loss(problem, outputs, labels, watches)
     numbers = torch.stack([*squares, constant.to(task_loss)])
-    numbers = distributed.mean_beside([], [], [numbers], batches.examples(batch))[1][0]
+    numbers = distributed.mean_beside([], [], [numbers], problem.weight((inputs, labels)))[1][0]
     rows = numbers.reshape(5, len(watches)).T.tolist()
     return [[*_compared(gg, hh, gh), *losses] for gg, hh, gh, *losses in rows]
 
@@ -320,17 +324,18 @@ def constant_loss(
         outputs: for their shape.
         watches: count the labels.
     """
-    _, target, *_ = problem.link(outputs, labels)
+    _, target, *weights = problem.link(outputs, labels)
     rows = target.shape[-2]
-    mean = target.mean(-2).reshape(len(watches), -1)  # [S, C]
+    mean = links.mean(target.mT, *(w.unsqueeze(-2) for w in weights))  # [S, C]
+    mean = mean.nan_to_num().reshape(len(watches), -1)  # where no row counts, of no matter
     mean = distributed.mean_beside([], [], [mean], rows)[1][0]
     for watch, own in zip(watches, mean, strict=True):
         if watch.target is None or watch.target.shape != own.shape:
             watch.rows, watch.target = 0, own
         watch.rows += rows
-        watch.target = watch.target + (own - watch.target) * (rows / watch.rows)
+        watch.target = watch.target + (own - watch.target) * (rows / max(watch.rows, 1))
     pooled = torch.stack([watch.target for watch in watches if watch.target is not None])
-    tiny = 0.5 / min(watch.rows for watch in watches)
+    tiny = 0.5 / max(1, min(watch.rows for watch in watches))
     candidates = (pooled, pooled.clamp_min(tiny).log(), pooled.clamp(tiny, 1 - tiny).logit())
     losses = [
         problem.task_loss(_everywhere(row, outputs, problem, target.dim() - 2), labels)
@@ -383,6 +388,8 @@ def trial(
     judged = [draw_objective() for _ in range(TRIAL_BATCHES)]
     ends, ratios = [], []
     with snapshot.on_trial(problem, judged[0]):
+        counted = [batch for batch in judged if _counts(problem, batch)]
+        judged = counted or judged
         redraw()
         reset(problem.optimizer)
         fresh = snapshot.take(problem)
@@ -395,9 +402,9 @@ def trial(
                     problem.plain_step(draw_train())
             ends.append(_mean_task_loss(problem, judged))
             if not by_task_loss:
-                ratios = [probe(problem, batch, [Watch()])[0][1] for batch in judged]
+                ratios = [seen[1] for b in judged for seen in probe(problem, b, [Watch()])]
     end, end_of_task = ends
-    ratio = statistics.median([r if math.isfinite(r) else math.inf for r in ratios])
+    ratio = statistics.median([r if math.isfinite(r) else math.inf for r in ratios or [math.inf]])
     usable = ratio if 0 < ratio < math.inf else None
     fall = start - end_of_task
     share = (start - end) / fall if fall > FALL * abs(start) and math.isfinite(end) else None
@@ -417,6 +424,11 @@ def trial(
             f"{end:.3g}"
         )
     return Trial(share, usable, trouble)
+
+
+def _counts(problem: Problem, batch: StepBatch) -> bool:
+    """Whether any row of a batch counts, in this process or in another one."""
+    return distributed.anywhere(bool(problem.weight(batch)))
 
 
 def _mean_task_loss(problem: Problem, judged: Sequence[StepBatch]) -> float:

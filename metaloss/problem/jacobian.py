@@ -22,12 +22,14 @@ class Jacobian:
         slopes: with their graphs to φ; JᵀJ is the mean over them. Each is divided by the root of
             the number of its rows, so that JᵀJ is a mean over rows too.
         phi: the columns.
-        examples: in this process's slopes.
+        weight: of this process's slopes.
     """
 
-    def __init__(self, slopes: Sequence[Tensor], phi: Sequence[Tensor], examples: int = 1) -> None:
+    def __init__(
+        self, slopes: Sequence[Tensor], phi: Sequence[Tensor], weight: float | Tensor = 1
+    ) -> None:
         self._phi = phi
-        self._examples = examples
+        self._weight = weight
         self._slopes = [slope for slope in slopes if slope.requires_grad]
         self._count = len(slopes)
         # Jᵀw is linear in w, so that its derivative along v is (v ↦ Jv), for any w.
@@ -70,7 +72,7 @@ class Jacobian:
                     problem.learned_loss(free, labels), free, create_graph=True
                 )
                 slopes.append(slope * rows**0.5)  # each row's own has 1/rows in M_φ
-        return cls(slopes, phi, batches.examples(batch))
+        return cls(slopes, phi, problem.weight(batch))
 
     def times(self, v: Sequence[Tensor]) -> list[Tensor]:
         """J v, aligned with the slopes of this process; v is of the shapes of φ."""
@@ -88,5 +90,5 @@ class Jacobian:
                 slope, self._phi, moved, retain_graph=True, materialize_grads=True
             )
             total = [t + part / self._count for t, part in zip(total, back, strict=True)]
-        found = distributed.mean(total, self._phi, self._examples)
+        found = distributed.mean(total, self._phi, self._weight)
         return [t if f is None else f for t, f in zip(total, found, strict=True)]

@@ -30,7 +30,7 @@ from metaloss.problem.base_step import (
     Keep,
     Pass,
 )
-from metaloss.problem.batches import Batch, Outputs, StepBatch
+from metaloss.problem.batches import Batch, Outputs, Share, StepBatch
 from metaloss.problem.double_backward import DoubleBackward
 from metaloss.problem.followed import Followed, follow
 from metaloss.problem.forward_mode import KeepPrimals
@@ -187,17 +187,40 @@ class Problem:
         prediction, target, *weights = self.link(outputs, labels)
         return links.mean(self.loss(prediction, target), *weights)
 
-    def shares(self, batch: StepBatch) -> Iterator[Tensor]:
-        """M_φ of a step's batch with its graph, in shares of one micro-batch each; scalars."""
-        parts = batches.parts(batch)
-        for inputs, labels in parts:
-            yield _share(self.learned_loss(self.forward(inputs), labels), len(parts))
+    def weight(self, batch: StepBatch) -> float | Tensor:
+        """What the rows of a step's batch weigh together, as the link has it, else its examples.
+
+        A number, or a scalar where that waits for no device.
+        """
+        return sum(self._weights(batch))
+
+    def shared_out(self, batch: StepBatch) -> list[tuple[Batch, Share]]:
+        """The batches that make a step together, and the share of each."""
+        shares = batches.shares(self._weights(batch))
+        return list(zip(batches.parts(batch), shares, strict=True))
+
+    def _weights(self, batch: StepBatch) -> list[float | Tensor]:
+        weights = []
+        for part in batches.parts(batch):
+            known = links.weight(self.link, part[1])
+            weights.append(batches.examples(part) if known is None else known)
+        return weights
+
+    def whole(self, batch: StepBatch, loss: TaskLoss | None = None) -> Tensor:
+        """A loss of all of a step's batch, with the graph of all its passes; a scalar.
+
+        Args:
+            loss: None: M_φ.
+        """
+        loss, parts = loss or self.learned_loss, self.shared_out(batch)
+        losses = [_share(loss(self.forward(x), y), share) for (x, y), share in parts]
+        return batches.together(losses, [share for _, share in parts])
 
     def graph(
         self,
         theta: Sequence[Tensor],
         batch: Batch,
-        share: int,
+        share: Share,
         through: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor | None]]:
         """M_φ/share on a batch, and its gradient with its graph to θ and φ.
@@ -285,7 +308,7 @@ class Problem:
                         # A reentrant checkpoint shows in its backward pass.
                         past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
                     else:
-                        self.shards.backward(outputs, slope, batches.examples(batch))
+                        self.shards.backward(outputs, slope, self.weight(batch))
             finally:
                 seeding.set_global_state(random_state, self.device)
                 self.surroundings.learn(before)
@@ -385,22 +408,20 @@ class Problem:
         """
         refuse_hooks(self.theta)
         self.probe(batch)
-        parts = batches.parts(batch)
+        parts, weight = self.shared_out(batch), self.weight(batch)
         assert judge is None or len(parts) == 1
         passes: list[Pass] = []
         losses: list[Tensor] = []
         grads: list[Tensor | None] = [None] * len(self.theta)
-        for part in parts:
-            made, loss, gradient = self._pass(
-                part, len(parts), keep, batches.examples(batch), judge
-            )
+        for part, share in parts:
+            made, loss, gradient = self._pass(part, share, keep, weight, judge)
             passes.append(made)
             losses.append(loss)
             grads = vectors.add(grads, gradient)
-        examples = batches.examples(batch)
+        whole = batches.together(losses, [share for _, share in parts])
         averaging = [] if self.shards is not None else grads  # of shards it is done
         means, learned_loss = replicas.mean_step(
-            self.model, self.theta, averaging, sum(losses[1:], losses[0]), examples
+            self.model, self.theta, averaging, whole, weight, batches.examples(batch)
         )
         grads = grads if self.shards is not None else means
         kept = vectors.copy(grads) if keep.gradient else []
@@ -411,10 +432,10 @@ class Problem:
                 function = self.shards.transform(function)
             transformed = Transformed(function, grads)
             grads = transformed.values()
-        return BaseGradient(passes, examples, learned_loss, transformed, kept), grads
+        return BaseGradient(passes, weight, learned_loss, transformed, kept), grads
 
     def _pass(
-        self, batch: Batch, share: int, keep: Keep, examples: int, judge: Judge | None
+        self, batch: Batch, share: Share, keep: Keep, weight: float | Tensor, judge: Judge | None
     ) -> tuple[Pass, Tensor, list[Tensor | None]]:
         """A share of M_φ on one batch, and of its gradient; what is handed out has no graph.
 
@@ -426,7 +447,7 @@ class Problem:
         inputs, labels = batch
         random_state = seeding.global_state(self.device) if keep.replay else []
         surroundings = self.surroundings.keep() if keep.replay else Kept()
-        if keep.graph and share == 1:
+        if keep.graph and share is None:
             theta = [parameter.detach().clone().requires_grad_() for parameter in self.theta]
             named = dict(zip(self.theta_names, theta, strict=True))
             with DoubleBackward(), self.replaced(named, None):
@@ -437,40 +458,41 @@ class Problem:
             return made, loss, vectors.copy([None if x is None else x.detach() for x in g])
         # The pass that gives a micro-batch's outputs again takes its slope again too; what M_φ sees
         # of θ itself is kept, for no pass gives it again.
-        graph = keep.slope and (share == 1 or bool(self._looks_at_theta))
+        graph = keep.slope and (share is None or bool(self._looks_at_theta))
         primals = KeepPrimals()
-        with primals if keep.primals and share == 1 else nullcontext():
+        with primals if keep.primals and share is None else nullcontext():
             outputs = self.forward(inputs, alone=keep == NOTHING and judge is None)
         refuse_frozen(self.theta_names, self.theta)
         self.surroundings.passed()
         if judge is not None:
-            judge(*self._task_gradient_of(outputs, labels, examples))
+            judge(*self._task_gradient_of(outputs, labels, weight))
         slope = self.slope(outputs, labels, share, graph)
         along = slope.hand_out(keep.gradient)
-        grads = self._backward(outputs, along, examples)
+        grads = self._backward(outputs, along, weight)
         del along  # it may be a gigabyte
         if slope.direct:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
         made = Pass(batch, share, slope if graph else None, primals, surroundings, random_state)
         return made, slope.loss, grads
 
-    def _backward(self, ends: Tensor, along: Tensor, examples: int) -> list[Tensor | None]:
-        """The gradient by θ of this process's examples; of shards that of all, in own parts.
+    def _backward(self, ends: Tensor, along: Tensor, weight: float | Tensor) -> list[Tensor | None]:
+        """The gradient by θ of this process's rows; of shards that of all, in own parts.
 
         Args:
-            examples: of the whole step in this process.
+            weight: of the whole step's rows in this process.
         """
         if self.shards is not None:
-            return self.shards.backward(ends, along, examples)
+            return self.shards.backward(ends, along, weight)
         return list(torch.autograd.grad(ends, self.theta, along, allow_unused=True))
 
-    def slope(self, outputs: Tensor, labels: Any, share: int, graph: bool) -> Slope:
-        """M_φ/share and ∂M_φ/∂f at outputs f, [batch, C].
+    def slope(self, outputs: Tensor, labels: Any, share: Share, graph: bool) -> Slope:
+        """A share of M_φ, and its ∂M_φ/∂f at outputs f, [batch, C].
 
         Args:
             graph: whether φ is to be learned through it.
         """
         outputs = outputs.detach()
+        divisor = 1.0 if share is None else share
         with torch.enable_grad():
             loss = None if self.by_task_loss else self.loss
             tabulated = loss is not None and self.tables.loss
@@ -479,10 +501,10 @@ class Problem:
                 rows = classes.rows(outputs)
                 reading = self.tables.reading(rows, graph)
                 if reading is not None:
-                    return TabulatedSlope(reading, classes, outputs, share, graph)
+                    return TabulatedSlope(reading, classes, outputs, divisor, graph)
             free = outputs.requires_grad_()
             if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
-                return ChunkedSlope(loss, self.link(free, labels), free, share)
+                return ChunkedSlope(loss, self.link(free, labels), free, divisor)
             looks = self.theta if self._looks_at_theta else []
             return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
 
@@ -503,40 +525,41 @@ class Problem:
             A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
             not use a parameter; none has a graph.
         """
-        parts = batches.parts(batch)
+        parts, weight = self.shared_out(batch), self.weight(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):
-            for inputs, labels in parts:
+            for (inputs, labels), share in parts:
                 outputs = self.forward(inputs, alone=True)
-                loss = self._task_share(outputs, labels, len(parts))
+                loss = self._task_share(outputs, labels, share)
                 ones = torch.ones_like(loss)
-                v = vectors.add(v, self._backward(loss, ones, batches.examples(batch)))
+                v = vectors.add(v, self._backward(loss, ones, weight))
                 losses.append(loss.detach())
         averaging = [] if self.shards is not None else v
         found, (loss,) = distributed.mean_beside(
-            averaging, self.theta[: len(averaging)], [sum(losses[1:], losses[0])],
-            batches.examples(batch),
+            averaging, self.theta[: len(averaging)],
+            [batches.together(losses, [share for _, share in parts])], weight,
         )  # fmt: skip
         return loss, found if self.shards is None else v
 
     def _task_gradient_of(
-        self, outputs: Tensor, labels: Any, examples: int
+        self, outputs: Tensor, labels: Any, weight: float | Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The same of a base pass, whose graph stays: another backward pass is to go through it.
 
         Args:
             outputs: of the pass, with their graph.
+            weight: of this process's rows, together.
         """
         # Within, for the sake of activation checkpoints, which run the model again.
         with self.aside(), self.replaced({}, self.surroundings.keep()):
-            loss = self._task_share(outputs, labels, 1)
+            loss = self._task_share(outputs, labels, None)
             v = torch.autograd.grad(loss, self.theta, retain_graph=True, allow_unused=True)
-        found, (loss,) = distributed.mean_beside(list(v), self.theta, [loss.detach()], examples)
+        found, (loss,) = distributed.mean_beside(list(v), self.theta, [loss.detach()], weight)
         return loss, found
 
-    def _task_share(self, outputs: Tensor, labels: Any, share: int) -> Tensor:
-        """L_T/share on outputs, with its graph; a scalar, or of a stack [S]."""
+    def _task_share(self, outputs: Tensor, labels: Any, share: Share) -> Tensor:
+        """A share of L_T on outputs, with its graph; a scalar, or of a stack [S]."""
         links.require_classes(self.link, outputs, labels)
         loss = self.task_loss(outputs, labels)
         refuse_no_number(loss, 1 if isinstance(self.model, Stacked) else 0)
@@ -596,6 +619,6 @@ class Problem:
             yield
 
 
-def _share(loss: Tensor, share: int) -> Tensor:
+def _share(loss: Tensor, share: Share) -> Tensor:
     """loss / share, as a loop over micro-batches writes it; the loss itself where it is alone."""
-    return loss if share == 1 else loss / share
+    return loss if share is None else loss / share

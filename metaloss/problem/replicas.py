@@ -33,11 +33,16 @@ def mean_step(
     theta: Sequence[Tensor],
     grads: list[Tensor | None],
     loss: Tensor,
+    weight: float | Tensor,
     examples: int,
 ) -> tuple[list[Tensor | None], Tensor]:
     """g and M_φ of a training pass in all processes' shares; the running statistics move alike.
 
     Differentiable in g; as they are in a single process.
+
+    Args:
+        weight: of this process's rows in the loss, together.
+        examples: of this process.
     """
     if not distributed.several():
         return grads, loss
@@ -48,9 +53,9 @@ def mean_step(
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
-    grads, (loss, *means) = distributed.mean_beside(
-        grads, theta[: len(grads)], [loss, *moved], examples
-    )
+    grads, (loss,) = distributed.mean_beside(grads, theta[: len(grads)], [loss], weight)
+    # Statistics are of all examples, whatever these weigh in the loss.
+    _, means = distributed.mean_beside([], [], moved, examples)
     for statistic, value in zip(moved, means, strict=True):
         statistic.data.copy_(value)  # of no interest to a graph that has saved it
     return grads, loss

@@ -115,18 +115,19 @@ class Shards:
             shape=whole.shape, stride=whole.stride(),
         )  # fmt: skip
 
-    def backward(self, ends: Tensor, along: Tensor, examples: int) -> list[Tensor | None]:
+    def backward(self, ends: Tensor, along: Tensor, weight: float | Tensor) -> list[Tensor | None]:
         """The gradient by θ of what is a mean over the examples of all processes; own parts.
 
         Args:
             ends: of the model's pass over this process's examples, with its graph.
             along: their cotangent, of a mean over these.
-            examples: how many there are.
+            weight: of these, together.
         """
         if distributed.several():
             # FSDP takes the mean over the processes, which may have more examples or fewer.
-            whole = float(distributed.total([ends.new_tensor(float(examples))])[0])
-            along = along * (examples * distributed.count() / whole)
+            own = torch.as_tensor(weight, device=ends.device, dtype=torch.float32)
+            (whole,) = distributed.total([own])
+            along = along * (own * distributed.count() / whole.where(whole != 0, 1.0)).to(along)
         kept = [parameter.grad for parameter in self._all]
         for parameter in self._all:
             parameter.grad = None

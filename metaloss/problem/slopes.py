@@ -81,7 +81,7 @@ class TabulatedSlope(Slope):
         reading: Reading,
         classes: Classes,
         outputs: Tensor,
-        share: int,
+        share: float | Tensor,
         graph: bool,
     ) -> None:
         self._reading, self._classes = reading, classes
@@ -195,7 +195,7 @@ class ChunkedSlope(Slope):
     """
 
     def __init__(self, loss: Representation, linked: tuple[Tensor, ...], free: Tensor,
-                 share: int) -> None:  # fmt: skip
+                 share: float | Tensor) -> None:  # fmt: skip
         self._loss, self._free = loss, free
         self._prediction, self._target, *weights = linked
         rows = len(self._prediction)

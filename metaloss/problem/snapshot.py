@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from metaloss.machine import distributed, seeding
-from metaloss.problem import batches
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.problem import Problem
 
@@ -83,9 +82,5 @@ def task_loss(problem: Problem, batch: StepBatch) -> torch.Tensor:
     with torch.enable_grad():
         problem.probe(batch)
     with problem.aside(), problem.replaced({}, problem.surroundings.keep()):
-        losses = [
-            problem.task_loss(problem.forward(inputs), labels)
-            for inputs, labels in batches.parts(batch)
-        ]
-    loss = torch.stack(losses).mean()
-    return distributed.mean_beside([], [], [loss], batches.examples(batch))[1][0]
+        loss = problem.whole(batch, problem.task_loss)
+    return distributed.mean_beside([], [], [loss], problem.weight(batch))[1][0]

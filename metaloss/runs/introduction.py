@@ -30,6 +30,22 @@ def introduction(plan: Runner, state: State, device: torch.device) -> list[str]:
     return [*lines, f"training: {plan.method}, {state.total:,} steps{epochs}{how}"]
 
 
+def layers(model: nn.Module) -> list[str]:
+    """A line for each module that has parameters of its own: its name, class, and how many."""
+    rows = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            count = f"{sum(p.numel() for p in own):,}"
+            frozen = "" if any(p.requires_grad for p in own) else "  frozen at the start"
+            rows.append((name or "(itself)", type(module).__name__, count, frozen))
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    return [
+        f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {count:>{widths[2]}}{frozen}"
+        for name, kind, count, frozen in rows
+    ]
+
+
 def _device(plan: Runner, device: torch.device) -> str:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from metaloss import config
 from metaloss.config import plugins
 from metaloss.config.gin_files import CONFIG_DIR
@@ -23,7 +21,7 @@ from metaloss.machine.circumstances import describe
 from metaloss.runs import words
 from metaloss.runs.folder import RunFolder, found_there, plugins_there
 from metaloss.runs.forecast import Forecast
-from metaloss.runs.introduction import introduction
+from metaloss.runs.introduction import introduction, layers
 from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.progress import speaking
@@ -149,7 +147,8 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
     plugins.load_all(asked.plugin, remembered=remembered)
     if asked.resume and root is not None and not files and not asked.gin_param:
         files, seeds = found_there(root, seeds)
-    parsed = completed(files, asked.gin_param)
+    seeds = seeds or [0]
+    parsed, first = completed(files, asked.gin_param, seeds[0])
     # A method that a later file replaces is a shipped one's business, and nobody's slip.
     unread = [binding for binding in parsed.unread if f"{CONFIG_DIR / 'methods'}/" not in binding]
     if unread:
@@ -157,28 +156,37 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
         if asked.strict:
             raise ConfigError(message)
         print(f"warning: {message}", file=sys.stderr)
-    seeds = seeds or [0]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seed {max(seeds, key=seeds.count)} is given twice")
-    runners: list[Runner] = []
-    for seed in seeds:
-        with seeding.drawing_from(seeding.stream(seed, "phi")):
-            runners.append(parsed.build())
+    runners = [first, *(_build(parsed, seed) for seed in seeds[1:])]
     folders = _folders(root, runners[0], seeds)
     return parsed.text, list(map(Planned, seeds, runners, folders))
 
 
-def completed(files: Sequence[str], bindings: Sequence[str]) -> config.Config:
-    """The configuration; pictures are a pretrained backbone's own where nothing else is said.
+def completed(
+    files: Sequence[str], bindings: Sequence[str], seed: int
+) -> tuple[config.Config, Runner]:
+    """The configuration, and a seed's run by it.
+
+    Pictures are a pretrained backbone's own where nothing else is said.
 
     Raises:
         ConfigError: see `config.load`.
     """
     parsed = config.load(files, bindings)
-    with seeding.drawing_from(torch.Generator()):
-        runner: Runner = parsed.build()
+    runner = _build(parsed, seed)
     own = runner.own_pictures()
-    return config.load(files, [*bindings, *own]) if own else parsed
+    if own:
+        parsed = config.load(files, [*bindings, *own])
+        runner = _build(parsed, seed)
+    return parsed, runner
+
+
+def _build(parsed: config.Config, seed: int) -> Runner:
+    """A seed's run; φ, where a representation draws it, is the seed's own."""
+    with seeding.drawing_from(seeding.stream(seed, "phi")):
+        runner: Runner = parsed.build()
+    return runner
 
 
 @contextmanager
@@ -249,7 +257,7 @@ def check_data(
     plugins.load_all(plugin)
     processes.set_threads(threads)
     # A task alone is no run: what else one needs is of the smallest that is shipped.
-    runner: Runner = completed(["tasks/digits_mlp.gin", *gin_file], gin_param).build()
+    _, runner = completed(["tasks/digits_mlp.gin", *gin_file], gin_param, seed)
     data = runner.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))
     return [*data.notes, *findings.found(data)]
 
@@ -299,7 +307,8 @@ def _print_dry_run(lockstep: Lockstep, run: Run) -> None:
         return
     print(run.config)
     introduced = introduction(run.plan, run.state, run.device)
-    for line in [*introduced, "a step of each phase works", forecast]:
+    told = [*introduced, "parameters:", *layers(run.state.model)]
+    for line in [*told, "a step of each phase works", forecast]:
         print(f"# {line}")
 
 

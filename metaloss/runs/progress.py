@@ -42,15 +42,17 @@ class Progress:
         self._began = self._due = 0.0
         self._numbers: dict[str, str] = {}  # the latest ones, by what they are called
 
-    def start(self, phase: str, done: int, total: int, alike: int = 0) -> None:
+    def start(self, phase: str, done: int, total: int, alike: int = 0, examples: int = 0) -> None:
         """A phase begins, or goes on from `done` steps.
 
         Args:
             alike: the step after which steps take alike; how long is left is not told before.
+            examples: in a step, of which a line says how many a second there are; 0: it does not.
         """
         self.close()
         self._phase = f"{self.label} {phase}".lstrip()
         self._total, self._done, self._first = total, done, max(done, alike)
+        self._examples = examples
         self._began = time.monotonic()
         self._due = self._began + FIRST
         self._numbers = {}
@@ -80,10 +82,11 @@ class Progress:
         if now < self._due and step < self._total:
             return
         self._due = now + EVERY
-        ahead, made = "", step - self._first
+        ahead, made, taken = "", step - self._first, now - self._began
         if made > 0 and step < self._total:
-            left = (self._total - step) * (now - self._began) / made
-            ahead = f", {words.duration(left)} left"
+            ahead = f", {words.duration((self._total - step) * taken / made)} left"
+        if made > 0 and self._examples and taken:
+            ahead += f", {words.rate(made * self._examples / taken)} examples/s"
         told = self._told()
         self.say(f"{self._phase} {step}/{self._total}{ahead}{told and ': '}{told}")
 

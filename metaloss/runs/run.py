@@ -206,7 +206,8 @@ class Run:
     def _begin_training(self) -> None:
         """The training begins, or goes on; or there is nothing left of it."""
         state = self.state
-        self.progress.start("training", state.steps, state.total)
+        examples = self.plan.task.batch_size * self.plan.micro_batches
+        self.progress.start("training", state.steps, state.total, examples=examples)
         if state.steps == 0:
             state.begin_training()
             state.latest.clear()  # the initialisation's numbers end with it
@@ -224,7 +225,7 @@ class Run:
         state.steps += 1
         if state.steps in state.freezing.steps:
             state.freezing.apply(state.steps)
-        if state.average is not None:
+        if state.average is not None and state.steps > plan.averaged_after(state.total):
             state.average.update_parameters(state.model)
         last = state.steps == state.total
         if state.steps in self._sampled:
@@ -417,13 +418,15 @@ class Run:
         began = time.monotonic()
         self._indices()
         looking = (time.monotonic() - began) * (count + 1)
-        return forward * (1 if self.plan.ema is None else 2) + looking
+        return forward * (1 if self.state.average is None else 2) + looking
 
     def _of_average(self, measure: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """The same numbers of the averaged θ, if the run keeps one."""
-        if (average := self.state.average) is None:
+        """The same numbers of the averaged θ, if the run keeps one and it has begun."""
+        average = self.state.average
+        if average is None or not average.n_averaged:
             return {}
-        return {f"ema_{name}": value for name, value in measure(average.module).items()}
+        kind = "swa" if self.plan.ema is None else "ema"
+        return {f"{kind}_{name}": value for name, value in measure(average.module).items()}
 
     def _row_of(self, split: str, numbers: dict[str, float]) -> Row:
         return {"phase": "train", "step": self.state.steps, "split": split, **numbers}

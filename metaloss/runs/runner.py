@@ -66,6 +66,8 @@ class Runner:
             (gradient accumulation); one at a time is in memory. Each has the task's batch size.
         ema: the weight of the past in a running mean of θ and buffers, such as 0.999, taken after
             each base step of the training; it is evaluated beside θ. None: there is none.
+        swa: the base step, or the share of the training, after which an equal mean of θ and buffers
+            begins (stochastic weight averaging), in place of `ema`; None: there is none.
         checkpointed: patterns of names of the backbone's modules, whose activations are not kept
             for the backward pass but computed again.
         compile_backbone: `torch.compile` makes the backbone's passes that no engine looks into:
@@ -119,6 +121,7 @@ class Runner:
         clip_value: PositiveFloat | None = None,
         micro_batches: PositiveInt = 1,
         ema: Decay | None = None,
+        swa: NonNegativeInt | Share | None = None,
         checkpointed: Sequence[str] = (),
         compile_backbone: bool = False,
         representation: Representation | None = None,
@@ -168,7 +171,10 @@ class Runner:
                 "1 with objective = 'next', which takes the task loss and M_φ of one pass",
             )  # fmt: skip
         self.micro_batches = micro_batches
+        if ema is not None and swa is not None:
+            raise ArgumentError("swa", swa, "None beside Runner.ema")
         self.ema = ema
+        self.swa = swa
         self.checkpointed = tuple(checkpointed)
         self.compile_backbone = compile_backbone
         self.representation = representation
@@ -259,6 +265,10 @@ class Runner:
             return self.steps
         examples = len(data.splits["train"][1])
         return self.epochs * math.ceil(examples / (self.task.batch_size * self.micro_batches))
+
+    def averaged_after(self, steps: int) -> int:
+        """The base step of so many, after which the mean of the weights begins."""
+        return round(self.swa * steps) if isinstance(self.swa, float) else self.swa or 0
 
     def one_step(self, draw: Callable[[], Batch]) -> StepBatch:
         """What a base step is made on, by what draws the next batch."""

@@ -25,9 +25,10 @@ class Scores:
     Attributes:
         numbers: of classes "brier" (the squared distance of the probabilities from the one-hot
             label, summed over the classes: 0 to 2), "ece" (the expected calibration error),
-            "macro_f1", and "top5_error" where there are more than five classes; of several labels
-            an example "brier" and "ece" in the mean over the labels, and "macro_f1"; of values
-            "r2", the mean over the outputs.
+            "macro_f1", "auc" (of each class against the rest, in the mean over those that are there
+            and not alone), and "top5_error" where there are more than five classes; of several
+            labels an example "brier" and "ece" in the mean over the labels, "macro_f1" and "auc";
+            of values "r2", the mean over the outputs.
         recall: of each class, the share of its examples that are found; None: it has none.
         reliability: of each bin of confidence that is not empty its "confidence", "accuracy" and
             "count".
@@ -73,6 +74,7 @@ def _of_classes(probabilities: Tensor, labels: Tensor) -> Scores:
     if classes > 5:
         in_five = (probabilities.topk(5).indices == labels[:, None]).any(-1)
         numbers["top5_error"] = float(1 - in_five.double().mean())
+    numbers["auc"] = _auc(probabilities, one_hot.bool())
     found = F.one_hot(predicted, classes)
     f1, recall = _by_class(found.bool(), one_hot.bool())
     return Scores({**numbers, "macro_f1": f1}, recall, reliability)
@@ -86,7 +88,7 @@ def _of_several_labels(probabilities: Tensor, labels: Tensor) -> Scores:
     f1, recall = _by_class(found, labels)
     brier = float((probabilities - labels.double()).square().mean())
     numbers = {"brier": brier, "ece": _calibration_error(reliability), "macro_f1": f1}
-    return Scores(numbers, recall, reliability)
+    return Scores({**numbers, "auc": _auc(probabilities, labels)}, recall, reliability)
 
 
 def _reliability(confidence: Tensor, hit: Tensor) -> list[dict[str, Any]]:
@@ -118,6 +120,21 @@ def _by_class(found: Tensor, true: Tensor) -> tuple[float, list[float | None]]:
     f1 = (2 * both / (predicted + there))[counted].mean()
     recall = [float(b / n) if n else None for b, n in zip(both, there, strict=True)]
     return float(f1), recall
+
+
+def _auc(scores: Tensor, true: Tensor) -> float:
+    """The area under the ROC curve in the mean over the classes; NaN where there is none.
+
+    That a positive has a higher score than a negative, a tie being a half (Mann and Whitney).
+    """
+    found = []
+    for own, holds in zip(scores.mT, true.mT, strict=True):
+        positive, negative = own[holds], own[~holds].sort().values
+        if len(positive) and len(negative):
+            below = torch.searchsorted(negative, positive)
+            upto = torch.searchsorted(negative, positive, right=True)
+            found.append(float((below + upto).double().mean()) / (2 * len(negative)))
+    return sum(found) / len(found) if found else float("nan")
 
 
 def _r2(outputs: Tensor, labels: Tensor) -> float:

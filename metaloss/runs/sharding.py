@@ -31,6 +31,7 @@ def refuse_sharding(plan: Runner, cuda_graphs: bool) -> None:
             engine is not None and not engine.of_shards
         ),
         "Runner.ema takes a mean over all of θ after each step": plan.ema is not None,
+        "Runner.swa takes a mean over all of θ after each step": plan.swa is not None,
         "Runner.frozen_until changes what is trained in shards that are there": bool(frozen),
         "Runner.memory_format: fully_shard takes contiguous parameters": (
             plan.memory_format == "channels_last"

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from metaloss.engines.base import Draw
 from metaloss.errors import InputError
@@ -336,9 +336,10 @@ class State:
         return recipe and Schedule(recipe, self.learner.problem.optimizer, self.total)
 
     def _new_average(self) -> AveragedModel | None:
-        if self._plan.ema is None:
+        ema, swa = self._plan.ema, self._plan.swa
+        if ema is None and swa is None:
             return None
-        mean = get_ema_multi_avg_fn(self._plan.ema)
+        mean = get_swa_multi_avg_fn() if ema is None else get_ema_multi_avg_fn(ema)
         return AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
 
     def _objective_size(self, meta_optimizer: MetaOptimizer) -> int:

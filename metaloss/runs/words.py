@@ -19,6 +19,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def rate(value: float) -> str:
+    """How many there are a second: "2.5", "1,380"."""
+    return f"{value:,.0f}" if value >= 100 else number(value)
+
+
 def size(count: int) -> str:
     """Bytes in the unit that suits them: "820 MiB", "1.3 GiB"."""
     mebibytes = count / 2**20

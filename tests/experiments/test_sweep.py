@@ -209,6 +209,15 @@ def test_a_spec_that_cannot_be_used(spec, line, message):
     assert str(error.value) == message
 
 
+def test_a_file_of_another_kind_says_who_takes_it(spec):
+    with pytest.raises(ConfigError, match=r"a Search is what tools/sweep\.py search takes"):
+        cells.load(["search/digits.gin"])
+    with pytest.raises(ConfigError, match=r"no Sweep: a Runner is what tools/train\.py .* takes"):
+        cells.load(["tasks/digits_mlp.gin"])
+    with pytest.raises(ConfigError, match=r"no Runner: a Sweep is what tools/sweep\.py .* takes"):
+        config.load([spec])
+
+
 def test_only_and_limit():
     found = grid(12)
     assert [c.seed for c in cells.choose(found, ["*/seed1"], None)] == [1]

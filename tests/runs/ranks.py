@@ -96,18 +96,19 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), **settings)
 
 
-def batches(examples: int, seed: int):
-    """This process's shares of endless batches."""
+def batches(examples: int, seed: int, counted: int | None = None):
+    """This process's shares of endless batches, of which the first rows alone may count."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         x = torch.randn(examples, FEATURES, generator=generator)
         y = torch.randint(CLASSES, (examples,), generator=generator)
+        y[examples if counted is None else counted :] = -100
         taken = distributed.share(examples)
         yield x[taken], y[taken]
 
 
-def train(learner: AdaLFL) -> Results:
-    train, valid = batches(TRAIN, 1), batches(VALID, 2)
+def train(learner: AdaLFL, counted: int | None = None) -> Results:
+    train, valid = batches(TRAIN, 1, counted), batches(VALID, 2, counted)
     numbers = []
     for _ in range(STEPS):
         result = learner.step(train.__next__, valid.__next__)
@@ -226,6 +227,15 @@ def natural() -> Results:
     return train(learner(meta_lr=1e-1, descent=DESCENTS["natural"]))
 
 
+def ignored(engine: str) -> Callable[[], Results]:
+    """Rows that do not count, as all of the second process are."""
+
+    def case() -> Results:
+        return train(learner(adaptation=adaptation(engine), health_every=2), counted=2)
+
+    return case
+
+
 CASES: dict[str, Callable[[], Results]] = {
     "baseline": baseline,
     "meta_lr": meta_lr,
@@ -236,6 +246,7 @@ CASES: dict[str, Callable[[], Results]] = {
     "batch norm unrolled": batch_norm("unrolled"),
     "initialized in a loop": initialized_in_a_loop,
     "natural": natural,
+    **{f"ignored {engine}": ignored(engine) for engine in ("exact", "unrolled", "neumann")},
     **{f"online {engine}": by_engine(engine) for engine in ENGINES},
     **{f"rate {engine}": rate_by_engine(engine) for engine in ("exact", "sweep", "unrolled")},
     **{f"offline {engine}": offline(engine) for engine in ("exact", "unrolled")},
@@ -320,6 +331,13 @@ USUAL = {
         "groupings.patterns.rates = {'1.*': 0.5}",
         "groupings.patterns.no_decay = ('*.bias',)",
     ],
+    "one_cycle": [
+        "Runner.schedule = @schedules.one_cycle",
+        "Runner.ema = None",
+        "Runner.swa = 0.5",
+    ],
+    "steps": ["Runner.schedule = @schedules.steps", "schedules.steps.at = (5, 11)"],
+    "polynomial": ["Runner.schedule = @schedules.polynomial"],
 }
 IMAGES = [
     "Runner.task = @tasks.arrays()",

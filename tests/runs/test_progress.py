@@ -29,9 +29,10 @@ def test_a_run_says_what_it_is_made_of_and_how_it_goes(method, tmp_path, capsys)
     starts += ["loss: nn, ", "initialization: 9 meta-steps"] * (method == "adalfl")
     starts += [f"training: {method}, 14 steps", f"folder: {tmp_path / 'run'}"]
     starts += ["initialization 9/9: learned loss "] * (method == "adalfl")
-    starts += ["training 14/14: "]
+    starts += ["training 14/14, "]
     told = [line for line in told if not line.startswith("WARNING")]
     assert [line[: len(start)] for line, start in zip(told, starts, strict=True)] == starts
+    assert re.match(r"training 14/14, [\d.,]+ examples/s: ", told[-1])
     assert re.search(r"valid error rate [01](\.\d{1,3})?(,|$)", told[-1])
     assert ("learned loss" in error) == (method == "adalfl")
     assert re.search(r"test error_rate [01]?\.?\d{1,5} after 14 steps, [\d.]+ s\n$", out)
@@ -54,6 +55,10 @@ def test_lines_come_every_ten_seconds_and_say_how_long_is_left(monkeypatch):
     assert first == "initialization 101/200, 2.5 min left: learned loss 0.333"
     assert second.startswith("initialization 107/200, 2.3 min left")
     assert lines[-1][1] == "initialization 200/200: learned loss 0.333"
+    told.start("training", 10, 20, examples=64)
+    now[0] += 4.0
+    told.step(14)
+    assert lines[-1][1] == "training 14/20, 6.0 s left, 64 examples/s"
 
 
 def test_a_program_with_a_handler_of_its_own_is_left_to_it(capsys):
@@ -98,6 +103,17 @@ def test_a_dry_run_says_what_the_run_will_cost(tmp_path, monkeypatch, capsys):
         "# expected: 23 s (initialization 9.0 s + training 14 s), 1.6 times the baseline's 14 s; "
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_which_layers_there_are(tmp_path, capsys):
+    frozen = ["Runner.frozen_until = {'1.*': 7}"]
+    assert train(tmp_path / "run", "baseline", frozen, dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("# parameters:")
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [
+        ["#", "1", "Linear", "520", "frozen", "at", "the", "start"],
+        ["#", "3", "Linear", "90"],
+    ]
 
 
 def test_all_processes_are_timed_by_as_many_steps(monkeypatch):

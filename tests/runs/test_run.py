@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from metaloss.config.configuration import Config
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs import launch
 from metaloss.runs.run import Run
@@ -176,6 +177,19 @@ def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
     assert train(tmp_path / "stopped", resume=True) == 0
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     assert_same_state(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_start_builds_each_run_once(tmp_path, monkeypatch):
+    built, build = [], Config.build
+
+    def noting(self):
+        built.append(build(self))
+        return built[-1]
+
+    monkeypatch.setattr(Config, "build", noting)
+    files = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
+    _, planned = launch.plan(launch.Flags(gin_file=files, seed=[3, 4], output_dir=str(tmp_path)))
+    assert [one.runner for one in planned] == built
 
 
 def test_resume_needs_no_more_than_the_folder(tmp_path, monkeypatch):

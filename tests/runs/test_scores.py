@@ -38,6 +38,13 @@ def test_of_classes_they_are_scikit_learns(seed, n, classes):
     recall = sklearn.metrics.recall_score(known, predicted, labels=there, average=None)
     assert [found.recall[k] for k in there] == pytest.approx(recall.tolist())
     assert all(found.recall[k] is None for k in set(range(classes)) - set(there))
+    areas = [
+        sklearn.metrics.roc_auc_score(known == k, logits.softmax(-1)[:, k])
+        for k in there
+        if len(there) > 1
+    ]
+    expected = sum(areas) / len(areas) if areas else math.nan
+    assert found.numbers["auc"] == pytest.approx(expected, nan_ok=True)
     if classes > 5:
         top5 = sklearn.metrics.top_k_accuracy_score(known, logits, k=5, labels=range(classes))
         assert found.numbers["top5_error"] == pytest.approx(1 - top5)
@@ -61,11 +68,11 @@ def test_a_model_that_knows_is_calibrated_and_one_that_boasts_is_not():
     labels = torch.arange(4).repeat(3)
     sure = 50 * torch.eye(4)[labels]
     assert scores(sure, labels, CLASSIFICATION).numbers == pytest.approx(
-        {"brier": 0, "ece": 0, "macro_f1": 1}, abs=1e-9
+        {"brier": 0, "ece": 0, "macro_f1": 1, "auc": 1}, abs=1e-9
     )
     wrong = sure.roll(1, -1)
     assert scores(wrong, labels, CLASSIFICATION).numbers == pytest.approx(
-        {"brier": 2, "ece": 1, "macro_f1": 0}, abs=1e-9
+        {"brier": 2, "ece": 1, "macro_f1": 0, "auc": 1 / 3}, abs=1e-9
     )
 
 
@@ -78,6 +85,9 @@ def test_of_several_labels_an_example():
     assert found.recall == [1, 1, 0]
     brier = (outputs.double().sigmoid() - labels).square().mean()
     assert found.numbers["brier"] == pytest.approx(float(brier))
+    several = [k for k in range(3) if 0 < labels[:, k].sum() < len(labels)]
+    areas = [sklearn.metrics.roc_auc_score(labels[:, k] > 0.5, outputs[:, k]) for k in several]
+    assert found.numbers["auc"] == pytest.approx(sum(areas) / len(areas))
 
 
 def test_of_values():

@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from metaloss import config, load_model
-from metaloss.errors import InputError
+from metaloss.errors import ArgumentError, InputError
 from metaloss.machine import sealed
 from metaloss.runs.run import Run
 from metaloss.runs.state import State
@@ -36,6 +36,7 @@ SCHEDULED = (
     "schedules.cosine.warm_up = 4",
     "schedules.cosine.least = 0.1",
 )
+FILES = ["tasks/digits_mlp.gin", "methods/baseline.gin"]
 FULL = pytest.mark.full  # the rest of a product
 PAGE = ROOT / "docs" / "training.md"
 #: All that a run can have beside its method.
@@ -83,7 +84,7 @@ def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
     if clip == "value":
         folder, extra = tmp_path, (*SCHEDULED, "Runner.clip_value = 0.01", "Runner.steps = 3")
         assert train(folder, "baseline", extra) == 0
-    plan = config.load(["tasks/digits_mlp.gin", "methods/baseline.gin"], [*QUICK, *extra]).build()
+    plan = config.load(FILES, [*QUICK, *extra]).build()
     state = State(plan, 0, torch.device("cpu"), Path())
     draw, model = state.draws("")[0], state.model
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -106,6 +107,34 @@ def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
     assert not differences(dict(model.state_dict()), dict(saved["model"]))
     if clip == "norm":
         assert not differences(dict(average.state_dict()), dict(saved["average"]))
+
+
+def test_an_equal_mean_begins_late_and_is_evaluated_from_there(tmp_path, monkeypatch):
+    """Stochastic weight averaging: of θ after each step of the training's second half."""
+    seen, update = [], AveragedModel.update_parameters
+
+    def noting(self, model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        update(self, model)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", noting)
+    asked = ("Runner.swa = 0.5", "Runner.evaluate_every = 7")
+    assert train(tmp_path / "run", "baseline", asked) == 0
+    assert len(seen) == 7
+    found = load_model(tmp_path / "run", weights="average")
+    for name, value in found.model.state_dict().items():
+        torch.testing.assert_close(value, torch.stack([one[name] for one in seen]).mean(0))
+    evaluated = [row for row in rows(tmp_path / "run") if "split" in row]
+    assert all(("swa_loss" in row) == (row["step"] > 7) for row in evaluated)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test_metrics"]["swa_loss"] == found.evaluate("test")["loss"]
+    with killed_when(lambda state: state.steps == 10):
+        train(tmp_path / "killed", "baseline", asked)
+    assert train(tmp_path / "killed", "baseline", asked, resume=True) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "run")
+    assert_same_state(tmp_path / "killed", tmp_path / "run")
+    with pytest.raises(ArgumentError, match="Runner.swa = 3: give None beside Runner.ema"):
+        config.load(FILES, [*QUICK, "Runner.swa = 3", "Runner.ema = 0.9"]).build()
 
 
 def test_the_running_mean_is_evaluated_beside_the_model_and_loaded(whole):
@@ -248,7 +277,7 @@ OTHER = {
     ),
     "one_cycle": (),
     "steps": ("schedules.steps.at = (5, 11)",),
-    "exponential": (),
+    "exponential": ("Runner.swa = 0.5",),
 }
 
 

@@ -76,13 +76,15 @@ class Product:
         return Product(*(a + b for a, b in pairs))
 
 
-def adjoint_residual(problem: Problem, left: Product, right: Product, examples: int) -> Tensor:
+def adjoint_residual(
+    problem: Problem, left: Product, right: Product, weight: float | Tensor
+) -> Tensor:
     """|⟨g, u⟩ - ⟨∂M/∂f, t⟩|, relative to the lengths of ∂M/∂f and t; of a stack, each one's.
 
     Args:
         left: of g and u; of shards, of this process's parts.
         right: of ∂M/∂f and t, over all passes, and of what M_φ sees of θ itself and u.
-        examples: of this process, in whose share the right side is a mean.
+        weight: of this process's rows, over which the right side is a mean.
 
     Returns:
         A scalar, or [S]. It waits for no device.
@@ -92,7 +94,7 @@ def adjoint_residual(problem: Problem, left: Product, right: Product, examples: 
     value, squared_s, squared_t = right.value, right.squared_v, right.squared_w
     if distributed.several():
         value, squared_s, squared_t = distributed.mean_beside(
-            [], [], [value, squared_s, squared_t], examples
+            [], [], [value, squared_s, squared_t], weight
         )[1]
     # Not relative to the products themselves, which may be next to nothing, as rounding is not.
     size = torch.maximum((squared_s * squared_t).sqrt(), left.value.abs())
@@ -106,7 +108,7 @@ def repeat_residual(problem: Problem, made: BaseGradient, again: Vector) -> Tens
     In several processes g' is the mean of theirs, as g is.
     """
     if distributed.several():
-        again = distributed.mean(again, problem.theta, made.examples)
+        again = distributed.mean(again, problem.theta, made.weight)
     gap = [
         x if y is None else -y if x is None else x - y for x, y in zip(again, made.g, strict=True)
     ]

@@ -76,7 +76,7 @@ def derivative_residual(
     u: Vector,
     found: Tensor | None,
     again: Callable[[Factor], Vector],
-    examples: int,
+    weight: float | Tensor,
 ) -> Tensor:
     """|∂⟨g(c), u⟩/∂c, as autograd has it, - what it is|, by the lengths of g and u.
 
@@ -86,7 +86,7 @@ def derivative_residual(
         g, u: over θ, of this process.
         found: what autograd has, [1]; of a stack [S]. None: it has found no path.
         again: runs the passes that gave g once more, with another factor -> g(c).
-        examples: of this process.
+        weight: of this process's rows.
 
     Returns:
         A scalar, or [S].
@@ -112,4 +112,4 @@ def derivative_residual(
         uncertain = ERRORS * torch.where(size > 0, (near - far).abs() / size, 0.0)
         beyond = (off(near) - uncertain).clamp_min(0.0) / KINKS
         residual = torch.minimum(residual, beyond)
-    return distributed.mean_beside([], [], [residual], examples)[1][0]
+    return distributed.mean_beside([], [], [residual], weight)[1][0]

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaloss.config.arguments import NonNegativeFloat
 from metaloss.engines.base import Draw, Engine, Hypergradient
 from metaloss.machine import distributed
-from metaloss.problem.batches import StepBatch, examples
+from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import gradient
@@ -50,9 +50,9 @@ class Implicit(Engine, ABC):
         for batch in train:
             learned_loss = problem.plain_step(batch)
         task_loss, v = problem.task_gradient(draw_objective())
-        theta, decays, count = problem.theta, self._decays(problem), examples(batch)
+        theta, decays, weight = problem.theta, self._decays(problem), problem.weight(batch)
         with sdpa_kernel(SDPBackend.MATH), problem.replaced({}, problem.surroundings.keep()):
-            loss = torch.stack(list(problem.shares(batch))).sum()
+            loss = problem.whole(batch)
             grads = torch.autograd.grad(
                 loss, theta, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -61,7 +61,7 @@ class Implicit(Engine, ABC):
                 share = torch.autograd.grad(
                     grads, theta, q, retain_graph=True, materialize_grads=True
                 )
-                _, image = distributed.mean_beside([], [], share, count)
+                _, image = distributed.mean_beside([], [], share, weight)
                 pairs = zip(image, decays, q, strict=True)
                 return [part + decay * direction for part, decay, direction in pairs]
 
@@ -71,7 +71,7 @@ class Implicit(Engine, ABC):
                 float(problem.optimizer.param_groups[0]["lr"]),
             )
             shares = gradient(grads, meta.phi, [-part for part in q])
-            phi_bar = distributed.mean(shares, meta.phi, count)
+            phi_bar = distributed.mean(shares, meta.phi, weight)
         return Hypergradient(learned_loss, task_loss, phi_bar, None)
 
     def _decays(self, problem: Problem) -> list[float]:

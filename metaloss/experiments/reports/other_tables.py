@@ -57,6 +57,7 @@ SCORES = {
     "ece": "calibration error",
     "brier": "Brier",
     "macro_f1": "macro F1",
+    "auc": "AUC",
     "top5_error": "top-5 error",
     "r2": "R²",
     "rmse": "rmse",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaloss.config.registry import Registry
+from metaloss.errors import InputError
 from metaloss.problem.jacobian import Jacobian
 
 
@@ -77,3 +79,22 @@ class JacobianDescent(Descent):
 
 
 DESCENTS = Registry("descents", Descent, supplied=("groups",))
+
+
+def descent_by(descent: Callable[..., Descent] | str) -> Callable[..., Descent]:
+    """The recipe itself, or that of a registered name with its default arguments.
+
+    Raises:
+        UnknownComponentError: no descent has this name.
+        InputError: it is one of torch's optimizers, which knows nothing of a step that may not be
+            made.
+    """
+    if isinstance(descent, str):
+        return DESCENTS[descent]
+    asked: Any = descent
+    if isinstance(asked, type) and issubclass(asked, torch.optim.Optimizer):
+        raise InputError(
+            f"descent = {asked.__name__}, an optimizer of torch: φ moves by a descent, as "
+            f"metaloss.DESCENTS['sgd'] · known: {', '.join(DESCENTS)}"
+        )
+    return descent

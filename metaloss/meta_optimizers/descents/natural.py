@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from torch import Tensor
 from metaloss.config.arguments import Decay, NonNegativeInt, PositiveFloat, PositiveInt
 from metaloss.engines.parts.implicit import Dense, dot, plus
 from metaloss.meta_optimizers.descents.base import DESCENTS, Group, JacobianDescent
-from metaloss.meta_optimizers.descents.parts.bounded import Averages, Bounded
+from metaloss.meta_optimizers.descents.parts.momentum import Momentum
 from metaloss.problem.jacobian import Jacobian
 
 
 @DESCENTS.register("natural")
-class Natural(Bounded, JacobianDescent):
+class Natural(Momentum, JacobianDescent):
     """b ← μ b + (F + λI)⁻¹ g, p ← p - η b, with F = JᵀJ of the slopes s = ∂ℓ/∂f, J = ∂s/∂φ.
 
     A base step knows the learned loss by its slopes at the pairs of its batch. ‖δ‖²_F = ‖Jδ‖² is
@@ -51,11 +51,11 @@ class Natural(Bounded, JacobianDescent):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         schedule_steps: int | None = None,
     ) -> None:
-        super().__init__(groups, clip_norm, trust_radius, warm_up, schedule, schedule_steps)
+        super().__init__(
+            groups, momentum, clip_norm, trust_radius, warm_up, schedule, schedule_steps
+        )
         self._damping = damping
         self._iterations = iterations
-        self._momentum = momentum
-        self._means = Averages(self.groups)
 
     def descend(
         self, gradients: Sequence[Tensor | None], finite: Tensor, jacobian: Jacobian | None = None
@@ -76,20 +76,6 @@ class Natural(Bounded, JacobianDescent):
 
     def branch(self) -> None:
         """No CUDA graph holds a pass on the side, whose graph of operations is kept."""
-
-    def rule(self, parameters: list[Tensor], lr: float, finite: Tensor) -> None:
-        for p in parameters:
-            direction, mean, usable = p.grad, self._means[p], finite.to(p.device)
-            assert direction is not None
-            moved = (mean * self._momentum).add_(direction)
-            mean.copy_(torch.where(usable, moved, mean))
-            p.copy_(torch.where(usable, p.add(moved, alpha=-lr), p))
-
-    def rule_state(self) -> dict[str, Any]:
-        return {"means": self._means.state()}
-
-    def load_rule_state(self, state: dict[str, Any]) -> None:
-        self._means.load(state["means"])
 
     @torch.no_grad()
     def _solve(self, jacobian: Jacobian, g: Dense) -> Dense:

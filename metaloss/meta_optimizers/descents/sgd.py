@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from metaloss.config.arguments import Decay, NonNegativeInt, PositiveFloat
 from metaloss.meta_optimizers.descents.base import DESCENTS, Group
-from metaloss.meta_optimizers.descents.parts.bounded import Averages, Bounded
+from metaloss.meta_optimizers.descents.parts.momentum import Momentum
 
 
 @DESCENTS.register("sgd")
-class SGD(Bounded):
+class SGD(Momentum):
     """`torch.optim.SGD`, bit for bit: b ← μ b + g, p ← p - η b.
 
     Unlike Adam's its step has the gradient's length, so η is of another size, and a meta-gradient
@@ -41,20 +38,6 @@ class SGD(Bounded):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         schedule_steps: int | None = None,
     ) -> None:
-        super().__init__(groups, clip_norm, trust_radius, warm_up, schedule, schedule_steps)
-        self._momentum = momentum
-        self._means = Averages(self.groups)
-
-    def rule(self, parameters: list[Tensor], lr: float, finite: Tensor) -> None:
-        for p in parameters:
-            gradient, mean, usable = p.grad, self._means[p], finite.to(p.device)
-            assert gradient is not None
-            moved = (mean * self._momentum).add_(gradient)
-            mean.copy_(torch.where(usable, moved, mean))
-            p.copy_(torch.where(usable, p.add(moved, alpha=-lr), p))
-
-    def rule_state(self) -> dict[str, Any]:
-        return {"means": self._means.state()}
-
-    def load_rule_state(self, state: dict[str, Any]) -> None:
-        self._means.load(state["means"])
+        super().__init__(
+            groups, momentum, clip_norm, trust_radius, warm_up, schedule, schedule_steps
+        )

@@ -24,7 +24,7 @@ from metaloss.engines.parts.certificate import refusal, tolerance
 from metaloss.errors import InputError, MissingGradientError, UncertifiedError
 from metaloss.machine import clock
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
-from metaloss.meta_optimizers.descents.base import DESCENTS, Descent, Group, JacobianDescent
+from metaloss.meta_optimizers.descents.base import Descent, Group, JacobianDescent, descent_by
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.followed import Followed
 from metaloss.problem.jacobian import Jacobian
@@ -51,7 +51,7 @@ class ByGradient(MetaOptimizer):
         rate: the parametrisation of a base learning rate that is learned beside them; None leaves
             it to the optimizer.
         rate_meta_lr: η of its parameter; None takes `meta_lr`.
-        descent: how the meta-parameters move.
+        descent: how the meta-parameters move: a recipe, or a registered name.
         engine: how the meta-gradient is computed, by name or built.
         steps: meta-steps of the phase, where it is used as an initialisation.
         certify_every: see `Guard`.
@@ -69,7 +69,7 @@ class ByGradient(MetaOptimizer):
         learn: Sequence[str],
         rate: Rate | None,
         rate_meta_lr: float | None,
-        descent: Callable[..., Descent],
+        descent: Callable[..., Descent] | str,
         engine: Engine | str,
         steps: int,
         certify_every: int,
@@ -81,7 +81,7 @@ class ByGradient(MetaOptimizer):
         self.learn = tuple(learn)
         self.rate = rate
         self.rate_meta_lr = rate_meta_lr
-        self.descent = descent
+        self.descent = descent_by(descent)
         self.engine = engine_by(engine)
         self.steps = steps
         self.certify_every = certify_every
@@ -343,7 +343,6 @@ class MetaDescent:
                 "there is nothing to learn: the loss has no parameter that requires a gradient"
             )
         self._meta = meta
-        _refuse_optimizer(descent)
         self._names = ", ".join(name for group in groups for name in group.tensors)
         self._descent = descent(groups=groups)
         self._usable = False  # whether any gradient has been usable so far
@@ -465,16 +464,3 @@ class MetaDescent:
         self._usable = state["usable"]
         self._meta.x.fill_(state["x"])
         self._meta.write_rate()
-
-
-def _refuse_optimizer(descent: Any) -> None:
-    """Refuses one of torch's optimizers, which knows nothing of a step that may not be made.
-
-    Raises:
-        InputError: it is one.
-    """
-    if isinstance(descent, type) and issubclass(descent, torch.optim.Optimizer):
-        raise InputError(
-            f"descent = {descent.__name__}, an optimizer of torch: φ moves by a descent, as "
-            f"metaloss.DESCENTS['sgd'] · known: {', '.join(DESCENTS)}"
-        )

@@ -281,7 +281,7 @@ def load_model(
         data_dir: of `evaluate`, see `Task.load`; None: the one that the run began with, if it is
             still there, else $METALOSS_DATA, or ./data.
         weights: "tested", those that `result.json` is about (the best where the run kept it, else
-            the last); "last"; or "average", their running mean (`Runner.ema`).
+            the last); "last"; or "average", their running mean (`Runner.ema` or `swa`).
         calibrated: divide its outputs by a temperature, see `TrainedModel.calibrated`.
 
     Raises:

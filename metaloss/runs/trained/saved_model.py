@@ -3,7 +3,7 @@
 model.json                   backbone and its arguments, inputs, outputs, their preparation, classes
 weights.safetensors          parameters and buffers of the model that was tested
 weights.last.safetensors     those of the last step, where the run kept a better one
-weights.average.safetensors  their running mean, where the run took one (`Runner.ema`)
+weights.average.safetensors  their running mean, where the run took one (`Runner.ema`, `Runner.swa`)
 README.md                    the same for people
 """
 
@@ -193,7 +193,7 @@ def require_weights(weights: str, about: Mapping[str, Any]) -> None:
         return
     why = {
         "last": "the tested ones are the last, since it was trained without keep_best",
-        "average": "it has no running mean of its weights, since it was trained without ema",
+        "average": "it has no running mean of its weights, since it was trained without ema or swa",
     }
     run = f"{about['task']} + {about['backbone']}, seed {about['seed']}"
     reason = why.get(weights, f"no such kind{did_you_mean(weights, get_args(Weights))}")
@@ -216,7 +216,7 @@ def weights_of(
     weights, steps = {"tested": source["model"]}, {"tested": step}
     if best is not None:
         weights["last"], steps["last"] = state["model"], last
-    if (average := source.get("average")) is not None:
+    if (average := source.get("average")) is not None and average["n_averaged"]:
         within = "module."  # the names that AveragedModel gives
         weights["average"] = {
             name[len(within) :]: value for name, value in average.items() if name.startswith(within)
