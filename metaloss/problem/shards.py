@@ -43,7 +43,8 @@ def shards_of(
     if not isinstance(model, FSDPModule):
         raise InputError(
             "the model has parameters in parts (DTensor), but is none of fully_shard itself: apply "
-            "torch.distributed.fsdp.fully_shard to its modules, and to the model last"
+            "torch.distributed.fsdp.fully_shard to its modules, and to the model last; tensor "
+            "parallelism is not followed"
         )
     for name, parameter in zip(names, theta, strict=True):
         if not is_sharded(parameter):
@@ -125,7 +126,7 @@ class Shards:
         """
         if distributed.several():
             # FSDP takes the mean over the processes, which may have more examples or fewer.
-            own = torch.as_tensor(weight, device=ends.device, dtype=torch.float32)
+            own = torch.as_tensor(weight, device=ends.device, dtype=torch.float64)
             (whole,) = distributed.total([own])
             along = along * (own * distributed.count() / whole.where(whole != 0, 1.0)).to(along)
         kept = [parameter.grad for parameter in self._all]

@@ -14,7 +14,13 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import metaloss
 from metaloss.errors import InputError, UnsupportedModelError
@@ -222,9 +228,22 @@ def refusals() -> list[str]:
         fully_shard(model[0])
         return model
 
+    def replicas_of_shards() -> nn.Module:
+        mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+        return fully_shard(mlp(), mesh=mesh)
+
+    def tensor_parallel(and_shards: bool) -> nn.Module:
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("shard", "parallel"))
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        model = parallelize_module(mlp(), mesh["parallel"], plan)
+        return fully_shard(model, mesh=mesh["shard"]) if and_shards else model
+
     attempts: list[Callable[[], Any]] = [
         lambda: learner(partly()),
         lambda: learner(layers_alone()),
+        lambda: learner(replicas_of_shards()),
+        lambda: learner(tensor_parallel(and_shards=False)),
+        lambda: learner(tensor_parallel(and_shards=True)),
         lambda: learner(in_shards(mlp()), engine="sweep"),
         lambda: train(learner(in_shards(mlp()), gradient_transform=lambda grads: grads), 1),
         lambda: learner(in_shards(mlp())).initialize(batches(TRAIN, 3).__next__, [], 2),
