@@ -57,9 +57,9 @@ def test_what_cannot_be_sharded_is_refused_by_name(found):
     beginnings = (
         "the model's parameter '0.bias' is whole in each process and others are sharded: ",
         "the model has parameters in parts (DTensor), but is none of fully_shard itself: ",
-        "the model's parameter '0.weight' is placed (Replicate(), Shard(dim=0)) on a mesh of (2, 1)",
+        "the model's parameter '0.weight' is placed (Replicate(), Shard(dim=0)) on a mesh of (2, ",
         "the model has parameters in parts (DTensor), but is none of fully_shard itself: ",
-        "the model's parameter '0.weight' is placed (_StridedShard(dim=0, sf=2), Shard(dim=0)) on",
+        "the model's parameter '0.weight' is placed (_StridedShard(dim=0, sf=2), ",
         "engine 'sweep' needs the whole model in each process, and it is sharded by fully_shard: ",
         "a gradient_transform <function",
         "the model is sharded by fully_shard, and an initialisation goes back through several ",
