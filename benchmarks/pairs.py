@@ -68,6 +68,12 @@ PAIRS = {
     "svhn_wide_resnet": Pair("wide_resnet", PHOTO, 10, 4, {"depth": 16, "width": 8}),
 }
 
+#: Those that are measured where they are named alone: a step takes gigabytes, and many seconds.
+LARGE = {
+    # The end of a language model, on 64 texts of 128 tokens.
+    "language_head": Pair("mlp", (128,), 32_000, 64 * 128, {"hidden": (128,)}),
+}
+
 
 def of_outputs(outputs: int) -> Pair:
     """A 256-256 network with so many outputs: what a learned loss costs grows with them."""

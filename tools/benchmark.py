@@ -7,10 +7,10 @@ r"""Measures what a step of meta-learning costs, in time and peak tensor memory.
 
     python tools/benchmark.py --outputs=10,100,1000,10000 --contender=base_step --contender=exact
 
-The models are the twelve pairs of the paper's Table 1; `--outputs` takes 256-256 networks with so
-many outputs in their place. The contenders are metaloss's engines and
-methods, `higher`, TorchOpt and plain torch, all in one run; `..._plain_network` is the same with a
-learned loss that leaves its derivatives to autograd.
+The models are the twelve pairs of the paper's Table 1, and by its name alone the head of a language
+model; `--outputs` takes 256-256 networks with so many outputs in their place. The contenders are
+metaloss's engines and methods, `higher`, TorchOpt and plain torch, all in one run;
+`..._plain_network` is the same with a learned loss that leaves its derivatives to autograd.
 
 Exit codes: 0 measured, 2 bad input.
 """
@@ -85,7 +85,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     from benchmarks import report
     from benchmarks.contenders import CONTENDERS
     from benchmarks.measure import measure
-    from benchmarks.pairs import PAIRS, of_outputs
+    from benchmarks.pairs import LARGE, PAIRS, of_outputs
 
     def chosen(kind: str, asked: list[str] | None, known: list[str]) -> list[str]:
         for name in asked or []:
@@ -95,11 +95,14 @@ def carry_out(arguments: argparse.Namespace) -> int:
         return [name for name in known if not asked or name in asked]
 
     if arguments.list:
-        print(f"models: {', '.join(PAIRS)}\ncontenders: {', '.join(CONTENDERS)}")
+        print(f"models: {', '.join(PAIRS)}\nby name alone: {', '.join(LARGE)}")
+        print(f"contenders: {', '.join(CONTENDERS)}")
         return 0
     pairs = {f"outputs_{n}": of_outputs(n) for n in _outputs(arguments.outputs)}
     if arguments.model or not pairs:
-        pairs |= {name: PAIRS[name] for name in chosen("model", arguments.model, list(PAIRS))}
+        known = PAIRS | LARGE
+        names = chosen("model", arguments.model or list(PAIRS), list(known))
+        pairs |= {name: known[name] for name in names}
     contenders = chosen("contender", arguments.contender, list(CONTENDERS))
     if arguments.batch_size is not None and arguments.batch_size < 2:
         raise InputError(f"--batch_size={arguments.batch_size}: at least 2")

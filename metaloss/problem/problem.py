@@ -408,6 +408,8 @@ class Problem:
         """
         refuse_hooks(self.theta)
         self.probe(batch)
+        for parameter in self.theta:
+            parameter.grad = None  # the former step's, as large as θ, while a pass takes most
         parts, weight = self.shared_out(batch), self.weight(batch)
         assert judge is None or len(parts) == 1
         passes: list[Pass] = []
@@ -530,8 +532,8 @@ class Problem:
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):
             for (inputs, labels), share in parts:
-                outputs = self.forward(inputs, alone=True)
-                loss = self._task_share(outputs, labels, share)
+                # Nobody holds the outputs, which may be a gigabyte that the loss has no use for.
+                loss = self._task_share(self.forward(inputs, alone=True), labels, share)
                 ones = torch.ones_like(loss)
                 v = vectors.add(v, self._backward(loss, ones, weight))
                 losses.append(loss.detach())

@@ -9,6 +9,8 @@ from torch import Tensor
 
 Vector = Sequence[Tensor | None]
 
+PIECE = 1 << 16  #: products that are summed in their own precision
+
 
 def gradient(
     outputs: Vector, inputs: Sequence[Tensor], v: Vector, retain_graph: bool = False
@@ -44,13 +46,20 @@ def laid_out(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
     return torch.empty_like(parameter).copy_(grad)
 
 
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x, y⟩ of two tensors of one shape and precision, in float64, shape []."""
+    x, y = x.flatten(), y.flatten()
+    if x.device.type != "cpu":
+        return torch.dot(x, y).double()
+    # There torch keeps but a few sums of all products, which stop growing: of 16 million numbers in
+    # float32 it gives the square's first three digits.
+    pieces = zip(x.split(PIECE), y.split(PIECE), strict=True)
+    return torch.stack([torch.dot(a, b).double() for a, b in pieces]).sum()
+
+
 def inner(v: Vector, w: Vector) -> Tensor | None:
     """⟨v, w⟩ in float64, shape []; None if nothing is left of it."""
-    terms = [
-        torch.dot(x.flatten(), y.flatten()).double()
-        for x, y in zip(v, w, strict=True)
-        if x is not None and y is not None
-    ]
+    terms = [dot(x, y) for x, y in zip(v, w, strict=True) if x is not None and y is not None]
     return torch.stack(terms).sum() if terms else None
 
 

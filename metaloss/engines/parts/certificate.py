@@ -27,7 +27,7 @@ from metaloss.problem.batches import StepBatch
 from metaloss.problem.forward_mode import Watch
 from metaloss.problem.problem import Problem
 from metaloss.problem.stacked import Stacked
-from metaloss.problem.vectors import Vector
+from metaloss.problem.vectors import Vector, dot
 
 #: The largest residual of a sound step, by the precision of the model's passes. Each is some powers
 #: of ten above what rounding was seen to make of it (docs/step_certificates.md says what): the
@@ -130,7 +130,7 @@ def product(problem: Problem, v: Vector, w: Vector) -> Product:
                 terms.append((a.double() * b.double()).reshape(len(a), -1).sum(1))
             else:
                 a, b = (a, b) if a.dtype == b.dtype else (a.double(), b.double())
-                terms.append(torch.dot(a.flatten(), b.flatten()).double())
+                terms.append(dot(a, b))
     if not sums[0]:
         zero = torch.zeros((), dtype=torch.float64, device=problem.device)
         return Product(zero, zero, zero)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaloss.config.arguments import NonNegativeFloat
 from metaloss.engines.base import Draw, Engine, Hypergradient
 from metaloss.machine import distributed
+from metaloss.problem import vectors
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
@@ -90,7 +91,5 @@ def plus(x: Dense, scale: Tensor | float, y: Dense) -> Dense:
 
 
 def dot(x: Dense, y: Dense) -> Tensor:
-    """⟨x, y⟩, shape []."""
-    return torch.stack(
-        [torch.dot(a.flatten(), b.flatten()) for a, b in zip(x, y, strict=True)]
-    ).sum()
+    """⟨x, y⟩, shape [], in their precision."""
+    return torch.stack([vectors.dot(a, b) for a, b in zip(x, y, strict=True)]).sum().to(x[0])
