@@ -115,17 +115,17 @@ def weight(link: Link, labels: Any) -> float | Tensor | None:
                 weights = weights * _of_classes(link.link.weight, of_labels.flatten(), counted)
         elif torch.is_tensor(of_labels) and not of_labels.is_floating_point():
             weights = weights.flatten().where(of_labels != IGNORED, 0)
-        return _seen(weights.sum())
+        return _seen(weights)
     if not torch.is_tensor(labels) or link not in _SHIPPED and not isinstance(link, Dense):
         return None
     if isinstance(link, Dense):
         counted = link.counted(labels)
         if link.weight is None:
-            return _seen(counted.sum())
-        return _seen(_of_classes(link.weight, labels.flatten(), counted).sum())
+            return _seen(counted)
+        return _seen(_of_classes(link.weight, labels.flatten(), counted))
     if labels.is_floating_point() or link in (values, multi_label):
         return labels.numel() if link is not probabilities else len(labels)
-    return _seen((labels != IGNORED).sum())
+    return _seen(labels != IGNORED)
 
 
 def _of_classes(weight: tuple[float, ...], labels: Tensor, counted: Tensor) -> Tensor:
@@ -134,8 +134,10 @@ def _of_classes(weight: tuple[float, ...], labels: Tensor, counted: Tensor) -> T
     return weights[labels.where(counted, 0)].where(counted, 0.0)
 
 
-def _seen(number: Tensor) -> float | Tensor:
-    return float(number) if _can_look_at(number) else number
+def _seen(weights: Tensor) -> float | Tensor:
+    """Their sum; of many rows a quotient of two is exact in double precision alone."""
+    total = weights.sum(dtype=torch.float64)
+    return float(total) if _can_look_at(total) else total
 
 
 def _one_hot(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -494,7 +494,7 @@ class Problem:
             graph: whether φ is to be learned through it.
         """
         outputs = outputs.detach()
-        divisor = 1.0 if share is None else share
+        divisor = _divisor(share, outputs)
         with torch.enable_grad():
             loss = None if self.by_task_loss else self.loss
             tabulated = loss is not None and self.tables.loss
@@ -623,4 +623,9 @@ class Problem:
 
 def _share(loss: Tensor, share: Share) -> Tensor:
     """loss / share, as a loop over micro-batches writes it; the loss itself where it is alone."""
-    return loss if share is None else loss / share
+    return loss if share is None else loss / _divisor(share, loss)
+
+
+def _divisor(share: Share, like: Tensor) -> float | Tensor:
+    """A share in another tensor's type of numbers."""
+    return share.to(like) if torch.is_tensor(share) else 1.0 if share is None else share
