@@ -497,7 +497,7 @@ class Problem:
         divisor = _divisor(share, outputs)
         with torch.enable_grad():
             loss = None if self.by_task_loss else self.loss
-            tabulated = loss is not None and self.tables.loss
+            tabulated = loss is not None and self.tables.asked(outputs)
             classes = links.classes(self.link, outputs, labels) if tabulated else None
             if classes is not None:
                 rows = classes.rows(outputs)

@@ -82,6 +82,12 @@ class Tables:
         self._counted: Any = None  # the version of φ that was counted last
         self._kept: dict[Any, Reading] = {}  # at that φ
 
+    def asked(self, outputs: Tensor) -> bool:
+        """Whether a table may serve outputs of such a shape; nobody need look at labels if not."""
+        if self.loss is None or self.tabulate == "never":
+            return False
+        return self.tabulate == "always" or max(outputs.shape[1:], default=0) >= FEW
+
     def reading(self, rows: Tensor, graph: bool) -> Reading | None:
         """The table for a batch, at the present φ; None where the loss is evaluated at each pair.
 
