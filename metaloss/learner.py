@@ -426,7 +426,10 @@ class AdaLFL:
         """
         if self.problem.loss is None:
             raise InputError("there is no learned loss: the learner descends the task loss")
-        return LearnedLoss(self.problem.loss, self.problem.link)  # type: ignore[arg-type]
+        link = self.problem.link
+        if link is links.by_labels:  # there was no batch yet
+            link = links.of_task_loss(self.problem.task_loss) or link
+        return LearnedLoss(self.problem.loss, link)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """φ and what continues its learning; model and optimizer are the caller's to save."""

@@ -150,6 +150,7 @@ def _can_look_at(labels: Tensor) -> bool:
         labels.device.type == "cpu"
         and not torch._C._are_functorch_transforms_active()
         and get_proxy_mode() is None
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
     )
 
 
@@ -232,6 +233,28 @@ def _name(loss: Any) -> str:
     return str(getattr(loss, "__name__", loss))
 
 
+def _named(task_loss: TaskLoss | None) -> tuple[Any, dict[str, Any]]:
+    """One of torch's losses as it is known by, and the arguments that it was given."""
+    function: Any = task_loss
+    given: dict[str, Any] = {}
+    while isinstance(function, partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    if isinstance(function, nn.Module):
+        return type(function), vars(function)
+    return function, given
+
+
+def of_task_loss(task_loss: TaskLoss | None) -> Link | None:
+    """The link by which labels are what one of torch's losses takes; None of another loss."""
+    key, given = _named(task_loss)
+    known = _OF_LOSSES.get(key) if isinstance(key, Hashable) else None
+    if known is not probabilities:
+        return cast("Link | None", known)
+    ignored = int(given.get("ignore_index", IGNORED))
+    return probabilities if ignored == IGNORED else Dense(ignore_index=ignored)
+
+
 def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, labels: Any) -> Link:
     """The link of a batch whose link was not said.
 
@@ -250,11 +273,7 @@ def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, label
     """
     if not torch.is_tensor(labels):
         by_labels(outputs, labels)  # says which link takes what is no tensor
-    function = task_loss
-    while isinstance(function, partial):
-        function = function.func
-    of_module = isinstance(function, nn.Module)
-    key = type(function) if of_module else function
+    key, _ = _named(task_loss)
     known = _OF_LOSSES.get(key) if isinstance(key, Hashable) else None
     if known is probabilities:
         if not labels.is_floating_point() and labels.dtype not in (torch.long, torch.uint8):
@@ -263,15 +282,12 @@ def decided(task_loss: TaskLoss | None, of_classes: bool, outputs: Tensor, label
             raise InputError(
                 f"labels {list(labels.shape)} are numbers, and {_name(key)} {_CLASSES}"
             )
-        given = vars(function) if of_module else getattr(task_loss, "keywords", {})
-        ignored = int(given.get("ignore_index", IGNORED))
-        return probabilities if ignored == IGNORED else Dense(ignore_index=ignored)
     if known is multi_label and not labels.is_floating_point():
         raise InputError(
             f"labels are {labels.dtype}, and {_name(key)} takes numbers: give labels.float()"
         )
     if known is not None:
-        return cast(Link, known)
+        return cast(Link, of_task_loss(task_loss))
     if not labels.is_floating_point():
         return probabilities
     if labels.ndim != 2 or labels.shape[1] < 2 or labels.shape != outputs.shape:

@@ -31,6 +31,14 @@ def within_inference_mode(function):
         return function()
 
 
+class WritesInputs(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
 class Gives(nn.Linear):
     """A layer whose outputs go through a function."""
 
@@ -119,6 +127,13 @@ def test_batches_that_are_at_an_end_of_no_class_or_of_inference_mode():
         make().step((X, Y), (X, Y + 1))
     with pytest.raises(InputError, match="inputs of this batch were made under torch.inference"):
         make().step((within_inference_mode(lambda: X * 1), Y))
+
+
+def test_inputs_that_a_model_writes_into_are_refused_and_left_as_they_were():
+    inputs = X.clone()
+    with pytest.raises(InputError, match=r"writes into its inputs .* as by x.mul_"):
+        make(WritesInputs()).step((inputs, Y))
+    assert inputs.equal(X)
 
 
 def test_an_adaptation_is_of_one_learner():

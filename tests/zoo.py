@@ -6,6 +6,8 @@ gives the model and its inputs, decorated with `keep`, or with `refused` and wha
 
 from __future__ import annotations
 
+import collections
+import copy
 import functools
 import random
 import warnings
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 ZOO: dict[str, Callable[[], tuple[Any, ...]]] = {}
@@ -343,6 +346,18 @@ class Checkpointed(Net):
 
 
 @net
+class NestedCheckpoint(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        def outer(z: Tensor) -> Tensor:
+            return self.b(checkpoint(self.inner, z, use_reentrant=False))
+
+        return checkpoint(outer, h, use_reentrant=False)
+
+    def inner(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.b(z))
+
+
+@net
 class ReentrantCheckpoint(Net):
     def middle(self, h: Tensor) -> Tensor:
         return checkpoint(self.b, h, use_reentrant=True)
@@ -431,6 +446,14 @@ class StraightThrough(Net):
     def middle(self, h: Tensor) -> Tensor:
         z = self.b(h)
         return z + (z.round() - z).detach()
+
+
+@net
+class InferenceMode(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        with torch.inference_mode():
+            gate = torch.sigmoid(self.b(h))
+        return self.b(h) * gate.clone()
 
 
 @net
@@ -752,6 +775,32 @@ ZOO["HalfTheTuple"] = lambda: (HalfTheTuple(), rows())
 REFUSED["HalfTheTuple"] = "reads its parameter 'b.weight' past its modules"
 
 
+class ThroughNumbers(Net):
+    """Its optimizer's steps are seen there, and no other parameter is."""
+
+    def __init__(self, numbers: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.double()
+        self.alias = numbers(self.b.weight)
+
+    def middle(self, h: Tensor) -> Tensor:
+        return self.b(h) + 0.1 * h @ torch.as_tensor(self.alias).T
+
+
+for how, numbers in {
+    "data": lambda weight: weight.data,
+    "numpy": lambda weight: weight.detach().numpy(),
+}.items():
+    ZOO[f"through_{how}"] = lambda numbers=numbers: (ThroughNumbers(numbers), rows())
+    REFUSED[f"through_{how}"] = "reads the numbers of a trained parameter past its modules"
+
+
+@net
+class LookedUpByName(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.get_parameter("b.weight"), dict(self.named_parameters())["b.bias"])
+
+
 @net
 class Scripted(Net):
     def __init__(self) -> None:
@@ -808,6 +857,30 @@ class HiddenTeacher(Net):  # in a list, so that no optimizer sees it
 
 
 @net
+class TeacherFromCopy(Net):  # nothing of it moves before θ does
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = copy.deepcopy(self.b).requires_grad_(False)
+
+    def middle(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            for p, q in zip(self.t.parameters(), self.b.parameters(), strict=True):
+                p.lerp_(q, 0.3)
+        return self.b(h) + self.t(h)
+
+
+@net
+class Averaged(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = AveragedModel(self.b).requires_grad_(False)
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.average.update_parameters(self.b)
+        return self.b(h) + self.average(h)
+
+
+@net
 class Counter(Net):
     calls = 0
 
@@ -858,6 +931,20 @@ class Queue(Net):
 
 
 @net
+class LatestFirst(Net):  # what is forgotten is the oldest
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: collections.OrderedDict[int, Tensor] = collections.OrderedDict()
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.kept[len(self.kept)] = h.mean(0).detach()
+        if len(self.kept) > 2:
+            self.kept.popitem(last=False)
+        weights = enumerate(self.kept.values(), start=1)
+        return self.b(h) + sum(k * value for k, value in weights)
+
+
+@net
 class Codebook(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -891,6 +978,26 @@ class FreezesInForward(Net):
     def middle(self, h: Tensor) -> Tensor:
         self.b.weight.requires_grad_(False)
         return self.b(h)
+
+
+@net
+class WritesInputs(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(1.1))
+
+
+REFUSED["WritesInputs"] = "writes into its inputs"
+
+
+@net
+class ChangedOnLoading(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(self.rescale)
+
+    @staticmethod
+    def rescale(module: nn.Module, state: dict[str, Any], *arguments: Any) -> None:
+        state["b.weight"] = 1.01 * state["b.weight"]
 
 
 @net

@@ -161,10 +161,22 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
 
     Raises:
         UncertifiedOptimizerError: its class has none (a subclass of a certified class may step
-            differently, so it is refused too), it has hooks around its step, it was built with
-            `differentiable=True`, or it holds complex parameters.
+            differently, so it is refused too), it has hooks around its step, its step was replaced
+            by another function, it was built with `differentiable=True`, or it holds complex
+            parameters.
     """
     kind = type(optimizer)
+    if kind not in _UPDATES:
+        why = f" ({_WITHOUT_UPDATE[kind]})" if kind in _WITHOUT_UPDATE else ""
+        within = getattr(optimizer, "optimizer", None)
+        if type(within) in _UPDATES:
+            why = f", which is around a {type(within).__name__}: give that, its `optimizer`"
+        known = ", ".join(sorted(known.__name__ for known in _UPDATES))
+        raise UncertifiedOptimizerError(
+            f"no certified meta-gradient for {kind.__module__}.{kind.__qualname__}{why} · "
+            f"certified: {known} · another optimizer needs an Update, registered with "
+            "metaloss.base_optimizers.base.certify"
+        )
     hooks = (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
@@ -176,13 +188,12 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
             f"the {kind.__name__} has step hooks, and what they change in a step cannot "
             "be followed: remove them"
         )
-    if kind not in _UPDATES:
-        why = f" ({_WITHOUT_UPDATE[kind]})" if kind in _WITHOUT_UPDATE else ""
-        known = ", ".join(sorted(known.__name__ for known in _UPDATES))
+    replaced = _replaced_step(optimizer)
+    if replaced is not None:
         raise UncertifiedOptimizerError(
-            f"no certified meta-gradient for {kind.__module__}.{kind.__qualname__}{why} · "
-            f"certified: {known} · another optimizer needs an Update, registered with "
-            "metaloss.base_optimizers.base.certify"
+            f"the {kind.__name__}'s step was replaced on this object by {replaced}, and what that "
+            "does to a step cannot be followed: remove it, and give what it does to gradients as "
+            "`gradient_transform`"
         )
     for group in optimizer.param_groups:
         if group.get("differentiable"):
@@ -195,6 +206,22 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
                 f"the {kind.__name__} holds a complex parameter: real ones only"
             )
     return _UPDATES[kind]
+
+
+def _replaced_step(optimizer: torch.optim.Optimizer) -> str | None:
+    """What stands in the place of its class's step on an optimizer object, if it does more.
+
+    Of what torch's learning rate schedulers put there is known that it does not: it notes that the
+    step was made.
+    """
+    function = vars(optimizer).get("step")
+    while getattr(function, "_wrapped_by_lr_sched", False):
+        function = getattr(function, "__wrapped__", None)
+    function = getattr(function, "__func__", function)
+    if function is None or function is type(optimizer).step:
+        return None
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', '')}.{name}".lstrip(".")
 
 
 def reset(optimizer: torch.optim.Optimizer) -> None:

@@ -209,13 +209,16 @@ def forward_mode_pass(
         UnsupportedModelError: an operator of the model has no forward derivative.
     """
     theta = {name: p.detach() for name, p in problem.followed.others.items()}
+    inside = part.primals.differentiates or part.primals.hooked  # the model takes gradients itself
+    for other in theta.values():
+        other.requires_grad_(inside)
     with _ONE_AT_A_TIME, forward_ad.dual_level():
         if problem.shards is not None:
             return _in_shards(problem, problem.shards, step, part, u)
         for name, before, direction in zip(
             problem.theta_names, step.taken.theta_before, u, strict=True
         ):
-            if part.primals.differentiates or part.primals.hooked:  # the model may do so in θ
+            if inside:
                 before = before.detach().requires_grad_()
             theta[name] = before if direction is None else forward_ad.make_dual(before, direction)
         with (

@@ -168,7 +168,9 @@ def central_difference(
             with sdpa_kernel(SDPBackend.MATH), problem.again({}, part), problem.shards.at(theta):
                 return problem.forward(part.batch[0])
         named = {name: p.detach() for name, p in problem.followed.others.items()}
-        named |= dict(zip(problem.theta_names, theta, strict=True))
+        named |= dict(zip(problem.theta_names, (p.detach() for p in theta), strict=True))
+        for tensor in named.values():
+            tensor.requires_grad_()  # the model may take gradients in it
         with (
             sdpa_kernel(SDPBackend.MATH),  # the same dropout masks whatever kernel is chosen
             problem.again(named, part),

@@ -17,7 +17,7 @@ from metaloss.problem import replicas
 from metaloss.problem.base_step import Pass
 from metaloss.problem.batches import StepBatch, examples, parts, together
 from metaloss.problem.forward_mode import KeepPrimals
-from metaloss.problem.gradient_transform import Transformed, transform
+from metaloss.problem.gradient_transform import transform
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refusing_single_backward
@@ -112,9 +112,9 @@ class Last:
             return None
         problem = self._problem
         g = [g if g is None else g.detach() for g in self.grads]
+        # Any u shows what is missing. A gradient transform is not asked what it makes of this one:
+        # it may keep something, or draw random numbers.
         u = taken.cotangent(v)
-        if problem.gradient_transform is not None:
-            u = Transformed(problem.gradient_transform, g).cotangent(u)
         (slope,) = gradient(self.grads, [self.factor.leaf], u, retain_graph=True)
         residual = derivative_residual(problem, g, u, slope, self._again, weight)
         return Certificate(residual, tolerance(problem), WORDS, CAUSE)
@@ -147,6 +147,7 @@ def _gradient(
             loss, g = problem.graph(theta, part, share, factor)
             grads = add(grads, g)
             losses.append(loss)
+    problem.surroundings.passed()
     if last is not None:
         last.grads = grads
     whole = together(losses, [share for _, share in micro_batches])

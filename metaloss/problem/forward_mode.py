@@ -120,7 +120,9 @@ class KeepPrimals(Watch):
     def _keep(self, func: Any, args: Any, kwargs: dict[str, Any] | None, *tensors: Tensor) -> None:
         # With the version: what comes next, as ReLU(inplace=True), may write into the output.
         kept = tuple(tensor.detach() for tensor in tensors)
-        self._kept.append((func, _shape(args, kwargs), kept, tensors[0]._version))
+        # Of inference mode's tensors there is none: these are computed again.
+        version = -1 if tensors[0].is_inference() else tensors[0]._version
+        self._kept.append((func, _shape(args, kwargs), kept, version))
 
     def next(
         self, func: Any, args: Any, kwargs: dict[str, Any] | None
@@ -139,7 +141,7 @@ class KeepPrimals(Watch):
         if known is not func or shape != _shape(args, kwargs):
             self._kept.clear()
             return None
-        return primals if primals[0]._version == version else None
+        return primals if version >= 0 and primals[0]._version == version else None
 
 
 def _shape(args: Any, kwargs: dict[str, Any] | None) -> tuple[int, ...]:

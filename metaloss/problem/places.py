@@ -57,6 +57,9 @@ class Container:
             value = entries.get(key, MISSING)
             if now.get(key, MISSING) is not value:
                 self.set(key, value)
+        if type(self) is Container and [*self.holder] != [*entries]:
+            for key in entries:  # a key that was taken away has come back as the last one
+                self.holder[key] = self.holder.pop(key)
 
     def _holds(self, entries: dict[Any, Any]) -> bool:
         """Whether it holds these very things, in their order; asked at every pass."""
@@ -154,7 +157,7 @@ class Places:
     """What can be reached from a model.
 
     Args:
-        modules: where the walk begins.
+        things: where the walk begins, modules mostly.
 
     Attributes:
         own: the attributes and parameters of the modules that were found, a container each, but of
@@ -166,7 +169,7 @@ class Places:
         caches: of functools.lru_cache, which can be emptied.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, things: Iterable[Any]) -> None:
         self.own: list[Container] = []
         self.buffers: list[Container] = []
         self.others: list[Container] = []
@@ -175,7 +178,7 @@ class Places:
         self.caches: list[Any] = []
         self._tensors: dict[int, tuple[Tensor, list[Place]]] = {}
         self._seen: dict[int, Any] = {}  # kept: no other object can have its id meanwhile
-        left = deque(modules)
+        left = deque(things)
         while left:
             left.extend(self._inside(left.popleft()))
         self._seen.clear()

@@ -6,6 +6,7 @@ loss L_T it is judged by. Everything at the meta level sees the base level throu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
@@ -45,12 +47,15 @@ from metaloss.problem.refusals import (
     refuse_no_number,
     refuse_other_devices,
     refuse_other_kinds,
+    refuse_reading_past,
     refuse_touched,
     refuse_unshareable,
     refuse_without_grad,
+    refuse_written_inputs,
     refusing_gradient_reads,
     refusing_reentrant_checkpoints,
     refusing_single_backward,
+    warn_of_other_outputs,
 )
 from metaloss.problem.shards import shards_of
 from metaloss.problem.slopes import (
@@ -65,9 +70,13 @@ from metaloss.problem.surroundings import Kept, Surroundings
 from metaloss.problem.tables import Tables, Tabulate
 from metaloss.representations.base import Representation
 
-#: Base steps before each of which a pass is made to see what it changes: what the first one makes,
-#: as a cache, only the second one can change.
-WATCHED = 2
+#: Of a model's parameters, the higher ones first.
+PRECISIONS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+#: By how much more than rounding the outputs of two equal passes may differ: kernels on a GPU may
+#: add in another order each time.
+ROUNDINGS = 1e3
+#: The same in low precision, relative to the outputs.
+AT_MOST = 5e-2
 
 
 class Problem:
@@ -134,6 +143,7 @@ class Problem:
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
         self.compiled: Callable[..., Any] | None = None  # see `compile`
+        self._told = False  # whether it was said that two equal passes differ
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         replicas.start_alike([model] if loss is None else [model, loss])
 
@@ -268,9 +278,19 @@ class Problem:
         self.theta, self.theta_names = self.followed.theta, self.followed.names
         self.shards = shards_of(self.model, self.theta, self.theta_names)
         self.surroundings = Surroundings(
-            self.model, self.loss, dict(zip(self.theta_names, self.theta, strict=True))
+            self.model,
+            self.loss,
+            dict(zip(self.theta_names, self.theta, strict=True)),
+            [self.link, self.outputs, self.gradient_transform],
         )
         self._looks_at_theta = False
+        kinds = {p.dtype for p in self.model.parameters() if p.dtype in PRECISIONS}
+        self._precision = max(kinds, key=PRECISIONS.index, default=torch.float32)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The lowest one that a pass of the model computes in, as far as its parameters say it."""
+        return self.autocast or self._precision
 
     def probe(self, batch: StepBatch) -> bool:
         """Whether M_φ looks at θ itself, beside f, as a learned regulariser that holds the model.
@@ -287,37 +307,99 @@ class Problem:
         self.follow()
         if self.shards is not None:
             self.shards.gathered()
-        if self.surroundings.watched < WATCHED:
-            inputs, labels = batches.parts(batch)[0]
-            before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
-            leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
-            if self.shards is not None:  # whose modules have other parameters in their passes
-                leaves = []
-            named = dict(zip(self.theta_names, leaves, strict=bool(leaves)))
-            both = [*leaves, *self.theta]
-            past: vectors.Vector = []
-            try:
-                with refusing_reentrant_checkpoints(), self.replaced(named, None):
-                    with refusing_gradient_reads(both):
-                        outputs = self.forward(inputs)
-                    if self.shards is None:
-                        refuse_touched(self.theta_names, self.theta, leaves)
-                    refuse_no_graph(outputs)
-                    slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
-                    if self.shards is None:
-                        # A reentrant checkpoint shows in its backward pass.
-                        past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
-                    else:
-                        self.shards.backward(outputs, slope, self.weight(batch))
-            finally:
-                seeding.set_global_state(random_state, self.device)
-                self.surroundings.learn(before)
-            if self.shards is None:
-                refuse_aliases(self.theta_names, past[len(leaves) :])
-            self._looks_at_theta = any(part is not None for part in direct)
-            if self._looks_at_theta:
-                refuse_looking_at_shards(self.shards)
+        if self.surroundings.unwatched:
+            self._watch(batch)
         return self._looks_at_theta
+
+    def _watch(self, batch: StepBatch) -> None:
+        """Asks all that only a batch can tell, see `probe`."""
+        inputs, labels = batches.parts(batch)[0]
+        before, random_state = self.surroundings.watch(), seeding.global_state(self.device)
+        leaves = [parameter.detach().requires_grad_() for parameter in self.theta]
+        if self.shards is not None:  # whose modules have other parameters in their passes
+            leaves = []
+        named = dict(zip(self.theta_names, leaves, strict=bool(leaves)))
+        both = [*leaves, *self.theta]
+        past: vectors.Vector = []
+        given = [
+            (x, x.detach().clone())
+            for x in tree_leaves(inputs)
+            if torch.is_tensor(x) and x.layout is torch.strided and not x.is_nested
+        ]
+        try:
+            # As after a step: what follows θ, as a teacher that is its copy, moves then.
+            with (
+                _nudged(leaves),
+                refusing_reentrant_checkpoints(),
+                self.replaced(named, None),
+            ):
+                with refusing_gradient_reads(both):
+                    outputs = self.forward(inputs)
+                refuse_written_inputs(given)
+                if self.shards is None:
+                    refuse_touched(self.theta_names, self.theta, leaves)
+                refuse_no_graph(outputs)
+                slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
+                if self.shards is None:
+                    # A reentrant checkpoint shows in its backward pass.
+                    past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+                else:
+                    self.shards.backward(outputs, slope, self.weight(batch))
+        finally:
+            seeding.set_global_state(random_state, self.device)
+            after = self.surroundings.learn(before, leaves)
+        if self.shards is None:
+            refuse_aliases(self.theta_names, past[len(leaves) :])
+        self._looks_at_theta = any(part is not None for part in direct)
+        if self._looks_at_theta:
+            refuse_looking_at_shards(self.shards)
+        del before, outputs, past, direct, given  # they may be as large as θ
+        self._repeat(inputs, leaves, after)
+
+    def _repeat(self, inputs: Any, leaves: Sequence[Tensor], surroundings: Kept) -> None:
+        """Asks whether passes from one state give the same outputs, and says so if they do not.
+
+        One is made in tensors that the model knows from another pass, with other numbers then, and
+        two in copies of them; the last one while the model's own parameters have other numbers.
+
+        Args:
+            leaves: these tensors, in the memory of θ; of shards none.
+            surroundings: those in which all are made.
+
+        Raises:
+            UnsupportedModelError: the numbers of θ are read past what can be exchanged.
+        """
+        random_state = seeding.global_state(self.device)
+        copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+
+        def outputs_in(theta: Sequence[Tensor]) -> Tensor:
+            named = dict(zip(self.theta_names, theta, strict=bool(theta)))
+            seeding.set_global_state(random_state, self.device)
+            torch.clear_autocast_cache()  # of casts that an autocast around all of it keeps
+            with self.replaced(named, surroundings):
+                return self.forward(inputs).detach().nan_to_num()
+
+        try:
+            known = outputs_in(leaves)
+            outputs = outputs_in(copies)
+            same = self._equal(known, outputs)
+            if same and leaves:
+                with _nudged(leaves):
+                    alone = self._equal(outputs, outputs_in(copies))
+                if not alone:
+                    same = self._equal(outputs, outputs_in(copies))
+                    if same:
+                        refuse_reading_past()
+        finally:
+            seeding.set_global_state(random_state, self.device)
+        if not same and not self._told:
+            self._told = True
+            warn_of_other_outputs()
+
+    def _equal(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two outputs are the same up to the order in which kernels add."""
+        bound = min(ROUNDINGS * torch.finfo(self.precision).eps, AT_MOST)
+        return one.shape == other.shape and bool((one - other).norm() <= bound * one.norm())
 
     def look_again(self, batch: StepBatch) -> bool:
         """Whether the model's passes change more by now than was known; afterwards it is known.
@@ -325,8 +407,8 @@ class Problem:
         Raises as `probe`.
         """
         known = self.surroundings.found_moving()
-        self.surroundings.watched = 0
-        for _ in range(WATCHED):
+        self.surroundings.watch_again()
+        while self.surroundings.unwatched:
             self.probe(batch)
         return bool(self.surroundings.found_moving() - known)
 
@@ -454,6 +536,7 @@ class Problem:
             named = dict(zip(self.theta_names, theta, strict=True))
             with DoubleBackward(), self.replaced(named, None):
                 loss, g = self.graph(theta, batch, share)
+            self.surroundings.passed()
             whole = Graph(theta, g)
             made = Pass(batch, share, None, KeepPrimals(), surroundings, random_state, whole)
             # Copies: the optimizer may change its gradients in place.
@@ -619,6 +702,31 @@ class Problem:
             self.replaced(named, part.surroundings),
         ):
             yield
+
+
+@contextmanager
+def _nudged(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, tensors have numbers beside their own, by a 128th; afterwards the same bits.
+
+    One bit of each is turned over.
+    """
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+    views = [
+        (tensor.data.view(integers[tensor.element_size()]), _a_bit_of(tensor.dtype))
+        for tensor in tensors
+    ]
+    for view, bit in views:
+        view.bitwise_xor_(bit)
+    try:
+        yield
+    finally:
+        for view, bit in views:
+            view.bitwise_xor_(bit)
+
+
+def _a_bit_of(dtype: torch.dtype) -> int:
+    """The one that has a 128th of a number's size."""
+    return 1 << round(-math.log2(torch.finfo(dtype).eps) - 7)
 
 
 def _share(loss: Tensor, share: Share) -> Tensor:

@@ -305,6 +305,15 @@ def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
         )
 
 
+def refuse_reading_past() -> None:
+    """Raises UnsupportedModelError for a model that has the numbers of θ from elsewhere."""
+    raise UnsupportedModelError(
+        "the model reads the numbers of a trained parameter past its modules, as through .data, a "
+        "view or a NumPy array that it keeps, where no other can be put in its place: read it as "
+        "an attribute of its module, and detach it there"
+    )
+
+
 def refuse_looking_at_shards(shards: object) -> None:
     """Raises UnsupportedModelError if a loss that looks at θ would see a part of it."""
     if shards is not None:
@@ -338,6 +347,26 @@ def refuse_touched(names: Sequence[str], theta: Sequence[Tensor], used: Sequence
             )
 
 
+def refuse_written_inputs(given: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Raises UnsupportedModelError for a forward pass that has written into its inputs.
+
+    They are then as they were.
+
+    Args:
+        given: dense tensors of the inputs, and a copy of each from before.
+    """
+    written = False
+    for tensor, numbers in given:
+        if not torch.equal(tensor.nan_to_num(), numbers.nan_to_num()):
+            tensor.data.copy_(numbers)
+            written = True
+    if written:
+        raise UnsupportedModelError(
+            "the model writes into its inputs in its forward pass, as by x.mul_(), and its next "
+            "pass over the batch would find them changed: let it write into a copy"
+        )
+
+
 def refuse_frozen(names: Sequence[str], used: Sequence[Tensor]) -> None:
     """Raises UnsupportedModelError if a forward pass has frozen one of its trained parameters.
 
@@ -358,6 +387,18 @@ def refuse_changed(name: str) -> None:
     raise UnsupportedModelError(
         f"the model changes its trained parameter '{name}' in its forward pass, which "
         "no gradient knows of: change it after the step, or as a parametrization"
+    )
+
+
+def warn_of_other_outputs() -> None:
+    """Warns of a model of which no pass can be made again."""
+    warnings.warn(
+        "two passes of the model over one batch, from the same state, generators and parameters, "
+        "give other outputs: it draws random numbers or keeps something where that cannot be found "
+        "(an iterator, the system's random numbers, the clock, a file), writes into its inputs, or "
+        "looks at which tensors it has (a cache by id()); so the meta level's own passes move it, "
+        "and θ is not that of plain training",
+        stacklevel=4,
     )
 
 

@@ -14,6 +14,8 @@ from metaloss.machine import distributed, seeding
 from metaloss.problem.batches import StepBatch
 from metaloss.problem.problem import Problem
 
+EXTRA = "_extra_state"  #: torch's name of what a module keeps beside tensors
+
 
 def take(problem: Problem) -> dict[str, Any]:
     """θ, buffers and the optimizer's state, not its settings; plain data that can be saved."""
@@ -24,23 +26,38 @@ def take(problem: Problem) -> dict[str, Any]:
 
 
 def model_values(model: nn.Module) -> dict[str, Any]:
-    """Copies of all that a forward or a base step may change in a model."""
-    state = {
-        name: value.clone() if torch.is_tensor(value) else copy.deepcopy(value)
-        for name, value in model.state_dict().items()
-    }
-    return {
-        "state": state,
-        "not_persistent": {n: b.clone() for n, b in model.named_buffers() if n not in state},
-    }
+    """Copies of all that a forward or a base step may change in a model.
+
+    Not by its state_dict, which a model may write and read as it likes.
+    """
+    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in _held(model).items()}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            state[_extra(path)] = copy.deepcopy(module.get_extra_state())
+    return {"state": state}
 
 
 @torch.no_grad()
 def set_model_values(model: nn.Module, values: dict[str, Any]) -> None:
     """Sets a model to what `model_values` gave."""
-    model.load_state_dict(values["state"])
-    for name, value in values["not_persistent"].items():
-        model.get_buffer(name).copy_(value)
+    state = {**values["state"], **values.get("not_persistent", {})}  # the latter of older states
+    for name, tensor in _held(model).items():
+        if tensor.shape != state[name].shape:
+            tensor.data = state[name].clone()
+        else:
+            tensor.copy_(state[name])
+    for path, module in model.named_modules(remove_duplicate=False):
+        if _extra(path) in state:
+            module.set_extra_state(copy.deepcopy(state[_extra(path)]))
+
+
+def _held(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, of several names the first."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _extra(path: str) -> str:
+    return f"{path}.{EXTRA}" if path else EXTRA
 
 
 def put_back(problem: Problem, snapshot: dict[str, Any]) -> None:
@@ -64,10 +81,11 @@ def on_trial(problem: Problem, batch: StepBatch) -> Iterator[None]:
         batch: of training, by which to see what of the model a pass changes, if that is not known.
     """
     problem.probe(batch)
-    surroundings = problem.surroundings.keep()
+    surroundings = problem.surroundings.whole()
     before, random_state = take(problem), seeding.global_state(problem.device)
     try:
-        yield
+        with problem.surroundings.on_trial():
+            yield
     finally:
         surroundings.put_back()  # first: a layer that a pass has built is in no state before
         put_back(problem, before)

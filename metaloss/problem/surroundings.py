@@ -28,6 +28,9 @@ MOST_NUMBERS = 10_000_000
 
 #: Base passes after each of which is looked for what it has made, as a teacher in the first one.
 FIRST = 2
+#: Base steps before each of which a pass is made to see what it changes: what the first one makes,
+#: as a cache, only the second one can change.
+WATCHED = 2
 
 
 @dataclass
@@ -57,6 +60,16 @@ class Kept:
             if not size and cache.cache_info().currsize:
                 cache.cache_clear()  # what was computed may have drawn random numbers
 
+    def beside(self, other: Kept) -> Kept:
+        """This part, and what of another one is not in it."""
+        return Kept(
+            _both(self.contents, other.contents, lambda kept: kept[0].holder),
+            _both(self.tensors, other.tensors, lambda kept: kept[1]),
+            _both(self.arrays, other.arrays, lambda kept: kept[0]),
+            _both(self.generators, other.generators, lambda kept: kept[0]),
+            _both(self.caches, other.caches, lambda kept: kept[0]),
+        )
+
     def changed(self) -> Kept:
         """The part that is otherwise now."""
         return Kept(
@@ -73,39 +86,63 @@ class Surroundings:
     Args:
         model, loss: they; a loss may hold the model.
         theta: the trained parameters by their names in the model.
+        functions: what else is called in a base step, and may keep something.
     """
 
     def __init__(
-        self, model: nn.Module, loss: nn.Module | None, theta: Mapping[str, Tensor]
+        self,
+        model: nn.Module,
+        loss: nn.Module | None,
+        theta: Mapping[str, Tensor],
+        functions: Sequence[Any] = (),
     ) -> None:
-        self._model, self._loss, self._theta = model, loss, theta
-        self.watched = 0  #: passes whose changes were looked at
+        self._model, self._loss, self._theta, self._functions = model, loss, theta, functions
+        self._watched = 0  # passes whose changes were looked at
+        self._passes = 0  # base passes made
         self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
-        self._first = FIRST  # base passes after which to look for what they have made
+        self._own_move = False  # whether those were
         self._made: list[tuple[list[Place], Tensor]] = []  # tensors that they have made
         self._look()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Surroundings:
-        """Those of the copied model, of which nothing is known yet."""
-        return Surroundings(
-            copy.deepcopy(self._model, memo),
-            copy.deepcopy(self._loss, memo),
-            copy.deepcopy(self._theta, memo),
-        )
+    def __reduce__(self) -> Any:
+        """Copied and pickled, those of the copied model, of which nothing is known yet."""
+        return Surroundings, (self._model, self._loss, self._theta, self._functions)
 
     def _look(self) -> None:
         """Finds what there is by now: a pass may have made a cache that the next one changes."""
         model, loss = self._model, self._loss
         modules = [*model.modules(), *(() if loss is None else loss.modules())]
-        self._places = Places(modules)
+        self._places = Places([*modules, *self._functions])
         self._named = dict(self._by_name(model))
         self._tree = {id(t) for m in modules for t in (*m.parameters(False), *m.buffers(False))}
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether a pass is to be looked at before the next base step."""
+        return self._watched < WATCHED and self._watched <= self._passes
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Within it, passes are made of which nothing remains: the next ones are first ones too."""
+        counted = self._watched, self._passes
+        try:
+            yield
+        finally:
+            self._watched, self._passes = counted
+
+    def watch_again(self) -> None:
+        """Passes are to be looked at as if none had been."""
+        self._watched = 0
+
     def watch(self) -> Kept:
         """A copy of all that is found now, to see what a pass changes."""
-        if self.watched:
+        if self._watched:
             self._look()
-        self.watched += 1
+        self._watched += 1
+        return self.whole()
+
+    def whole(self) -> Kept:
+        """A copy of all that was found."""
         places = self._places
         return Kept(
             [(c, c.entries()) for c in (*places.own, *places.buffers, *places.others)],
@@ -121,39 +158,59 @@ class Surroundings:
             _sizes(places.caches),
         )
 
-    def learn(self, before: Kept) -> None:
+    def learn(self, before: Kept, theta: Sequence[Tensor]) -> Kept:
         """Notes what a pass has changed, and undoes it.
 
         Args:
             before: what `watch` gave before the pass.
+            theta: what the pass had in the places of the trained parameters.
+
+        Returns:
+            The surroundings as the pass has left them.
 
         Raises:
             UnsupportedModelError: it changed a trained parameter.
         """
         changed = before.changed()
-        before.put_back()
         moved = {id(tensor) for _, tensor, _ in changed.tensors}
+        own = {id(container) for container in self._places.own}
+        self._own_move |= any(id(container) in own for container, _ in changed.contents)
+        always = own.union(map(id, self._places.buffers))
+        changed.contents = [(c, entries) for c, entries in changed.contents if id(c) not in always]
+        self._moving = changed.beside(self._moving)
+        after = self._left_by_a_pass(theta)
+        before.put_back()
+        self._look()
         for name, parameter in self._theta.items():
             if id(parameter) in moved:
                 refuse_changed(name)
-        always = {id(container) for container in (*self._places.own, *self._places.buffers)}
-        changed.contents = [(c, entries) for c, entries in changed.contents if id(c) not in always]
-        self._moving = changed
+        return after
 
     def passed(self) -> None:
         """A base pass was made: in the first ones, what it has made may change from here on."""
-        if not self._first:
+        self._passes += 1
+        if self._passes > FIRST:
             return
-        self._first -= 1
-        before = self._places
+        self._made += self._newly_found()
+
+    def _newly_found(self) -> list[tuple[list[Place], Tensor]]:
+        """Looks again -> the tensors that were not there the last time."""
+        known = {id(tensor) for tensor in self._places.tensors()}
         self._look()
         places = self._places
-        known = {id(tensor) for tensor in before.tensors()}
-        self._made += [
+        return [
             (places.of(tensor), tensor)
             for tensor in places.tensors()
             if id(tensor) not in known and tensor.is_leaf and tensor.layout is torch.strided
         ]
+
+    def _left_by_a_pass(self, theta: Sequence[Tensor]) -> Kept:
+        """What a pass may change, and what it has made."""
+        given = set(map(id, theta))
+        made = [(held, tensor) for held, tensor in self._newly_found() if id(tensor) not in given]
+        after = self.keep()
+        new = [(held, tensor, tensor.detach().clone()) for held, tensor in made]
+        return Kept(tensors=new).beside(after)
 
     def found_moving(self) -> set[int]:
         """What was seen to change in a pass, to be compared with the same of another look."""
@@ -169,7 +226,8 @@ class Surroundings:
     @property
     def beyond_tensors(self) -> bool:
         """Whether a pass was seen to change what no recording of kernels would."""
-        return bool(self._moving.contents or self._moving.arrays or self._moving.generators)
+        moving = self._moving
+        return self._own_move or bool(moving.contents or moving.arrays or moving.generators)
 
     def keep(self) -> Kept:
         """A copy of what a pass may change.
@@ -272,6 +330,13 @@ def _exchange(
         if container.get(key) is old:
             undo.append((container, key, old))
             container.set(key, new)
+    if isinstance(old, nn.Parameter):
+        new._is_param = True  # type: ignore[attr-defined]  # to isinstance, as get_parameter asks
+
+
+def _both(these: list[Any], those: list[Any], thing: Callable[[Any], Any]) -> list[Any]:
+    known = {id(thing(kept)) for kept in these}
+    return [*these, *(kept for kept in those if id(thing(kept)) not in known)]
 
 
 def _sizes(caches: Sequence[Any]) -> list[tuple[Any, int]]:

@@ -139,6 +139,50 @@ def test_what_cannot_be_followed_is_refused(build, message):
     assert "\n" not in str(error.value)
 
 
+def halving(optimizer):
+    """Puts a step that halves its gradients in the place of its own."""
+    original = optimizer.step
+
+    def step(closure=None):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad.mul_(0.5)
+        return original(closure)
+
+    optimizer.step = step
+
+
+def scheduled(optimizer):
+    lr_scheduler.StepLR(optimizer, 1)
+    lr_scheduler.StepLR(optimizer, 2)
+
+
+@pytest.mark.parametrize("before", [lambda optimizer: None, scheduled])
+def test_a_step_that_was_replaced_on_the_object_is_refused_also_later(before):
+    model = nn.Linear(3, 2)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    learner = metaloss.AdaLFL(model, optimizer, REPRESENTATIONS["nn"](hidden=(4,)))
+    batch = torch.randn(4, 3), torch.randint(2, (4,))
+    learner.step(batch)
+    before(optimizer)
+    halving(optimizer)
+    with pytest.raises(UncertifiedOptimizerError, match=r"step was replaced .*halving.<locals>.st"):
+        learner.step(batch)
+
+
+def bound(optimizer):  # as accelerate leaves it behind a step that a GradScaler makes
+    optimizer.step = optimizer.step
+
+
+@pytest.mark.parametrize("before", [scheduled, bound])
+@pytest.mark.parametrize("after", [scheduled, bound])
+def test_what_schedulers_and_accelerate_put_there_is_the_step_itself(before, after):
+    model = nn.Linear(3, 2)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    before(optimizer)
+    after(optimizer)
+    Problem(model, optimizer, None, F.cross_entropy, links.by_labels)
+
+
 def test_a_sparse_gradient_is_refused():
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2))
     problem = Problem(

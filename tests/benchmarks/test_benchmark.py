@@ -21,7 +21,7 @@ from benchmarks.measure import measure as measured
 from benchmarks.pairs import PAIRS, Pair
 from benchmarks.plain_network import PlainNetwork
 from metaloss.machine import memory
-from metaloss.problem.problem import WATCHED
+from metaloss.problem.surroundings import WATCHED
 from metaloss.representations.nn import NN
 from tests.helpers import thinned, tool
 
@@ -169,11 +169,9 @@ def test_a_step_without_meta_step_is_a_plain_step(name):
         passes.append((calls.counts["convolution"], calls.counts["convolution_backward"]))
     plain = (convolutions, convolutions)
     meta = (4 * convolutions - 1, 2 * convolutions)
-    probing = (
-        meta[0] + convolutions,
-        meta[1] + convolutions,
-    )  # the first steps ask, by a pass each
-    asking = (2 * convolutions, 2 * convolutions)
+    # The first steps ask, by a pass each, and by three more of which none goes back.
+    probing = (meta[0] + 4 * convolutions, meta[1] + convolutions)
+    asking = (5 * convolutions, 2 * convolutions)
     assert WATCHED == 2
     assert passes == [probing, asking, plain, plain, meta, plain, plain, plain]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 
 import pytest
 import torch
@@ -151,6 +152,11 @@ def test_a_planted_error_is_found_in_double_backward(engine, dtype):
     assert not holds(PLANTED[dtype])
 
 
+#: Said of every model of which no pass can be made again; these tests are about more.
+unrepeatable = pytest.mark.filterwarnings("ignore:two passes of the model over one batch")
+
+
+@unrepeatable
 def test_two_quotients_with_nothing_in_common_certify_nothing(float64):
     batch = rows(), torch.arange(8) % 3
     model = Stream()
@@ -169,6 +175,7 @@ def learner_of(model, engine, **arguments):
     return metaloss.AdaLFL(model, optimizer, loss, F.cross_entropy, adaptation=adaptation), loss
 
 
+@unrepeatable
 def test_sweep_finds_that_the_step_it_runs_again_is_another(float64):
     batch = rows(), torch.arange(8) % 3
     model = Stream()
@@ -181,6 +188,7 @@ def test_sweep_finds_that_the_step_it_runs_again_is_another(float64):
     assert not found.certificate.holds
 
 
+@unrepeatable
 def test_what_cannot_be_replayed_is_said_and_moves_nothing(float64):
     batch = rows(), torch.arange(8) % 3
     learner, loss = learner_of(Stream(), "exact")
@@ -190,6 +198,7 @@ def test_what_cannot_be_replayed_is_said_and_moves_nothing(float64):
     assert all(map(torch.equal, before, loss.parameters()))
 
 
+@unrepeatable
 def test_auto_takes_another_engine_and_says_why(float64):
     batch = rows(), torch.arange(8) % 3
     learner, _ = learner_of(Stream(), "auto")
@@ -198,6 +207,7 @@ def test_auto_takes_another_engine_and_says_why(float64):
     assert not result.skipped
 
 
+@unrepeatable
 def test_one_can_ask_for_a_warning_alone(float64):
     batch = rows(), torch.arange(8) % 3
     learner, loss = learner_of(Stream(), "exact", uncertified="warn", meta_lr=1e-2)
@@ -221,6 +231,7 @@ class Turned(nn.Module):
         return self.layer(x) * (next(self.masks) if self.passes > self.after else 1.0)
 
 
+@unrepeatable
 def test_the_guard_goes_on_looking_and_auto_changes_its_engine_on_the_way(float64):
     batch = rows(), torch.arange(8) % 3
     learner, _ = learner_of(Turned(after=6), "auto", certify_every=2)
@@ -306,3 +317,57 @@ def test_another_build_of_the_model_has_certificates_anew(float64):
     problem.model[1].register_full_backward_hook(lambda module, given, taken: (given[0] * 0.3,))
     with pytest.warns(UserWarning, match="by engine 'unrolled': 'exact' does not work"):
         learner.step(batch, valid)
+
+
+class ById(nn.Module):
+    """Keeps something by the identity of a parameter, which in plain training stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norms = nn.Linear(6, 3), {}
+
+    def forward(self, x):
+        key = id(self.layer.weight)
+        if key not in self.norms:
+            self.norms[key] = self.layer.weight.detach().norm()
+        return self.layer(x) / self.norms[key]
+
+
+class ByClock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) * time.perf_counter()
+
+
+@pytest.mark.parametrize("engine", ["unrolled", "evolution"])
+@pytest.mark.parametrize("model", [Stream, ById, ByClock])
+def test_a_model_of_which_no_pass_can_be_made_again_is_said(float64, model, engine):
+    batch = rows(), torch.arange(8) % 3
+    learner, _ = learner_of(model(), engine)
+    with pytest.warns(UserWarning, match="two passes of the model over one batch.*θ is not that"):
+        learner.step(batch, batch)
+    learner.step(batch, batch)  # once
+
+
+class HalfPrecision(nn.Module):
+    """A frozen part in a lower precision than what is trained."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.part, self.head = nn.Linear(6, 8).to(dtype).requires_grad_(False), nn.Linear(8, 3)
+        self.trained = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.trained(x).to(self.part.weight.dtype)
+        return self.head(torch.tanh(self.part(x)).to(self.head.weight.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_lowest_precision_of_a_model_is_that_of_its_passes(float64, dtype):
+    batch = rows(), torch.arange(8) % 3
+    learner, _ = learner_of(HalfPrecision(dtype), "exact")
+    for _ in range(3):
+        assert not learner.step(batch, batch).skipped

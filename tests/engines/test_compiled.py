@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, AdaLFL, ClipNorm, MicroBatches
 from metaloss.engines import compiled
@@ -69,6 +72,28 @@ def batches(count: int, *shape: int, size: int = 7) -> list[Batch]:
     ]
 
 
+def regularised(model: nn.Module, outputs: Tensor, labels: Tensor) -> Tensor:
+    """A task loss that looks at θ."""
+    return F.cross_entropy(outputs, labels) + 0.1 * sum(
+        p.square().sum() for p in model.parameters()
+    )
+
+
+class Checkpointed(nn.Linear):
+    """Runs once more in each backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+class Counting(nn.Module):
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x / self.passes
+
+
 SGD = {"momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
 
 
@@ -79,6 +104,8 @@ def train(model, loss, engine, given, every=1, sgd=SGD, objective=True, **settin
         for parameter in loss.parameters():
             parameter.add_(0.1)  # where a polynomial starts, it may be flat
     trained = [p for p in model.parameters() if p.requires_grad]
+    if callable(settings.get("task_loss")) and settings["task_loss"] is regularised:
+        settings["task_loss"] = functools.partial(regularised, model)
     if settings.pop("two_groups", False):
         trained = [{"params": trained[:1], "weight_decay": 0.1}, {"params": trained[1:]}]
     optimizer = torch.optim.SGD(trained, 0.1, **sgd)
@@ -141,6 +168,7 @@ SETTINGS = {
     "the same batch": {"objective": False},
     "some of φ": {"online": {"learn": ("layers.1.*",)}},
     "start and stop": {"online": {"start": 1, "stop": 3}},
+    "a task loss that looks at θ": {"task_loss": regularised},
     "another task loss": {"task_loss": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1)},
 }
 #: Each case traces several kinds of steps; these trace the most of them.
@@ -238,6 +266,7 @@ def forking(outputs: Tensor, labels: Tensor) -> Tensor:
         ("a buffer of the model or the loss moves", lambda: nn.BatchNorm1d(8), {}),
         ("the model or the loss draws at random", lambda: nn.Dropout(0.5), {}),
         ("the gradient is transformed", nn.Tanh, {"gradient_transform": ClipNorm(0.1)}),
+        ("the model or the loss changes Python objects, or draws", Counting, {}),
         ("the learning rate is learned", nn.Tanh, {"online": {"rate": RATES["raw"]()}}),
         ("", nn.Tanh, {"task_loss": forking}),
     ],
@@ -251,6 +280,29 @@ def test_what_is_left_to_the_exact_engine(reason, middle, settings):
         ours, exact = both(engine, mlp(middle()), LOSSES["nn"](), batches(6), **settings)
     assert ours.equal(exact)
     assert len(caught) == 1
+
+
+def test_a_checkpoint_is_run_again_where_its_pass_was():
+    torch.manual_seed(0)
+    engine = ENGINES["compiled"]("none")
+    assert_close(*both(engine, mlp(Checkpointed(8, 8)), LOSSES["nn"](), batches(8)))
+
+
+def test_a_model_with_another_parameter_in_the_place_of_a_trained_one_is_left_to_it():
+    torch.manual_seed(0)
+    found, given = [], batches(8)
+    start, loss = mlp(), LOSSES["nn"]()
+    for engine in (ENGINES["compiled"]("none"), "exact"):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        online = OnlineOneStep(1e-2, engine=engine)
+        learner = AdaLFL(model, optimizer, copy.deepcopy(loss), adaptation=online)
+        learner.step(*given[:2])
+        model[0].weight = nn.Parameter(0.9 * model[0].weight.detach())
+        with pytest.warns(UserWarning) if engine != "exact" else nullcontext():
+            learner.step(*given[2:4])
+        found.append([p.detach() for p in (*model.parameters(), *learner.problem.phi)])
+    assert all(map(torch.equal, found[0][1:4], found[1][1:4]))
 
 
 def test_micro_batches_are_left_to_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import pickle
@@ -294,7 +295,7 @@ def test_a_loss_of_ones_own_loop(tmp_path):
     assert loaded.trajectory.steps.tolist() == [0, 3, 6]
     assert all(flat(loaded.at(step).representation).equal(phi[step]) for step in phi)
     assert not phi[0].equal(phi[6])
-    assert loaded.link is links.by_labels
+    assert loaded.link is links.probabilities  # that of the task loss, torch's cross-entropy
     assert loaded.provenance == {"task": "my task", "classes": 3}
     assert loaded(*batches[0][:1], batches[0][1]).shape == ()
     baseline = metaloss.AdaLFL(
@@ -323,12 +324,71 @@ def test_a_run_says_where_its_loss_is_from(train, tmp_path):
     assert flat(loss.at(0).representation).equal(flat(load_loss(FORMAT_1).representation))
 
 
+CALLED = {
+    "python": lambda loss, outputs, labels: loss(outputs, labels),
+    "torch_export": lambda loss, outputs, labels: torch.export.export(
+        loss, (outputs, labels.clamp_min(0))
+    ).module()(outputs, labels),
+    "traced": lambda loss, outputs, labels: torch.jit.trace(
+        loss, (outputs, labels.clamp_min(0)), check_trace=False
+    )(outputs, labels),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("form", CALLED)
+@pytest.mark.parametrize("link", [links.by_labels, links.probabilities, links.Dense()])
+def test_the_label_that_does_not_count_is_that_of_torch(tmp_path, link, form, reduction):
+    """Saved and loaded, and in each form it is given away in; by labels it has not seen."""
+    LearnedLoss(metaloss.REPRESENTATIONS["cross_entropy"](), link).save_pretrained(tmp_path)
+    outputs, labels = torch.randn(6, 4), torch.tensor([0, -100, 3, 1, -100, 2])
+    found = CALLED[form](load_loss(tmp_path, reduction=reduction), outputs, labels)
+    expected = F.cross_entropy(outputs, labels, reduction=reduction)
+    if reduction == "none" and isinstance(link, links.Dense):  # its rows are those that count
+        expected = expected[labels != -100]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.full  # torch.onnx translates for seconds
+@pytest.mark.filterwarnings("ignore")
+def test_the_label_that_does_not_count_in_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loss = LearnedLoss(metaloss.REPRESENTATIONS["nn"](), links.probabilities)
+    outputs, labels = torch.randn(6, 4), torch.tensor([0, -100, 3, 1, -100, 2])
+    path = tmp_path / "loss.onnx"
+    torch.onnx.export(loss, (outputs, labels.clamp_min(0)), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (outputs.numpy(), labels.numpy()), strict=True)))
+    kept = labels != -100
+    torch.testing.assert_close(torch.as_tensor(found), loss(outputs[kept], labels[kept]).detach())
+
+
+@pytest.mark.parametrize(
+    ("task_loss", "link"),
+    [
+        (F.cross_entropy, links.probabilities),
+        (nn.CrossEntropyLoss(ignore_index=255), links.Dense(ignore_index=255)),
+        (functools.partial(F.cross_entropy, ignore_index=9), links.Dense(ignore_index=9)),
+        (F.binary_cross_entropy_with_logits, links.multi_label),
+        (nn.MSELoss(), links.values),
+        (lambda outputs, labels: outputs.sum(), links.by_labels),
+    ],
+)
+def test_a_loss_that_is_asked_for_before_the_first_batch_knows_its_labels(task_loss, link):
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"](), task_loss)
+    assert learner.learned_loss().link == link
+
+
 @pytest.mark.full  # a process that imports torch
 def test_a_loss_is_loaded_in_a_process_that_knows_nothing_of_its_run(tmp_path):
     shutil.copytree(FORMAT_1, tmp_path / "elsewhere")
-    code = (
+    code = (  # of two rows, of which one does not count
         "import torch, metaloss; loss = metaloss.load_loss('elsewhere');"
-        "print(loss(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])).item())"
+        "print(loss(torch.tensor([[2.0, 0.0, -1.0]] * 2), torch.tensor([0, -100])).item())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path

@@ -37,6 +37,7 @@ TOLERANCES = {
     "float64": 1e-6,  # models compute parts in float32 all the same, as transformers' RMSNorm
     "float32": 2e-4,
     "tf32": 2e-2,
+    "float16": 2e-2,  # of frozen parts; it has as many digits
     "bfloat16": 5e-2,
 }
 #: The share of ‖g‖‖u‖ that a residual is relative to at least: a tolerance of it is a few units in
@@ -50,7 +51,7 @@ ERRORS = 2.0
 
 def precision(problem: Problem) -> str:
     """Of the model's passes, a key of `TOLERANCES`."""
-    dtype = problem.autocast or problem.theta[0].dtype
+    dtype = problem.precision
     backends = torch.backends
     if dtype is torch.float32 and problem.device.type == "cuda":
         of_cuda = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]

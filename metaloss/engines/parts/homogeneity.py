@@ -3,9 +3,12 @@
 A backward pass is linear in the slope that it starts from. Begun with c times that, it gives
 g(c) = c·g, so that what autograd finds for ∂⟨g(c), u⟩/∂c at c = 1 is ⟨g, u⟩. It is less where the
 graph of the backward pass is cut: by @once_differentiable, by .detach(), by NumPy. Autograd says
-nothing of it where, as here, the leaves are on the other side of the cut. And it is another number
-where a hook makes the backward pass no linear one, as by clipping: there quotients of four
-more passes decide, up to what two of them differ by.
+nothing of it where, as here, the leaves are on the other side of the cut.
+
+Where the two differ, another pass decides what is asked next. If g(2) = 2·g, the mean of some more
+such comparisons is taken, whose rounding is other rounding each time. If not, a hook makes the
+backward pass no linear one, as by clipping: there quotients of four more passes decide, up to what
+two of them differ by.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from metaloss.engines.parts.certificate import ERRORS, product, tolerance
 from metaloss.machine import distributed
 from metaloss.problem.problem import Problem
 from metaloss.problem.stacked import Stacked
-from metaloss.problem.vectors import Vector
+from metaloss.problem.vectors import Vector, gradient
 
 #: What its certificate compares, for messages.
 WORDS = "⟨g, u⟩ and its derivative by double backward"
@@ -34,6 +37,10 @@ CAUSE = (
 SHARE = 5e-2
 #: How much more a quotient may be off than rounding is: clipping has kinks, at both of its steps.
 KINKS = 10.0
+#: How much a mean may be off, relative to the size: as much more, but in low precision.
+AT_MOST = 0.1
+#: From how many times the slope the more comparisons begin: no powers of two, which round alike.
+FACTORS = (1.2, 1.4, 1.7)
 
 
 class Factor:
@@ -95,21 +102,32 @@ def derivative_residual(
     size = torch.maximum(left.value.abs(), SHARE * (left.squared_v * left.squared_w).sqrt())
     found = torch.zeros_like(left.value) if found is None else found.reshape(left.value.shape)
 
-    def off(expected: Tensor) -> Tensor:
-        return torch.where(size > 0, (found - expected).abs() / size, 0.0)
+    def relative(gap: Tensor) -> Tensor:
+        return torch.where(size > 0, gap.abs() / size, 0.0)
 
-    residual = off(left.value)
-    if bool((residual > tolerance(problem)).any()):
-        dtype = problem.autocast or problem.theta[0].dtype
-        step = float(torch.finfo(dtype).eps ** (1 / 3))
+    def quotient(step: float) -> Tensor:
+        ends = (product(problem, again(Factor(problem, 1 + by)), u) for by in (step, -step))
+        more, less = (end.value for end in ends)
+        return (more - less) / (2 * step)
 
-        def quotient(step: float) -> Tensor:
-            ends = (product(problem, again(Factor(problem, 1 + by)), u) for by in (step, -step))
-            more, less = (end.value for end in ends)
-            return (more - less) / (2 * step)
+    def compared(by: float) -> Tensor:
+        factor = Factor(problem, by)
+        g = again(factor)
+        (slope,) = gradient(g, [factor.leaf], [None if part is None else by * part for part in u])
+        slope = torch.zeros_like(left.value) if slope is None else slope.reshape(left.value.shape)
+        return (slope - product(problem, g, u).value) / by
 
-        near, far = quotient(step), quotient(2 * step)
-        uncertain = ERRORS * torch.where(size > 0, (near - far).abs() / size, 0.0)
-        beyond = (off(near) - uncertain).clamp_min(0.0) / KINKS
+    bound = tolerance(problem)
+    residual = relative(found - left.value)
+    if bool((residual > bound).any()):
+        twice = product(problem, again(Factor(problem, 2.0)), u).value
+        if bool((relative(twice / 2 - left.value) <= bound / KINKS).all()):
+            gaps = [found - left.value, *map(compared, FACTORS)]
+            beyond = relative(torch.stack(gaps).mean(0)) / min(KINKS, AT_MOST / bound)
+        else:
+            step = float(torch.finfo(problem.precision).eps ** (1 / 3))
+            near, far = quotient(step), quotient(2 * step)
+            uncertain = ERRORS * relative(near - far)
+            beyond = (relative(found - near) - uncertain).clamp_min(0.0) / KINKS
         residual = torch.minimum(residual, beyond)
     return distributed.mean_beside([], [], [residual], weight)[1][0]

@@ -9,6 +9,8 @@ optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import is_
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ class Given:
     def __init__(self, problem: Problem, phi: Mapping[str, Tensor], used: Sequence[bool]) -> None:
         assert problem.loss is not None
         self.sgd = TracedSGD(problem, used)
+        self._problem = problem
         self._theta, self._phi = problem.theta, list(phi.values())
         self.phi_names = list(phi)
         self.of_model = _constants(problem.model, problem.theta)
@@ -49,8 +52,13 @@ class Given:
         """θ, what SGD computes with, φ, what else model and loss hold, and (x, y) of each batch.
 
         Raises:
-            UnsupportedModelError: see `TracedSGD.tensors`.
+            UnsupportedModelError: see `TracedSGD.tensors`; or a parameter was replaced.
         """
+        held = (self._problem.model.get_parameter(name) for name in self._problem.theta_names)
+        if not all(map(is_, held, self._theta)):
+            raise UnsupportedModelError(
+                "the model has another parameter in the place of a trained one"
+            )
         constants = (  # asked for each time: a module may have put new ones in their place
             [getattr(owner, name) for owner, name in owners.values()]
             for owners in (self.of_model, self.of_loss)
@@ -83,18 +91,17 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
     assert problem.loss is not None
     learned_loss = problem.loss
 
-    def outputs(theta: Sequence[Tensor], constants: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def at(theta: Sequence[Tensor], constants: Sequence[Tensor]) -> AbstractContextManager[None]:
         named = dict(zip(problem.theta_names, theta, strict=True))
-        with problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), None):
-            return problem.forward(inputs)
+        return problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), None)
 
     def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:
         theta, sgd, phi, of_model, of_loss, (x, y), *objective = parts
         before, phi, primals = _leaves(theta), _leaves(phi), KeepPrimals()
         named = dict(zip([*given.phi_names, *given.of_loss], [*phi, *of_loss], strict=True))
-        with torch.enable_grad():
+        with torch.enable_grad(), at(before, of_model):
             with primals:
-                f = outputs(before, of_model, x)
+                f = problem.forward(x)
             free = f.detach().requires_grad_()
             prediction, target, *weights = problem.link(free, y)
             loss = links.mean(functional_call(learned_loss, named, (prediction, target)), *weights)
@@ -104,12 +111,17 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
         if not objective:
             return [loss.detach()], moved
         ((valid_x, valid_y),) = objective
-        with torch.enable_grad():
-            after = _leaves(moved[: len(theta)])
-            task = problem.task_loss(outputs(after, of_model, valid_x), valid_y)
+        after = _leaves(moved[: len(theta)])
+        with torch.enable_grad(), at(after, of_model):  # which checkpoints are run again in too
+            task = problem.task_loss(problem.forward(valid_x), valid_y)
             v = torch.autograd.grad(task, after, allow_unused=True)
-            with forward_ad.dual_level(), ForwardMode(primals):
-                t = forward_ad.unpack_dual(outputs(_duals(theta, v), of_model, x)).tangent
+        with torch.enable_grad():
+            with (
+                forward_ad.dual_level(),
+                ForwardMode(primals),
+                at(_duals(theta, v), of_model),
+            ):
+                t = forward_ad.unpack_dual(problem.forward(x)).tangent
             u = None if t is None else given.sgd.scale(sgd) * t
             phi_bar = gradient([slope], phi, [u])
         residual = adjoint_residual(
