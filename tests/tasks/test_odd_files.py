@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 
 import numpy as np
 import polars as pl
@@ -378,6 +379,15 @@ def test_the_background_is_seen_through(tmp_path):
     np.testing.assert_allclose(pixels, (100, 0, 50), atol=1)
 
 
+@pytest.mark.parametrize("largest", [300, 1023, 65535])
+def test_a_portable_graymap_of_more_than_8_bits_has_its_own_depth(tmp_path, largest):
+    values = np.linspace(0, largest, 16).round().astype(">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5 4 4 %d\n" % largest + values.tobytes())
+    pixels = Decoder()(tmp_path / "x.pgm")[0].flatten()
+    expected = torch.from_numpy(values / largest).float()
+    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
 def test_images_are_turned_as_they_are_shown(tmp_path):
     image = Image.new("RGB", (6, 4))
     image.putpixel((5, 0), RED)
@@ -443,6 +453,20 @@ def test_what_is_left_out_is_told(pictures, case):
     data = load(pictures(*names))
     assert data.classes == ("a", "b")
     assert re.search(message, "\n".join(data.notes)), data.notes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes are made otherwise there")
+def test_a_link_to_a_folder_around_it_and_a_pipe_are_left_out(pictures):
+    """Images were read forty times, until the path was too long; of the pipe there is no end."""
+    folder = pictures(*several("a", "b"))
+    (folder / "a" / "again").symlink_to(folder / "a", target_is_directory=True)
+    os.mkfifo(folder / "b" / "pipe.png")
+    data = load(folder)
+    assert data.notes[0].startswith(f"{folder}: 12 images")
+    assert f"left out in {folder}: 1 no ending, 1 .png (no images that Pillow reads)" in data.notes
+    (folder / "b" / "broken.png").symlink_to(folder / "nothing")
+    with pytest.raises(DataError, match=r"broken\.png: cannot be read: .*No such file"):
+        load(folder)
 
 
 NO_FOLDERS = {

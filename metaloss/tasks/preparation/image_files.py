@@ -185,8 +185,24 @@ def _labelled(folder: Path, found: Folder, every: bool) -> Labelled:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    for place, inside, names in os.walk(folder, followlinks=True):
-        inside[:] = [name for name in inside if not _is_hidden(Path(name))]
+    """What is in a folder and in those within it, but for what is hidden.
+
+    Links to folders are followed; one to a folder that it stands in is given itself, for its end
+    would be that of the longest path.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+    for place, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = Path(os.path.realpath(place))
+        shown = [Path(place, name) for name in inside if not _is_hidden(Path(name))]
+        around = [p for p in shown if p.is_symlink() and real.is_relative_to(p.resolve())]
+        inside[:] = [path.name for path in shown if path not in around]
+        yield from around
         yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
 
 
@@ -195,7 +211,8 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in endings()
+    """Whether it is to be read as one: a link to nothing is too, and nobody waits for a pipe."""
+    return path.suffix.lower() in endings() and not (path.exists() and not path.is_file())
 
 
 # --- pixels ---
@@ -248,8 +265,8 @@ class Decoder:
         from PIL import ImageOps
 
         largest = LARGEST.get(image.mode)
-        if image.mode == "I" and image.format == "PNG":  # as older Pillows read 16 bits
-            largest = LARGEST["I;16"]
+        if image.mode == "I" and image.format in ("PNG", "PPM"):
+            largest = LARGEST["I;16"]  # of PNG as older Pillows read 16 bits; PGM is scaled to them
         planes = self._planes(ImageOps.exif_transpose(image), largest)
         pixels = np.stack([self._sized(plane) for plane in planes])
         if self.deep and pixels.dtype == np.uint8:
