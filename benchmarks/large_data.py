@@ -188,6 +188,7 @@ def train(root: Path, run: Path, workers: int) -> list[str]:
         "Runner.checkpoint_every = 20",
         "meta_optimizers.task_fit.steps = 20",
         "meta_optimizers.offline_unrolled.steps = 2",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
     ]
     command = [sys.executable, "tools/train.py", "--gin_file=methods/adalfl.gin"]
     command += [f"--gin_param={binding}" for binding in bindings]

@@ -278,6 +278,7 @@ class AdaLFL:
         meta_lr: float = 1e-2,
         horizon: float = 50.0,
         fit_steps: int = 500,
+        scale_steps: int = 150,
         redraw: Callable[[], None] | None = None,
         trial_steps: int | None = None,
         descent: Callable[..., Descent] | str | None = None,
@@ -285,10 +286,11 @@ class AdaLFL:
         """Learns φ offline before training starts, on models that are drawn anew now and then.
 
         φ is first fitted to the task loss, then learned through `inner_steps` base steps at a time:
-        see `metaloss.meta_optimizers.offline_unrolled`. Algorithm 1 to the letter is
-        `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0`. Afterwards model and
-        optimizer are as they were before any training: θ_0 restored, optimizer state empty. The
-        base steps have the optimizer's rates of now: build a scheduler that warms up after it.
+        see `metaloss.meta_optimizers.offline_unrolled`; then its scale is searched. Algorithm 1 to
+        the letter is `steps=2500, inner_steps=1, meta_lr=1e-3, horizon=1, fit_steps=0,
+        scale_steps=0`. Afterwards model and optimizer are as they were before any training: θ_0
+        restored, optimizer state empty. The base steps have the optimizer's rates of now: build a
+        scheduler that warms up after it.
 
         At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ
         goes back to what its fit to the task loss had left, if there was one, with a
@@ -297,11 +299,13 @@ class AdaLFL:
         Args:
             train, valid: loaders of batches, repeated as often as needed, or functions that give
                 the next one.
-            steps: meta-steps, S_init; None: 1500 base steps in all.
+            steps: meta-steps, S_init; None: 1200 base steps in all.
             inner_steps: base steps per meta-step, S_inner; None: by the optimizer's momentum.
             meta_lr: η on φ at the start.
             horizon: base steps from one drawing of θ to the next, in the mean.
             fit_steps: steps that fit φ to the task loss before; they train no model.
+            scale_steps: base steps of each training on a multiple of the loss, of which the best is
+                taken; 0: none. There is none with Adam and its kin, whose steps have no scale.
             redraw: draws the parameters that are trained anew, in place; by default each module
                 draws its own, by its method `redraw`, or `reset_parameters`.
             trial_steps: base steps of the trial, which it makes twice; 0: no trial. None: 100, or
@@ -326,7 +330,9 @@ class AdaLFL:
             redraw()
             distributed.spread([*model.parameters(), *model.buffers()])
 
-        initialization = initialization_of(steps, inner_steps, meta_lr, horizon, fit_steps, descent)
+        initialization = initialization_of(
+            steps, inner_steps, meta_lr, horizon, fit_steps, scale_steps, descent
+        )
         initialization.attach(self.problem)
         draw_train, draw_valid = (self._drawing(repeat(batches)) for batches in (train, valid))
         phase = self.initializing(
@@ -472,10 +478,13 @@ def initialization_of(
     meta_lr: float,
     horizon: float,
     fit_steps: int,
+    scale_steps: int,
     descent: Callable[..., Descent] | str | None = None,
 ) -> MetaOptimizer:
     """The initialisation that `AdaLFL.initialize` makes, by its arguments."""
-    learn = OfflineUnrolled(steps, inner_steps, horizon, meta_lr=meta_lr, descent=descent)
+    learn = OfflineUnrolled(
+        steps, inner_steps, horizon, scale_steps=scale_steps, meta_lr=meta_lr, descent=descent
+    )
     return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
 
 

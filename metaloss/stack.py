@@ -110,6 +110,7 @@ class Stack(AdaLFL):
         meta_lr: float = 1e-2,
         horizon: float = 50.0,
         fit_steps: int = 500,
+        scale_steps: int = 150,
         redraw: Sequence[Callable[[], None]] | None = None,
         trial_steps: int | None = None,
         descent: Callable[..., Descent] | str | None = None,
@@ -120,8 +121,8 @@ class Stack(AdaLFL):
         their own. Each sees its rows of the same batches.
 
         Args:
-            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, trial_steps, descent: as
-                there.
+            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, scale_steps, trial_steps,
+                descent: as there.
             redraw: for each learner, what draws its parameters anew, in place.
 
         Raises:
@@ -135,7 +136,8 @@ class Stack(AdaLFL):
         for i, (learner, own) in enumerate(zip(self.learners, redraws, strict=True)):
             learner.initialize(
                 partial(_rows, train_of[i], i), partial(_rows, valid_of[i], i),
-                steps, inner_steps, meta_lr, horizon, fit_steps, own, trial_steps, descent,
+                steps, inner_steps, meta_lr, horizon, fit_steps, scale_steps, own, trial_steps,
+                descent,
             )  # fmt: skip
         self.join()
 

@@ -115,6 +115,7 @@ QUICK = (
 SHORT = (
     "meta_optimizers.task_fit.steps = 3",
     "meta_optimizers.offline_unrolled.steps = 6",
+    "meta_optimizers.offline_unrolled.scale_steps = 2",
     "meta_optimizers.offline_unrolled.inner_steps = 2",
 )
 METHODS = {
@@ -127,6 +128,7 @@ METHODS = {
     ),
     "meta_lr": (
         "meta_optimizers.offline_unrolled.steps = 9",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
         "meta_optimizers.offline_unrolled.inner_steps = 2",
         "meta_optimizers.online_one_step.every = 2",
     ),

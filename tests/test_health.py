@@ -168,7 +168,7 @@ def test_a_failed_trial_brings_the_fitted_loss_back():
     learner.tell = lambda trouble: kept.append([trouble, *map(torch.clone, learner.problem.phi)])
     learner.initialize(
         lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1e6,
-        horizon=1, fit_steps=200, trial_steps=40,
+        horizon=1, fit_steps=200, scale_steps=0, trial_steps=40,
     )  # fmt: skip
     ((trouble, *spoilt),) = kept
     assert trouble.endswith("φ is again as its fit to the task loss left it")
@@ -181,13 +181,17 @@ def test_a_run_that_is_resumed_knows_the_way_back():
     """φ as the fit left it is in the phase's state, also where the phase after it has begun."""
     learner, train, valid = learner_of("classification")
     draws = (lambda: next(train)), (lambda: next(valid))
-    phase = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    phase = initialization_of(
+        steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3, scale_steps=0
+    )
     phase.attach(learner.problem)
     for _ in range(4):
         phase.step(*draws)
     (left,) = phase.left
     saved = copy.deepcopy(phase.state_dict())
-    other = initialization_of(steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3)
+    other = initialization_of(
+        steps=2, inner_steps=1, meta_lr=1e-2, horizon=1, fit_steps=3, scale_steps=0
+    )
     other.attach(learner.problem)
     other.load_state_dict(saved)
     assert all(map(torch.equal, fitted_phi(other), left))
@@ -200,7 +204,7 @@ def test_where_nothing_helps_it_is_said():
     with pytest.warns(HealthWarning, match="base steps on the learned loss"):
         learner.initialize(
             lambda: next(train), lambda: next(valid), steps=1, inner_steps=1, meta_lr=1e-12,
-            horizon=1, fit_steps=0, trial_steps=5,
+            horizon=1, fit_steps=0, scale_steps=0, trial_steps=5,
         )  # fmt: skip
     assert learner.health().status == "unhealthy"
 

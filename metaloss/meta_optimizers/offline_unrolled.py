@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any, Literal
@@ -18,11 +19,13 @@ from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaStep
 from metaloss.meta_optimizers.descents.adam import Adam
 from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.parts.by_gradient import ByGradient
+from metaloss.meta_optimizers.parts.scale_search import divides, search
 from metaloss.problem import snapshot
 from metaloss.problem.problem import Problem
 
+LOG = logging.getLogger("metaloss.meta_optimizers")
 #: Base steps in all of the initialisation: enough on every pair tried (docs/initialisation.md).
-BASE_STEPS = 1500
+BASE_STEPS = 1200
 #: Through fewer, plain SGD's losses shrink: a larger loss does better in later steps alone.
 FEWEST_INNER_STEPS = 10
 #: A task loss this many times that of the θ drawn anew is one that nothing is learned from.
@@ -38,8 +41,11 @@ class OfflineUnrolled(ByGradient):
     finite or far above its start. So the loss is judged on early and on later steps. With
     `horizon = 1` every meta-step begins with a θ drawn anew and an empty optimizer: Algorithm 1.
 
+    At the end the scale of the loss, or of a learned rate, may be searched by longer trainings: see
+    `parts.scale_search`.
+
     Args:
-        steps: meta-steps of the phase, S_init; None: 1500 base steps in all.
+        steps: meta-steps of the phase, S_init; None: 1200 base steps in all.
         inner_steps: base steps that are differentiated through, S_inner; each has a fresh batch.
             None: as many as the optimizer's momentum takes to build up, 1/(1 - μ) (β₁ for Adam and
             its kin), and at least 10.
@@ -47,6 +53,7 @@ class OfflineUnrolled(ByGradient):
         warm_up: base steps on the learned loss after each drawing that are not differentiated
             through. None: 1/(1 - β₁) for optimizers that divide by a gradient's size, whose first
             steps from an empty state are signs, with a derivative of almost 0; else none.
+        scale_steps: base steps of each training that the search of the scale makes; 0: no search.
         meta_lr: η of φ at the start; `descent` says how it falls.
         objective: split of the task loss, "valid" or "train" (a fresh batch either way).
         objective_batch_size: examples in that batch; None takes the task's batch size.
@@ -64,6 +71,7 @@ class OfflineUnrolled(ByGradient):
 
     Attributes:
         diverged: models that were drawn anew since their task loss had gone too far.
+        multiple: by which the search of the scale has multiplied the loss, or the rate.
     """
 
     goes_on = False
@@ -74,6 +82,7 @@ class OfflineUnrolled(ByGradient):
         inner_steps: PositiveInt | None = None,
         horizon: Annotated[float, Ge(1)] = 50.0,
         warm_up: NonNegativeInt | None = None,
+        scale_steps: NonNegativeInt = 0,
         meta_lr: PositiveFloat = 1e-2,
         objective: Literal["valid", "train"] = "valid",
         objective_batch_size: PositiveInt | None = None,
@@ -93,6 +102,7 @@ class OfflineUnrolled(ByGradient):
         self.inner_steps = inner_steps or FEWEST_INNER_STEPS
         self.horizon = horizon
         self.warm_up = warm_up or 0
+        self.scale_steps = scale_steps
         self._asked = (steps, inner_steps, warm_up, descent)
 
     def attach(self, problem: Problem) -> None:
@@ -101,16 +111,19 @@ class OfflineUnrolled(ByGradient):
         self.inner_steps = inner_steps or max(FEWEST_INNER_STEPS, memory)
         self.steps = steps if steps is not None else math.ceil(BASE_STEPS / self.inner_steps)
         if warm_up is None:
-            self.warm_up = memory if self.horizon > 1 and _divides(problem.optimizer) else 0
+            self.warm_up = memory if self.horizon > 1 and divides(problem.optimizer) else 0
         if descent is None and self.steps and self.horizon > 1:
             self.descent = falling(self.steps)
         super().attach(problem)
         self.diverged = 0
+        self.multiple = 1.0
+        self._redraw: Callable[[], None] | None = None  # as `set_out` is given it
         self._anew = True  # whether the next meta-step begins with a θ drawn anew
         self._start = math.inf  # the task loss of the present model when it was drawn
         self._standing: dict[str, Any] | None = None  # the base level of a checkpoint
 
     def set_out(self, problem: Problem, redraw: Callable[[], None]) -> None:
+        self._redraw = redraw
         if self._standing is not None:  # the run is resumed, and its model goes on
             snapshot.put_back(problem, self._standing)
             self._standing = None
@@ -132,6 +145,12 @@ class OfflineUnrolled(ByGradient):
             diverged = not float(made.task_loss) < DIVERGED * self._start  # also where it is NaN
             self.diverged += diverged
             self._anew = distributed.anywhere(chance) or diverged
+        at_its_end = self.guard.meta_steps == self.steps
+        if at_its_end and self.scale_steps and self._redraw is not None:
+            self.multiple = search(
+                self.problem, self.meta, draw_train, draw_objective, self._redraw, self.scale_steps
+            )
+            LOG.info("scale: %g times what the meta-steps have made it", self.multiple)
         return made
 
     @property
@@ -144,7 +163,8 @@ class OfflineUnrolled(ByGradient):
         return self._probability < 1
 
     def branch(self) -> Hashable | None:
-        return super().branch() if self.inner_steps == 1 and not self._goes_on else None
+        by_python = self.inner_steps > 1 or self._goes_on or self.scale_steps
+        return None if by_python else super().branch()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -168,11 +188,6 @@ def memory_of(optimizer: torch.optim.Optimizer) -> float:
     for group in optimizer.param_groups:
         decays += [group.get("momentum", 0.0), group.get("betas", (0.0,))[0]]
     return 1 / (1 - min(max(map(float, decays)), 0.99))
-
-
-def _divides(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer divides gradients by their size, or takes their signs alone."""
-    return not isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD))
 
 
 def falling(steps: int) -> Callable[..., Descent]:

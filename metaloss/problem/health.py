@@ -385,22 +385,21 @@ def trial(
     Both judged by the task loss on the same batches; then model, optimizer and generators are as
     before.
     """
-    judged = [draw_objective() for _ in range(TRIAL_BATCHES)]
+    judged: Sequence[StepBatch] = [draw_objective() for _ in range(TRIAL_BATCHES)]
     ends, ratios = [], []
     with snapshot.on_trial(problem, judged[0]):
-        counted = [batch for batch in judged if _counts(problem, batch)]
-        judged = counted or judged
+        judged = that_count(problem, judged)
         redraw()
         reset(problem.optimizer)
         fresh = snapshot.take(problem)
-        start = _mean_task_loss(problem, judged)
+        start = mean_task_loss(problem, judged)
         for by_task_loss in (False, True):
             snapshot.put_back(problem, fresh)
             reset(problem.optimizer)
             with problem.descending_task_loss(by_task_loss):
                 for _ in range(steps):
                     problem.plain_step(draw_train())
-            ends.append(_mean_task_loss(problem, judged))
+            ends.append(mean_task_loss(problem, judged))
             if not by_task_loss:
                 ratios = [seen[1] for b in judged for seen in probe(problem, b, [Watch()])]
     end, end_of_task = ends
@@ -431,5 +430,11 @@ def _counts(problem: Problem, batch: StepBatch) -> bool:
     return distributed.anywhere(bool(problem.weight(batch)))
 
 
-def _mean_task_loss(problem: Problem, judged: Sequence[StepBatch]) -> float:
+def that_count(problem: Problem, drawn: Sequence[StepBatch]) -> Sequence[StepBatch]:
+    """Those of some batches in which a row counts; all, where none does in any."""
+    return [batch for batch in drawn if _counts(problem, batch)] or drawn
+
+
+def mean_task_loss(problem: Problem, judged: Sequence[StepBatch]) -> float:
+    """L_T at the current θ, the mean over batches."""
     return statistics.fmean(float(snapshot.task_loss(problem, batch)) for batch in judged)

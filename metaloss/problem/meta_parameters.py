@@ -45,7 +45,7 @@ class MetaParameters:
             if any(fnmatchcase(name, pattern) for pattern in learn)
         }
         self.phi = list(self.named_phi.values())
-        self._rate = rate
+        self.rate = rate
         self._optimizer = problem.optimizer  # its list of groups changes when it loads a state
         self._own: list[float] | None = None  # see `ratios`
         #: float64: at α = 1e-2, float32 would round away steps of 1e-5 by up to 1e-4 of their size.
@@ -74,15 +74,15 @@ class MetaParameters:
     def write_rate(self) -> None:
         """Sets the optimizer's learning rates to the learned one, if there is one."""
         ratios = self.ratios
-        if self._rate is None or ratios is None:
+        if self.rate is None or ratios is None:
             return
-        alpha = float(self._rate.decode(self.x))
+        alpha = float(self.rate.decode(self.x))
         for group, ratio in zip(self._optimizer.param_groups, ratios, strict=True):
             group["lr"] = alpha * ratio
 
     def through_rate(self, alpha_bar: Tensor | None) -> Tensor | None:
         """dL/dx of dL/dα, both of shape [], where α is learned."""
-        if self._rate is None or alpha_bar is None:
+        if self.rate is None or alpha_bar is None:
             return None
         x = self.x.detach().requires_grad_()
-        return torch.autograd.grad(self._rate.decode(x), x, alpha_bar.to(x))[0]
+        return torch.autograd.grad(self.rate.decode(x), x, alpha_bar.to(x))[0]

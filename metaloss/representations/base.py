@@ -31,6 +31,9 @@ class Representation(nn.Module, ABC):
     #: their "sum" over the outputs; None where outputs see each other. Such a loss may be tabulated
     #: (see `metaloss.problem.tables`).
     pairs: Literal["mean", "sum"] | None = None
+    #: Names of parameters that, multiplied by a number together, multiply the loss by it; none
+    #: where no parameters do.
+    linear_in: tuple[str, ...] = ()
     #: Whether `forward` takes parameters [S, ...] with pairs [S, batch, C] too: a whole stack of
     #: losses, which is otherwise left to torch.func.vmap. Not inherited.
     takes_stacks = False

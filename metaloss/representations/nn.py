@@ -63,6 +63,10 @@ class NN(Representation):
         for layer in self.layers:
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
+    @property
+    def linear_in(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"layers.{len(self.hidden)}.weight",) if self.output == "identity" else ()
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self._of_pairs(prediction, target).mean(-1)
 

@@ -29,6 +29,7 @@ class Taylor(Representation):
     """
 
     pairs = "mean"
+    linear_in = ("coefficients",)
 
     def __init__(self, order: Annotated[int, Ge(2)] = 3) -> None:
         super().__init__()

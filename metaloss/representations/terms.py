@@ -28,6 +28,7 @@ class Terms(Representation):
     """
 
     pairs = "mean"
+    linear_in = ("weights",)
 
     def __init__(
         self, terms: Sequence[str] = ("y*log(f)",), coefficients: Sequence[FiniteFloat] = (-1.0,)

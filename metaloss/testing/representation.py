@@ -45,6 +45,13 @@ def check_representation(make: Callable[..., Representation], **arguments: Any) 
                 torch.allclose(values, pairs.sum(-1), rtol=1e-9),
                 f"pairs = {loss.pairs!r}, and its value is not made of those of single pairs so",
             )
+        with torch.no_grad():
+            for name in again.linear_in:
+                again.get_parameter(name).mul_(2)
+        require(
+            not loss.linear_in or torch.allclose(again(prediction, target), 2 * values, rtol=1e-12),
+            f"is not linear in {', '.join(loss.linear_in)}",
+        )
         prediction.requires_grad_()
         _require_twice_differentiable(lambda p: loss(p, target), prediction)
         phi = [p for p in loss.parameters() if p.requires_grad]

@@ -228,7 +228,11 @@ def test_an_unread_binding_warns_and_is_an_error_where_asked_for(refused, train,
     binding = "typo/Runner.steps = 3"
     message = f"nobody reads: typo/Runner.steps in --gin_param {binding!r}"
     assert refused(f"--gin_param={binding}", "--strict") == message
-    small = ("Runner.steps = 1", "meta_optimizers.offline_unrolled.steps = 1")
+    small = (
+        "Runner.steps = 1",
+        "meta_optimizers.offline_unrolled.steps = 1",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
+    )
     code, stderr = train(
         f"--gin_file={TASK}", f"--gin_file={METHOD}", f"--gin_param={binding}", "--dry_run",
         *(f"--gin_param={line}" for line in small),

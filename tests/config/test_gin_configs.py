@@ -33,6 +33,7 @@ TINY = {
     "backbones.mlp.hidden": (4,),
     "meta_optimizers.task_fit.steps": 1,
     "meta_optimizers.offline_unrolled.steps": 1,
+    "meta_optimizers.offline_unrolled.scale_steps": 1,
     "offline/meta_optimizers.meta_lr.steps": 2,
     **{f"tasks.{name}.batch_size": 8 for name in SMALL},
     **{f"tasks.{name}.batch_size": 2 for name in PHOTOGRAPHS},

@@ -106,6 +106,7 @@ def test_an_installed_plugin_is_listed_trained_and_loaded(installed, tmp_path):
         "--gin_param=Runner.figures = 1",
         "--gin_param=meta_optimizers.task_fit.steps = 2",
         "--gin_param=meta_optimizers.offline_unrolled.steps = 1",
+        "--gin_param=meta_optimizers.offline_unrolled.scale_steps = 2",
         "--gin_param=backbones.mlp.hidden = (4,)",
         "--output_dir=run",
         "--strict",
@@ -133,7 +134,8 @@ def test_an_installed_plugin_is_swept(installed, tmp_path):
         "Sweep.methods = [['methods/adalfl.gin', 'tangent.gin']]\n"
         "Sweep.seeds = 1\n"
         "Sweep.bindings = ['Runner.steps = 2', 'meta_optimizers.task_fit.steps = 1', "
-        "'meta_optimizers.offline_unrolled.steps = 1']\n"
+        "'meta_optimizers.offline_unrolled.steps = 1', "
+        "'meta_optimizers.offline_unrolled.scale_steps = 2']\n"
     )
     out = run(installed / "metaloss", "sweep", "run", "sweep.gin", folder=tmp_path)
     assert "finished    digits_mlp/tangent-" in out

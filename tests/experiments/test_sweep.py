@@ -33,6 +33,7 @@ Sweep.methods = ['methods/baseline.gin', ['methods/adalfl_letter.gin', 'ablation
 Sweep.seeds = 2
 Sweep.bindings = [
     'Runner.steps = 4', 'Runner.figures = 0', 'meta_optimizers.offline_unrolled.steps = 2',
+    'meta_optimizers.offline_unrolled.scale_steps = 2',
 ]
 Sweep.parameters = {'base_optimizers.sgd.lr': [0.1, 0.01]}
 """

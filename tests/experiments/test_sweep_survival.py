@@ -35,6 +35,7 @@ Sweep.bindings = [
     'Runner.figures = 0',
     'backbones.mlp.hidden = (16,)',
     'meta_optimizers.offline_unrolled.steps = 60',
+    'meta_optimizers.offline_unrolled.scale_steps = 2',
 ]
 """
 

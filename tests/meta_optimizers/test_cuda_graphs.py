@@ -171,6 +171,7 @@ def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
             steps=12,
             inner_steps=1,
             horizon=1,
+            scale_steps=0,
             fit_steps=0,
             trial_steps=0,
         )

@@ -71,7 +71,7 @@ def test_the_optimizer_says_through_how_many_steps(optimizer, inner_steps, warm_
     phase = OfflineUnrolled()
     phase.attach(make_learner(optimizer).problem)
     assert (phase.inner_steps, phase.warm_up) == (inner_steps, warm_up)
-    assert phase.steps == 1500 // inner_steps
+    assert phase.steps == 1200 // inner_steps
 
 
 def test_what_is_asked_for_is_no_rule():
@@ -122,7 +122,9 @@ def test_a_model_that_diverged_is_drawn_anew_and_counted():
 def test_a_phase_goes_on_bit_for_bit(optimizer):
     def make():
         learner = make_learner(optimizer)
-        phase = InTurn([TaskFit(3), OfflineUnrolled(steps=9, inner_steps=2, horizon=12)])
+        phase = InTurn(
+            [TaskFit(3), OfflineUnrolled(steps=9, inner_steps=2, horizon=12, scale_steps=5)]
+        )
         phase.attach(learner.problem)
         return learner, phase
 
@@ -160,7 +162,7 @@ def test_a_phase_goes_on_bit_for_bit(optimizer):
 def counted(phase, cut, batches, optimizer):
     """How many training and objective batches the first `cut` steps of the phase have drawn."""
     learner = make_learner(optimizer)
-    again = InTurn([TaskFit(3), OfflineUnrolled(steps=9, inner_steps=2, horizon=12)])
+    again = InTurn([TaskFit(3), OfflineUnrolled(steps=9, inner_steps=2, horizon=12, scale_steps=5)])
     again.attach(learner.problem)
     torch.manual_seed(5)
     counts, stream = [0, 0], itertools.cycle(batches)

@@ -25,6 +25,7 @@ bindings = [
     "Runner.backbone = @backbones.mlp", "backbones.mlp.hidden = (4,)",
     "Runner.base_optimizer = @base_optimizers.sgd", "base_optimizers.sgd.lr = 0.1",
     "meta_optimizers.task_fit.steps = 1", "meta_optimizers.offline_unrolled.steps = 1",
+    "meta_optimizers.offline_unrolled.scale_steps = 2",
 ]
 words = [f"--gin_param={{binding}}" for binding in bindings]
 run = ["--gin_file=methods/adalfl.gin", "--data_dir=.", "--device=cpu", "--output_dir=run"]

@@ -44,6 +44,7 @@ def learned(tmp_path_factory):
             "Runner.samples = 1",
             "meta_optimizers.task_fit.steps = 300",
             "meta_optimizers.offline_unrolled.steps = 40",
+            "meta_optimizers.offline_unrolled.scale_steps = 2",
         ],
         output_dir=str(folder),
         device="cpu",

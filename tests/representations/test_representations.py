@@ -494,7 +494,14 @@ def test_adalfl_trains_with_it(name, digits):
     learner = metaloss.AdaLFL(model, optimizer, loss, meta_lr=meta_lr, steps=60)
     start = flat(loss)
     learner.initialize(
-        *draws, steps=60, inner_steps=1, meta_lr=meta_lr, horizon=1, fit_steps=0, trial_steps=0
+        *draws,
+        steps=60,
+        inner_steps=1,
+        meta_lr=meta_lr,
+        horizon=1,
+        fit_steps=0,
+        scale_steps=0,
+        trial_steps=0,
     )
     middle = flat(loss)
     inputs, labels = digits.splits["train"]

@@ -217,7 +217,7 @@ def initialized_in_a_loop() -> Results:
     made = learner(adaptation=adaptation())
     made.initialize(
         batches(TRAIN, 3).__next__, batches(VALID, 4).__next__, 3, 2, 1e-2,
-        horizon=1, fit_steps=0, trial_steps=0,
+        horizon=1, fit_steps=0, scale_steps=0, trial_steps=0,
     )  # fmt: skip
     return train(made)
 
@@ -281,6 +281,7 @@ SHORT = [
     "meta_optimizers.task_fit.meta_lr = 1e-3",
     "meta_optimizers.offline_unrolled.meta_lr = 1e-3",
     "meta_optimizers.offline_unrolled.steps = 5",
+    "meta_optimizers.offline_unrolled.scale_steps = 2",
     "meta_optimizers.offline_unrolled.inner_steps = 2",
 ]
 METHODS = {
@@ -304,6 +305,7 @@ METHODS = {
     ],
     "meta_lr": [
         "meta_optimizers.offline_unrolled.steps = 7",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
         "meta_optimizers.offline_unrolled.inner_steps = 2",
     ],
 }

@@ -46,6 +46,7 @@ def board(browser, tmp_path_factory):
                     "Runner.figures = 12",
                     "meta_optimizers.task_fit.steps = 2",
                     "meta_optimizers.offline_unrolled.steps = 1",
+                    "meta_optimizers.offline_unrolled.scale_steps = 2",
                     "backbones.mlp.hidden = (8,)",
                 ],
                 seed=seed,

@@ -41,7 +41,11 @@ def here(tmp_path_factory):
     main = tool("train").main
     arrays = ("Runner.task = @tasks.arrays()",)
     mlp = ("Runner.backbone = @backbones.mlp", "backbones.mlp.hidden = (8,)")
-    steps = ("Runner.steps = 6", "meta_optimizers.offline_unrolled.steps = 2")
+    steps = (
+        "Runner.steps = 6",
+        "meta_optimizers.offline_unrolled.steps = 2",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
+    )
     for name, files, bindings in (
         ("digits", DIGITS, ()),
         ("values", ("tasks/digits_mlp.gin", "methods/baseline.gin"),

@@ -334,6 +334,7 @@ def test_the_example_is_watched_in_two_trackers(method, place, tmp_path, monkeyp
     if method == "adalfl":
         bindings += [
             "meta_optimizers.offline_unrolled.steps = 1",
+            "meta_optimizers.offline_unrolled.scale_steps = 2",
             "meta_optimizers.task_fit.steps = 2",
         ]
     flags = {"output_dir": "run", "data_dir": str(place), "device": "cpu"}

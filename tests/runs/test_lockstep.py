@@ -178,6 +178,7 @@ def test_masks_and_statistics_go_on_bit_for_bit(tmp_path, monkeypatch, data_dir)
         "backbones.wide_resnet.width = 1",
         "backbones.wide_resnet.dropout = 0.3",
         "meta_optimizers.offline_unrolled.steps = 2",
+        "meta_optimizers.offline_unrolled.scale_steps = 2",
         "Runner.steps = 6",
     )
     options = {"seed": (0, 1), "extra": extra, "data_dir": data_dir}

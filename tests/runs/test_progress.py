@@ -28,7 +28,7 @@ def test_a_run_says_what_it_is_made_of_and_how_it_goes(method, tmp_path, capsys)
     starts = ["device: cpu, ", "data: digits, train ", "model: mlp, 610 parameters; SGD, lr 0.01"]
     starts += ["loss: nn, ", "initialization: 9 meta-steps"] * (method == "adalfl")
     starts += [f"training: {method}, 14 steps", f"folder: {tmp_path / 'run'}"]
-    starts += ["initialization 9/9: learned loss "] * (method == "adalfl")
+    starts += ["scale: ", "initialization 9/9: learned loss "] * (method == "adalfl")
     starts += ["training 14/14, "]
     told = [line for line in told if not line.startswith("WARNING")]
     assert [line[: len(start)] for line, start in zip(told, starts, strict=True)] == starts

@@ -21,6 +21,7 @@ SMALL = (
     "--gin_param=Runner.evaluate_every = 3",
     "--gin_param=meta_optimizers.task_fit.steps = 2",
     "--gin_param=meta_optimizers.offline_unrolled.steps = 1",
+    "--gin_param=meta_optimizers.offline_unrolled.scale_steps = 2",
     "--gin_param=backbones.mlp.hidden = (4,)",
 )
 FILES = {

@@ -163,7 +163,14 @@ def test_bindings_are_plain():
 
 @pytest.mark.parametrize("method", ["baseline", "meta_lr"])
 def test_a_run_without_a_learned_loss_has_its_learning_rate(method, tmp_path):
-    extra = ("meta_optimizers.offline_unrolled.steps = 3",) if method == "meta_lr" else ()
+    extra = (
+        (
+            "meta_optimizers.offline_unrolled.steps = 3",
+            "meta_optimizers.offline_unrolled.scale_steps = 2",
+        )
+        if method == "meta_lr"
+        else ()
+    )
     assert train(tmp_path / "run", method, extra) == 0
     events = read(tmp_path / "run")
     rates = [event.value for event in events.Scalars("meta/effective_base_lr")]

@@ -18,6 +18,7 @@ SHORT = (
     "Runner.figures = 0",
     "meta_optimizers.task_fit.steps = 2",
     "meta_optimizers.offline_unrolled.steps = 1",
+    "meta_optimizers.offline_unrolled.scale_steps = 2",
     "meta_optimizers.online_one_step.every = 1",
 )
 
