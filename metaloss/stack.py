@@ -121,8 +121,8 @@ class Stack(AdaLFL):
         their own. Each sees its rows of the same batches.
 
         Args:
-            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps, scale_steps, trial_steps,
-                descent: as there.
+            train, valid, steps, inner_steps, meta_lr, horizon, fit_steps: as there.
+            scale_steps, trial_steps, descent: as there.
             redraw: for each learner, what draws its parameters anew, in place.
 
         Raises:
