@@ -62,9 +62,15 @@ def probabilities(outputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         labels: class indices, [batch], integer; or probabilities, [batch, C] (mixup, smoothing).
 
     Raises:
-        InputError: their shapes are others, or a label is no class (on the CPU, where looking at it
-            waits for nothing).
+        InputError: their shapes are others, there is one output alone, or a label is no class (on
+            the CPU, where looking at it waits for nothing).
     """
+    if outputs.ndim == 2 and outputs.shape[1] == 1:
+        raise InputError(
+            "the model has one output, and the softmax of one is 1 whatever it is, so that nothing "
+            "trains: two classes by one output have task_loss = "
+            "torch.nn.functional.binary_cross_entropy_with_logits, a value has mse_loss"
+        )
     if outputs.ndim == 2 and labels.shape == outputs.shape and labels.is_floating_point():
         return outputs.softmax(-1), labels.to(outputs)
     if outputs.ndim != 2 or labels.shape != outputs.shape[:1]:

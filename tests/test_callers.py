@@ -125,6 +125,8 @@ def test_batches_that_are_at_an_end_of_no_class_or_of_inference_mode():
         make().step(iter([]).__next__)
     with pytest.raises(InputError, match="there is a label 3, and the model has 3 outputs"):
         make().step((X, Y), (X, Y + 1))
+    with pytest.raises(InputError, match="has one output, and the softmax of one is 1 whatever it"):
+        make(nn.Linear(X.shape[1], 1)).step((X, torch.zeros_like(Y)))
     with pytest.raises(InputError, match="inputs of this batch were made under torch.inference"):
         make().step((within_inference_mode(lambda: X * 1), Y))
 
