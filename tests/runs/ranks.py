@@ -300,6 +300,7 @@ METHODS = {
     "ml3": SHORT,
     "adalfl": [
         *SHORT,
+        "meta_optimizers.offline_unrolled.scale_steps = 0",  # the trial of a larger one rounds more
         "meta_optimizers.online_one_step.objective_batch_size = 200",
         "base_optimizers.sgd.momentum = 0.9",
     ],

@@ -227,7 +227,7 @@ def test_the_first_process_alone_writes(found):
 def test_all_processes_end_alike(found):
     stopped = 128 + signal.SIGTERM
     for results in found:
-        assert results["codes"] == [*[0] * 13, stopped, 0, 0, stopped, 0, 3]
+        assert results["codes"] == [*[0] * 25, stopped, 0, 0, stopped, 0, 3]
 
 
 @pytest.mark.full

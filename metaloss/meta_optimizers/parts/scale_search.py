@@ -36,9 +36,8 @@ def search(
     small steps the better ones at once, and large ones later (Wu et al., 2018: the short-horizon
     bias), such a loss is too small, and no meta-gradient says so. So a model drawn anew is trained
     on the loss, on 2, 4, ... times it while the task loss at the end falls, and on a half, a
-    quarter, ... where doubling makes it worse at once, or the loss itself trains nothing. Of the
-    multiples whose task loss is within a tenth of the least, that nearest to 1 is taken: short
-    trainings like large steps too well.
+    quarter, ... where doubling makes it worse at once. Of the multiples whose task loss is within a
+    tenth of the least, that nearest to 1 is taken: short trainings like large steps too well.
 
     θ and the optimizer's state are afterwards those of some training.
 
@@ -76,9 +75,12 @@ def search(
         return ends[power]
 
     least = end(0)
-    for direction in (1, -1) if math.isfinite(least) else (-1,):
+    if math.isinf(least):  # a loss that trains nothing is left to its trial, which says so
+        multiply(1.0)
+        return 1.0
+    for direction in (1, -1):
         for power in range(direction, direction * (FARTHEST + 1), direction):
-            if not end(power) < least and math.isfinite(least):
+            if not end(power) < least:
                 break
             least = ends[power]
         if least < ends[0]:
