@@ -113,13 +113,15 @@ def pictures(folder: Path, count: int, turns: int, steps: int) -> None:
     data = task.load(folder, torch.Generator().manual_seed(0))
     print(f"{count} pictures listed in {time.perf_counter() - started:.1f} s", flush=True)
     tensors = torch.randn(64 * BATCH, 3, SIZE, SIZE), torch.arange(64 * BATCH) % CLASSES
+    # Each source has its own: who draws from a stream's generator makes what it has read ahead void.
     generators = {split: torch.Generator().manual_seed(1) for split in ("train", "valid")}
+    others = torch.Generator().manual_seed(1)
 
     def streamed(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         return data.draw(split, BATCH, generators[split])
 
-    def there(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(len(tensors[1]), (BATCH,), generator=generators[split])
+    def there(_: str) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.randint(len(tensors[1]), (BATCH,), generator=others)
         return tensors[0][rows], tensors[1][rows]
 
     sources = {"tensors": there, "streamed": streamed}
