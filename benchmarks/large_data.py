@@ -113,7 +113,7 @@ def pictures(folder: Path, count: int, turns: int, steps: int) -> None:
     data = task.load(folder, torch.Generator().manual_seed(0))
     print(f"{count} pictures listed in {time.perf_counter() - started:.1f} s", flush=True)
     tensors = torch.randn(64 * BATCH, 3, SIZE, SIZE), torch.arange(64 * BATCH) % CLASSES
-    # Each source has its own: who draws from a stream's generator makes what it has read ahead void.
+    # Each source has its own: a draw from a stream's generator voids what it has read ahead.
     generators = {split: torch.Generator().manual_seed(1) for split in ("train", "valid")}
     others = torch.Generator().manual_seed(1)
 
