@@ -2,9 +2,11 @@ r"""Does AdaLFL work wherever its task loss does? Digits, two models, 14 optimiz
 
     python -m benchmarks.heat_map run --json=FILE              # continues where the file ends
     python -m benchmarks.heat_map run --json=FILE --model=mlp --seeds=1 --cell='sgd 0.1 0.9'
+    python -m benchmarks.heat_map run --json=FILE --by=runner  # runs of gin files, not own loops
     python -m benchmarks.heat_map show --json=FILE --png=docs/images/heat_map.png
 
-Nothing is set: `AdaLFL(model, optimizer, loss)`, then `initialize(train, valid)`, then `step`. A
+Nothing is set: `AdaLFL(model, optimizer, loss)`, then `initialize(train, valid)`, then `step`; by
+the Runner, `tasks/digits_mlp.gin` and `methods/adalfl.gin` with another backbone and optimizer. A
 cell holds where AdaLFL's test error is at most 1.3 times cross-entropy's plus .01, or where the
 learner said that it is not healthy: at the end of the initialisation, or within 5 % of the steps.
 Cells where cross-entropy itself errs on a tenth and more say nothing.
@@ -16,6 +18,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +31,8 @@ from torch import Tensor, nn
 
 import metaloss
 from metaloss.errors import HealthWarning
+from metaloss.machine.files import read_json
+from metaloss.runs import launch
 
 STEPS, BATCH = 1000, 64
 TRAINS = 0.1  #: below this test error cross-entropy trains
@@ -48,6 +53,10 @@ CELLS = [
     *((name, lr, 0.0) for name in ("adam", "adamw") for lr in (1e-4, 1e-3, 1e-2)),
 ]
 Cell = tuple[str, float, float]
+BACKBONES = {
+    "mlp": ("Runner.backbone = @backbones.mlp", "backbones.mlp.hidden = (100,)"),
+    "conv": ("Runner.backbone = @backbones.small_conv",),  # of plugins/
+}  #: the models' bindings: by the Runner they begin from other θ_0 than `MODELS`
 
 
 def optimizer_of(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
@@ -146,6 +155,52 @@ def train(
     return {**row, **errors(model, data), "seconds": time.perf_counter() - started}
 
 
+def run(model_name: str, cell: Cell, seed: int, method: str, steps: int) -> dict[str, Any]:
+    """The same by the Runner, from the gin files that ship; see `train`.
+
+    Its health has a row where the run told of trouble: "0" is the initialisation.
+    """
+    name, lr, momentum = cell
+    bindings = [
+        *BACKBONES[model_name],
+        f"Runner.base_optimizer = @base_optimizers.{name}",
+        f"base_optimizers.{name}.lr = {lr}",
+        *([f"base_optimizers.sgd.momentum = {momentum}"] if name == "sgd" else []),
+        f"Runner.steps = {steps}",
+        f"tasks.digits.batch_size = {BATCH}",
+        "Runner.figures = 0",
+    ]
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        launch.train(
+            gin_file=["tasks/digits_mlp.gin", f"methods/{method}.gin"], gin_param=bindings,
+            seed=seed, threads=1, device="cpu", output_dir=folder,
+        )  # fmt: skip
+        result = read_json(Path(folder) / "result.json")
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    health = {"0": {"status": "healthy"}, str(steps): {"status": result["health"]}}
+    for told in map(json.loads, lines):
+        if told.get("health") == "unhealthy":
+            step = told["step"] if told["phase"] == "train" else 0
+            health[str(step)] = {"status": "unhealthy", "warnings": [told["warning"]]}
+    row = {
+        "model": model_name,
+        "cell": name_of(cell),
+        "seed": seed,
+        "method": method,
+        "steps": steps,
+    }
+    return {
+        **row, "health": health, "status": result["status"],
+        "test": 1.0 if result["test"] is None else result["test"],
+        "cross_entropy": (result["test_metrics"] or {}).get("loss"),
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+
+
+TRAININGS = {"loop": train, "runner": run}
+
+
 def _health(learner: metaloss.AdaLFL) -> dict[str, Any]:
     found = learner.health()
     numbers = {name: round(value, 4) for name, value in found.numbers.items()}
@@ -240,6 +295,7 @@ def main(command_line: list[str] | None = None) -> int:
     parser.add_argument("--png", type=Path, help="show: also draw it there")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
     parser.add_argument("--cell", action="append", choices=[name_of(cell) for cell in CELLS])
+    parser.add_argument("--by", choices=list(TRAININGS), default="loop")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args(command_line)
@@ -261,7 +317,7 @@ def main(command_line: list[str] | None = None) -> int:
             for method in ("baseline", "adalfl"):
                 if (model, name_of(cell), seed, method) in there:
                     continue
-                row = train(model, cell, seed, method, arguments.steps)
+                row = TRAININGS[arguments.by](model, cell, seed, method, arguments.steps)
                 with arguments.json.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(model, name_of(cell), seed, method, f"{row['test']:.4f}", flush=True)

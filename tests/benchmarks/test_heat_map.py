@@ -60,7 +60,7 @@ def test_a_file_of_results_is_continued_and_shown(tmp_path, capsys, monkeypatch)
         trained.append((model, heat_map.name_of(cell), seed, method))
         return row(method, 0.025)
 
-    monkeypatch.setattr(heat_map, "train", train)
+    monkeypatch.setitem(heat_map.TRAININGS, "loop", train)
     asked = ["--model=mlp", "--cell=sgd 0.1 0.9", "--seeds=1", f"--json={file}"]
     assert heat_map.main(["run", *asked]) == 0
     assert trained == [("mlp", "sgd 0.1 0.9", 0, "adalfl")]
@@ -69,3 +69,14 @@ def test_a_file_of_results_is_continued_and_shown(tmp_path, capsys, monkeypatch)
     line = "| mlp | sgd 0.1 0.9 | 1 | 0.0200 | 0.0250 | 1 | 0 | 0 | 0 |"
     assert line in capsys.readouterr().out
     assert (tmp_path / "map.png").stat().st_size > 5000
+
+
+@pytest.mark.full  # a whole initialisation
+def test_a_cell_by_the_runner():
+    """From the gin files that ship, as `--by=runner` makes its rows."""
+    cell = ("sgd", 0.1, 0.9)
+    baseline = heat_map.run("mlp", cell, 0, "baseline", STEPS)
+    row = heat_map.run("mlp", cell, 0, "adalfl", STEPS)
+    assert heat_map.verdict(baseline, row) == "holds"
+    assert not heat_map.alarmed(row)
+    assert row["health"] == {"0": {"status": "healthy"}, "200": {"status": "healthy"}}

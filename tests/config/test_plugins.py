@@ -153,7 +153,7 @@ def example(name):
 
 def test_every_example_is_tested_here():
     examples = {path.stem for path in (ROOT / "plugins").glob("*.py")}
-    assert examples == {"temperature", "hill_climbing", "two_moons", "adabelief"}
+    assert examples == {"temperature", "hill_climbing", "two_moons", "small_conv", "adabelief"}
 
 
 def test_the_example_of_a_learned_loss_keeps_its_contract_and_its_formula():
@@ -193,6 +193,12 @@ def test_hill_climbing_takes_a_step_if_and_only_if_the_task_loss_falls():
 
 def test_the_example_of_a_task_keeps_its_contract(tmp_path):
     testing.check_task(example("two_moons").TwoMoons(), tmp_path)
+
+
+def test_the_example_of_a_backbone_keeps_its_contract():
+    testing.check_backbone(example("small_conv").small_conv, (1, 8, 8), 10, channels=3)
+    with pytest.raises(ConfigError, match="small_conv"):
+        example("small_conv").small_conv((64,), 10)
 
 
 def test_the_example_of_a_base_optimizer_keeps_its_contract():
