@@ -293,8 +293,8 @@ class AdaLFL:
         scheduler that warms up after it.
 
         At the end the loss is put on trial (`metaloss.problem.health.trial`). Where it fails, φ
-        goes back to what its fit to the task loss had left, if there was one, with a
-        `HealthWarning`; `health` tells what was found.
+        goes back to what it was before the search of its scale, and then to what its fit to the
+        task loss had left, with a `HealthWarning` each; `health` tells what was found.
 
         Args:
             train, valid: loaders of batches, repeated as often as needed, or functions that give
@@ -385,28 +385,28 @@ class AdaLFL:
         redraw: Callable[[], None],
         steps: int | None,
     ) -> None:
-        """Puts the loss on trial; where it fails, φ is again what the fit to the task loss left."""
+        """Puts the loss on trial; where it fails, an earlier φ is, from the latest that is kept."""
         if steps is None:
             memory = math.ceil(2 * memory_of(self.problem.optimizer))
             steps = max(TRIAL_STEPS, memory)
             steps = steps if self._steps is None else min(steps, self._steps)
         if self.problem.loss is None or not steps:
             return
-        fitted = fitted_phi(initialization)
+        earlier = earlier_phis(initialization)
         while True:
             with outer_autocast(self.problem):
                 tried = trial(self.problem, draw_train, draw_objective, redraw, steps)
             self.watch = Watch(tried, self.watch.warnings)
             if tried.trouble is None:
                 return
-            remedy = ": φ is again as its fit to the task loss left it" if fitted else ""
-            self.tell(f"initialisation: {tried.trouble}{remedy}")
-            if not fitted:
+            if not earlier:
+                self.tell(f"initialisation: {tried.trouble}")
                 break
+            left_by, phi = earlier.pop()
+            self.tell(f"initialisation: {tried.trouble}: φ is again as {left_by} left it")
             with torch.no_grad():
-                for parameter, value in zip(self.problem.phi, fitted, strict=True):
+                for parameter, value in zip(self.problem.phi, phi, strict=True):
                     parameter.copy_(value)
-            fitted = None
         if self.on_unhealthy == "task_loss":
             self._fall_back()
 
@@ -488,13 +488,21 @@ def initialization_of(
     return InTurn([TaskFit(fit_steps), learn]) if fit_steps else learn
 
 
-def fitted_phi(initialization: MetaOptimizer) -> Sequence[Tensor] | None:
-    """φ as the latest fit to the task loss has left it, of the parameters' shapes; None: no fit."""
-    if not isinstance(initialization, InTurn):
-        return None
-    ended = zip(initialization.phases, initialization.left, strict=False)
-    kept = [phi for phase, phi in ended if isinstance(phase, TaskFit) and phase.steps]
-    return kept[-1] if kept else None
+def earlier_phis(initialization: MetaOptimizer) -> list[tuple[str, list[Tensor]]]:
+    """φ as the latest fit, and the meta-steps before the scale was searched, have left it.
+
+    Returns:
+        Who left it, in words, and the parameters' values, from the earliest; what there is of them.
+    """
+    last, found = initialization, []
+    if isinstance(initialization, InTurn):
+        last = initialization.phases[-1]
+        ended = zip(initialization.phases, initialization.left, strict=False)
+        fits = [phi for phase, phi in ended if isinstance(phase, TaskFit) and phase.steps]
+        found += [("its fit to the task loss", phi) for phi in fits[-1:]]
+    if isinstance(last, OfflineUnrolled) and last.unscaled is not None:
+        found.append(("the meta-steps, before the search of its scale,", last.unscaled))
+    return found
 
 
 def warn(trouble: str) -> None:

@@ -14,7 +14,8 @@ from torch import nn
 import metaloss
 from metaloss import links
 from metaloss.errors import HealthWarning, InputError
-from metaloss.learner import fitted_phi, initialization_of
+from metaloss.learner import earlier_phis, initialization_of
+from metaloss.meta_optimizers import offline_unrolled
 from metaloss.problem.health import PROBES, Watch, by_parameters, constant_loss
 from tests.helpers import thinned
 
@@ -177,6 +178,30 @@ def test_a_failed_trial_brings_the_fitted_loss_back():
     assert learner.health().warnings  # what was found is not forgotten
 
 
+def test_a_failed_trial_brings_the_loss_from_before_the_search_of_its_scale_back(monkeypatch):
+    learner, train, valid = learner_of("classification")
+    kept = []
+
+    def spoil(problem, *_):
+        kept.append([parameter.detach().clone() for parameter in problem.phi])
+        with torch.no_grad():
+            for parameter in problem.phi:
+                parameter.mul_(1e3)
+        return 1e3
+
+    monkeypatch.setattr(offline_unrolled, "search", spoil)
+    learner.tell = lambda trouble: kept.append(trouble)
+    learner.initialize(
+        lambda: next(train), lambda: next(valid), steps=6, inner_steps=1, meta_lr=1e-3,
+        horizon=1, fit_steps=200, scale_steps=1, trial_steps=40,
+    )  # fmt: skip
+    before, trouble = kept
+    end = "φ is again as the meta-steps, before the search of its scale, left it"
+    assert trouble.endswith(end)
+    assert all(map(torch.equal, learner.problem.phi, before))
+    assert learner.health().status == "healthy"
+
+
 def test_a_run_that_is_resumed_knows_the_way_back():
     """φ as the fit left it is in the phase's state, also where the phase after it has begun."""
     learner, train, valid = learner_of("classification")
@@ -194,7 +219,8 @@ def test_a_run_that_is_resumed_knows_the_way_back():
     )
     other.attach(learner.problem)
     other.load_state_dict(saved)
-    assert all(map(torch.equal, fitted_phi(other), left))
+    ((_, known),) = earlier_phis(other)
+    assert all(map(torch.equal, known, left))
     assert not all(map(torch.equal, learner.problem.phi, left))
 
 

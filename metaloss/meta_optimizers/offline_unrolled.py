@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
+from torch import Tensor
 
 from metaloss.base_optimizers.rates.base import Rate
 from metaloss.config.arguments import NonNegativeInt, PositiveFloat, PositiveInt
@@ -72,6 +73,7 @@ class OfflineUnrolled(ByGradient):
     Attributes:
         diverged: models that were drawn anew since their task loss had gone too far.
         multiple: by which the search of the scale has multiplied the loss, or the rate.
+        unscaled: φ before that search; None where it has not made another of it.
     """
 
     goes_on = False
@@ -117,6 +119,7 @@ class OfflineUnrolled(ByGradient):
         super().attach(problem)
         self.diverged = 0
         self.multiple = 1.0
+        self.unscaled: list[Tensor] | None = None
         self._redraw: Callable[[], None] | None = None  # as `set_out` is given it
         self._anew = True  # whether the next meta-step begins with a θ drawn anew
         self._start = math.inf  # the task loss of the present model when it was drawn
@@ -147,9 +150,11 @@ class OfflineUnrolled(ByGradient):
             self._anew = distributed.anywhere(chance) or diverged
         at_its_end = self.guard.meta_steps == self.steps
         if at_its_end and self.scale_steps and self._redraw is not None:
+            before = [parameter.detach().clone() for parameter in self.problem.phi]
             self.multiple = search(
                 self.problem, self.meta, draw_train, draw_objective, self._redraw, self.scale_steps
             )
+            self.unscaled = before if self.multiple != 1 else None
             LOG.info("scale: %g times what the meta-steps have made it", self.multiple)
         return made
 

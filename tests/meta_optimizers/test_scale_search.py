@@ -70,6 +70,22 @@ def test_of_those_within_a_tenth_the_nearest_to_what_was_learned_is_taken():
     assert searched(*quadratic(0.45), steps=1) == 1
 
 
+@pytest.mark.parametrize(("first", "multiple"), [(0.0, 4), (2.0, 1)])
+def test_a_larger_loss_that_is_above_the_start_on_its_way_is_out(first, multiple):
+    """A first batch of label 2 drives θ from 1 to 1 + a, and three of label 0 to (1 + a)(1 - a)³.
+
+    With a = .25 that ends at .28 of the start. With a = .5 it ends at .04, but is at 2.25 before.
+    """
+    learner, (inputs, zeros) = quadratic(0.25 / 2)
+    order = itertools.cycle([(inputs, zeros + first), *[(inputs, zeros)] * 3])
+    meta, model = MetaParameters(learner.problem), learner.problem.model
+    found = search(
+        learner.problem, meta, lambda: next(order), lambda: (inputs, zeros),
+        lambda: nn.init.ones_(model.weight), 4,
+    )  # fmt: skip
+    assert found == multiple
+
+
 def test_nothing_is_multiplied_where_that_changes_no_step_or_nothing_trains():
     assert searched(*quadratic(0.01, optimizer=torch.optim.Adam)) == 1
     learner, batch = quadratic(0.25, metaloss.REPRESENTATIONS["robust"]().double())

@@ -19,7 +19,9 @@ from metaloss.problem.problem import Problem
 from metaloss.representations.base import Representation
 
 WORTH = 0.1  #: a larger step off the scale that was learned has to lower the task loss by so much
+ABOVE = 0.1  #: how far above its start the task loss may be on the way, relatively: for noise
 FARTHEST = 8  #: doublings, or halvings, at most
+LOOKS = 4  #: at a training on a larger loss: after 1/16, 1/8, 1/4 and 1/2 of it
 
 
 def search(
@@ -38,6 +40,9 @@ def search(
     on the loss, on 2, 4, ... times it while the task loss at the end falls, and on a half, a
     quarter, ... where doubling makes it worse at once. Of the multiples whose task loss is within a
     tenth of the least, that nearest to 1 is taken: short trainings like large steps too well.
+
+    A larger loss is out where the task loss rises above its start on the way. Such steps shatter
+    the model first, and it is luck how well what is left trains: another θ_0 may not recover.
 
     θ and the optimizer's state are afterwards those of some training.
 
@@ -59,7 +64,7 @@ def search(
     ends: dict[int, float] = {}
 
     def end(power: int) -> float:
-        """The task loss after a training on 2^power times the loss; inf where it did not fall."""
+        """The task loss after a training on 2^power times the loss; inf where that is out."""
         snapshot.put_back(problem, fresh)
         reset(problem.optimizer)
         ends[power] = math.inf
@@ -67,10 +72,15 @@ def search(
             multiply(2.0**power)
         except InputError:  # no learning rate of the parametrisation's range is so large, or small
             return math.inf
-        for _ in range(steps):
+        looks = {steps >> part for part in range(LOOKS + 1 if power > 0 else 1)}
+        found = math.inf
+        for step in range(1, steps + 1):
             problem.plain_step(draw_train())
-        found = mean_task_loss(problem, judged)
-        if found < start:  # and no NaN
+            if step in looks:
+                found = mean_task_loss(problem, judged)
+                if not found <= start + ABOVE * abs(start):  # also where it is NaN
+                    return math.inf
+        if found < start:
             ends[power] = found
         return ends[power]
 
