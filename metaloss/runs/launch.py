@@ -16,7 +16,7 @@ from metaloss.config import plugins
 from metaloss.config.gin_files import CONFIG_DIR
 from metaloss.config.paths import asked_for
 from metaloss.errors import ConfigError, InputError
-from metaloss.machine import distributed, processes, seeding
+from metaloss.machine import distributed, processes
 from metaloss.machine.circumstances import describe
 from metaloss.runs import words
 from metaloss.runs.folder import RunFolder, found_there, plugins_there
@@ -26,7 +26,7 @@ from metaloss.runs.lockstep import Lockstep
 from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.progress import speaking
 from metaloss.runs.run import Run
-from metaloss.runs.runner import Runner
+from metaloss.runs.runner import Runner, built
 from metaloss.tasks.base import find_data_dir
 from metaloss.tasks.preparation import streams
 
@@ -158,7 +158,7 @@ def plan(asked: Flags) -> tuple[str, list[Planned]]:
         print(f"warning: {message}", file=sys.stderr)
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seed {max(seeds, key=seeds.count)} is given twice")
-    runners = [first, *(_build(parsed, seed) for seed in seeds[1:])]
+    runners = [first, *(built(parsed, seed) for seed in seeds[1:])]
     folders = _folders(root, runners[0], seeds)
     return parsed.text, list(map(Planned, seeds, runners, folders))
 
@@ -174,19 +174,12 @@ def completed(
         ConfigError: see `config.load`.
     """
     parsed = config.load(files, bindings)
-    runner = _build(parsed, seed)
+    runner = built(parsed, seed)
     own = runner.own_pictures()
     if own:
         parsed = config.load(files, [*bindings, *own])
-        runner = _build(parsed, seed)
+        runner = built(parsed, seed)
     return parsed, runner
-
-
-def _build(parsed: config.Config, seed: int) -> Runner:
-    """A seed's run; φ, where a representation draws it, is the seed's own."""
-    with seeding.drawing_from(seeding.stream(seed, "phi")):
-        runner: Runner = parsed.build()
-    return runner
 
 
 @contextmanager
@@ -258,7 +251,7 @@ def check_data(
     processes.set_threads(threads)
     # A task alone is no run: what else one needs is of the smallest that is shipped.
     _, runner = completed(["tasks/digits_mlp.gin", *gin_file], gin_param, seed)
-    data = runner.task.load(find_data_dir(data_dir), seeding.stream(seed, "split"))
+    data = runner.task.load(find_data_dir(data_dir), runner.stream(seed, "split"))
     return [*data.notes, *findings.found(data)]
 
 

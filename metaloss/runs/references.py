@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from metaloss.machine import seeding
 from metaloss.runs.runner import Runner
 from metaloss.tasks.base import Data, find_data_dir
 
@@ -46,8 +45,7 @@ def of_run(plan: Runner, data_dir: str | Path | None = None, seed: int = 0) -> l
     Raises:
         DataError: see `Task.load`.
     """
-    split = seeding.stream(seed, "split")
-    return list(references(plan.load_data(find_data_dir(data_dir), seed, split)))
+    return list(references(plan.load_data(find_data_dir(data_dir), seed)))
 
 
 def references(data: Data) -> Iterator[Reference]:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metaloss.backbones import BACKBONES
 from metaloss.backbones.base import PICTURES
+from metaloss.config import Config
 from metaloss.config.arguments import (
     Decay,
     NonNegativeFloat,
@@ -37,6 +38,12 @@ from metaloss.tasks import TASKS
 from metaloss.tasks.base import Data, Task
 from metaloss.tasks.preparation.mixing import Mixing
 from metaloss.tasks.preparation.splits import with_selection
+
+#: What draws from a stream of its own, and by `Runner.seed_of` from one of another seed.
+STREAMS = (
+    *("phi", "theta", "split", "select", "train", "objective", "mix", "global", "precision"),
+    *("init_theta", "init_train", "init_objective", "init_mix"),
+)
 
 
 @root
@@ -102,11 +109,17 @@ class Runner:
         mixup, cutmix: α of the Beta distribution by which training batches are mixed in pairs, see
             `metaloss.tasks.preparation.mixing.Mixing`; 0: they are not.
         label_smoothing: the share of a training label that goes to all classes alike.
+        seed_of: seeds of single random streams, by their names, in place of the run's own seed:
+            "phi" (φ_0), "theta" (θ_0), "split" (training and validation data), "select", "train"
+            and "objective" (batches of training and task loss), "mix", "global" (dropout) and
+            "precision"; of the initialisation "init_theta", "init_train", "init_objective" and
+            "init_mix". None: all are the run's.
         callbacks: who is told how the run goes, see `metaloss.runs.callbacks`; None: TensorBoard,
             where it is installed.
 
     Raises:
-        ArgumentError: a number is out of its range, or the method is no word.
+        ArgumentError: a number is out of its range, the method is no word, or `seed_of` names no
+            stream.
     """
 
     def __init__(
@@ -146,6 +159,7 @@ class Runner:
         label_smoothing: Probability = 0.0,
         grouping: Callable[..., list[dict[str, Any]]] | None = None,
         frozen_until: Mapping[str, NonNegativeInt | None] | None = None,
+        seed_of: Mapping[str, NonNegativeInt] | None = None,
         callbacks: Sequence[Callback] | None = None,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", method):
@@ -201,24 +215,36 @@ class Runner:
         self.mixup, self.cutmix, self.label_smoothing = mixup, cutmix, label_smoothing
         self.grouping = grouping
         self.frozen_until = frozen_until or {}
+        self.seed_of = dict(seed_of or {})
+        if not self.seed_of.keys() <= {*STREAMS}:
+            unknown = {name: own for name, own in self.seed_of.items() if name not in STREAMS}
+            raise ArgumentError("seed_of", unknown, f"streams among {', '.join(STREAMS)}")
         self.callbacks = callbacks
 
-    def load_data(self, data_dir: Path, seed: int, split: torch.Generator) -> Data:
+    def stream(self, seed: int, name: str) -> torch.Generator:
+        """A random stream of the run of a seed, at its start.
+
+        Args:
+            seed: of the run.
+            name: one of `STREAMS`, or one of its own below it: "global/1".
+        """
+        return seeding.stream(self.seed_of.get(name.partition("/")[0], seed), name)
+
+    def load_data(self, data_dir: Path, seed: int) -> Data:
         """The task's data as the run of a seed splits them.
 
         Args:
             data_dir: see `Task.load`.
             seed: of the run.
-            split: the stream that the task draws its splits from.
 
         Raises:
             DataError: see `Task.load`.
             InputError: see `with_selection`.
         """
-        data = self.task.load(data_dir, split)
+        data = self.task.load(data_dir, self.stream(seed, "split"))
         if self.select_fraction is None:
             return data
-        return with_selection(data, self.select_fraction, seeding.stream(seed, "select"))
+        return with_selection(data, self.select_fraction, self.stream(seed, "select"))
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The base optimizer of a model, its parameters in their groups."""
@@ -288,3 +314,15 @@ class Runner:
         """What folders, tables and figures call its runs: task, backbone and method."""
         task, backbone = TASKS.name_of(self.task), BACKBONES.name_of(self.backbone)
         return {"task": task, "backbone": backbone, "method": self.method}
+
+
+def built(configuration: Config, seed: int) -> Runner:
+    """A seed's run by a configuration; φ, where a representation draws it, is of its own stream."""
+    with seeding.drawing_from(seeding.stream(seed, "phi")):
+        runner: Runner = configuration.build()
+    if "phi" not in runner.seed_of:
+        return runner
+    # Which stream φ comes from is said by the Runner, and that is built after φ.
+    with seeding.drawing_from(runner.stream(seed, "phi")):
+        other: Runner = configuration.build()
+    return other

@@ -36,9 +36,9 @@ Phase = Literal["", "init_"]
 Asked = tuple[str, int, str]
 Arranged = TypeVar("Arranged", nn.Module, Tensor)
 
-#: What draws from a stream of its own. "theta", "split" and "train" do not depend on the method.
-STREAMS = (
-    *("theta", "split", "train", "objective", "init_theta", "init_train", "init_objective"),
+#: The streams that a state draws from. "theta" and "train" do not depend on the method.
+DRAWING = (
+    *("theta", "train", "objective", "init_theta", "init_train", "init_objective"),
     *("mix", "init_mix"),
 )
 #: Of the batches that θ is trained on, what draws how they are mixed. Those that the task loss is
@@ -51,7 +51,8 @@ class State:
 
     Args:
         plan: the components of the run.
-        seed: decides θ_0, the validation split, all batches and dropout masks.
+        seed: decides θ_0, the validation split, all batches and dropout masks, where
+            `Runner.seed_of` names no other.
         device: where data and model live.
         data_dir: see `Task.load`.
         cuda_graphs: see `AdaLFL`; the run is the same one without.
@@ -79,9 +80,9 @@ class State:
         self._device = device
         self._seed = seed
         set_float32(plan.precision)
-        self._streams = {name: seeding.stream(seed, name) for name in STREAMS}
+        self._streams = {name: plan.stream(seed, name) for name in DRAWING}
         self._seed_globally("global")  # dropout
-        self.data = plan.load_data(data_dir, seed, self._streams["split"]).to(device)
+        self.data = plan.load_data(data_dir, seed).to(device)
         self.mixing = plan.mixing(self.data)
         self.total = plan.steps_on(self.data)  # base steps of the whole training
         self.model = self._new_model(self._streams["theta"])
@@ -202,7 +203,7 @@ class State:
         return train, (meta_optimizer.objective, size, f"{phase}objective")
 
     def stream(self, name: str) -> torch.Generator:
-        """What draws one kind of batches, see `STREAMS`."""
+        """What draws one kind of batches, see `DRAWING`."""
         return self._streams[name]
 
     def redraw_model(self) -> None:
@@ -217,7 +218,7 @@ class State:
         problem = self.learner.problem
         if problem.autocast is None or not problem.phi:
             return None
-        stream = seeding.stream(self._seed, "precision")
+        stream = self._plan.stream(self._seed, "precision")
         size = self._plan.task.batch_size
         train, objective = (self.data.draw(split, size, stream) for split in ("train", "valid"))
         return cosine(problem, train, objective)
@@ -318,7 +319,8 @@ class State:
             assert self.average is not None
             self.average.load_state_dict(state["average"])
         for name, saved in state["streams"].items():
-            self._streams[name].set_state(saved)
+            if name in self._streams:  # an earlier version kept that of the splits too
+                self._streams[name].set_state(saved)
         generators = [state["global"], *state.get("global_of_others", [])]
         if distributed.rank() < len(generators):
             seeding.set_global_state(generators[distributed.rank()], self._device)
@@ -329,7 +331,7 @@ class State:
     def _seed_globally(self, stream: str) -> None:
         """Torch's global generators, from which dropout masks come: each process has its own."""
         name = f"{stream}/{distributed.rank()}" if distributed.rank() else stream
-        torch.manual_seed(seeding.stream(self._seed, name).initial_seed())
+        torch.manual_seed(self._plan.stream(self._seed, name).initial_seed())
 
     def _new_schedule(self) -> Schedule | None:
         recipe = self._plan.schedule

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from metaloss.experiments import records
-from metaloss.experiments.reports import other_tables, tables
+from metaloss.experiments.reports import other_tables, tables, target
 from metaloss.experiments.reports.paper import Value
 from metaloss.experiments.reports.report import contents
 from metaloss.experiments.statistics import summarize
@@ -292,3 +292,51 @@ def test_scores_are_a_table_of_what_all_runs_of_a_group_say(tmp_path):
     assert [cell.text for cell in table.rows[0][3:]] == [".1000", ".0300"]
     older = write_run(tmp_path / "older" / "seed9", seed=9)
     assert other_tables.scores(contents(records.read([older])).groups, "Scores") is None
+
+
+def evaluated(split, *errors, before=0.0):
+    """Rows of evaluations every 100 steps of 10 seconds, after an initialisation."""
+    return [
+        {"phase": "train", "step": 100 * i, "split": split, "error_rate": error,
+         "seconds": before + 10.0 * i}
+        for i, error in enumerate(errors, 1)
+    ]  # fmt: skip
+
+
+def test_time_to_target_is_until_a_run_is_as_good_as_the_best_baselines_end(tmp_path):
+    """The target is (.2 + .3) / 2; the slower baseline ends at .4 and sets none."""
+    baseline, learned = DIGITS
+    slow = ["base_optimizers.sgd.lr = 1e-3"]
+    for name, files, bindings, seed, rows in (
+        ("b0", baseline, (), 0, evaluated("valid", 0.9, 0.25, 0.2)),
+        ("b1", baseline, (), 1, evaluated("valid", 0.9, 0.8, 0.3)),
+        ("slow", baseline, slow, 0, evaluated("valid", 0.9, 0.8, 0.4)),
+        ("l0", learned, (), 0, evaluated("valid", 0.25, 0.9, 0.1, before=50.0)),
+        ("l1", learned, (), 1, evaluated("valid", 0.9, 0.1, 0.1, before=70.0)),
+    ):
+        write_run(tmp_path / name, files, bindings, seed, rows=rows)
+    diverged = evaluated("valid", 0.9)
+    write_run(tmp_path / "l2", learned, seed=2, status="diverged", rows=diverged)
+    found = target.table(contents(records.read([tmp_path])).groups)
+    cells = {row[2].text.split(" (")[0]: [cell.text for cell in row[3:]] for row in found.rows}
+    assert cells == {
+        "baseline_lr=0.01": ["valid .2500", "1 of 2", "200", "20"],
+        "baseline_lr=0.001": ["valid .2500", "0 of 1", "–", "–"],
+        "ml3_relu": ["valid .2500", "2 of 3", "150", "75"],
+    }
+
+
+def test_the_target_is_on_data_that_nobody_trains_on_where_the_baseline_has_them(tmp_path):
+    baseline, learned = DIGITS
+    both = [*evaluated("valid", 0.1, 0.1), *evaluated("select", 0.4, 0.2)]
+    write_run(tmp_path / "b", baseline, rows=both)
+    groups = contents(records.read([tmp_path])).groups
+    assert target.of_pair(groups).split == "select"
+    assert target.table(groups) is None  # nothing to compare
+    write_run(
+        tmp_path / "l", learned, rows=[*evaluated("valid", 0.0), *evaluated("select", 0.3, 0.2)]
+    )
+    found = target.table(contents(records.read([tmp_path])).groups)
+    assert [[cell.text for cell in row[3:]] for row in found.rows] == [
+        ["select .2000", "1 of 1", "200", "20"]
+    ] * 2

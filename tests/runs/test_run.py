@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from metaloss import config, load_model
 from metaloss.config.configuration import Config
+from metaloss.errors import InputError
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs import launch
 from metaloss.runs.run import Run
+from metaloss.runs.runner import STREAMS, built
+from metaloss.runs.state import State
 from tests.helpers import (
     METHODS,
     QUICK,
@@ -82,6 +87,62 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
     assert rows(tmp_path / "again") == rows(tmp_path / "adalfl")
     train(tmp_path / "other", seed=1)
     assert rows(tmp_path / "other") != rows(tmp_path / "adalfl")
+
+
+def drawn(seed, seed_of=None):
+    """What each stream of a run decides, before its first step."""
+    bindings = ["Runner.select_fraction = 0.5", f"Runner.seed_of = {seed_of}"]
+    parsed = config.load(
+        ["tasks/digits_mlp.gin", "methods/adalfl.gin"], [*QUICK, *METHODS["adalfl"], *bindings]
+    )
+    plan = built(parsed, seed)
+    state = State(plan, seed, torch.device("cpu"), Path())
+    found = {name: stream.get_state() for name, stream in state._streams.items()}
+    return found | {
+        "phi": torch.cat([p.detach().flatten() for p in plan.representation.parameters()]),
+        "theta": torch.cat([p.detach().flatten() for p in state.model.parameters()]),
+        "split": state.data.splits["train"][0],
+        "select": state.data.splits["select"][0],
+        "global": torch.get_rng_state(),
+        "precision": plan.stream(seed, "precision").get_state(),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", thinned(((name,) for name in STREAMS), keep=lambda name: name in ("phi", "split"))
+)
+def test_a_stream_with_a_seed_of_its_own_is_alone_with_it(name):
+    own, other, mixed = drawn(0), drawn(1), drawn(0, {name: 1})
+    assert own.keys() == {*STREAMS}
+    moved = {stream for stream in STREAMS if not mixed[stream].equal(own[stream])}
+    assert moved == ({"split", "select"} if name == "split" else {name})  # one is part of the other
+    assert name == "select" or mixed[name].equal(other[name])
+
+
+def test_all_streams_with_another_seed_are_the_run_of_that_seed(tmp_path):
+    """Nothing that is random is outside of the named streams; resumed, evaluated and told too."""
+    extra = ["Runner.select_fraction = 0.5"]
+    train(tmp_path / "other", extra=extra, seed=1)
+    extra.append(f"Runner.seed_of = {dict.fromkeys(STREAMS, 1)}")
+    train(tmp_path / "whole", extra=extra)
+    with killed_when(lambda state: state.steps == 6):
+        train(tmp_path / "killed", extra=extra)
+    assert train(tmp_path / "killed", extra=extra, resume=True) == 0
+    for name in ("whole", "killed"):
+        assert rows(tmp_path / name) == rows(tmp_path / "other")
+        assert json.loads((tmp_path / name / "result.json").read_text())["seed"] == 0
+        assert load_model(tmp_path / name).evaluate("valid") == (
+            load_model(tmp_path / "other").evaluate("valid")
+        )
+
+
+def test_a_stream_that_is_not_there():
+    with pytest.raises(InputError) as caught:
+        drawn(0, {"batches": 1})
+    assert caught.value.message == (
+        "Runner.seed_of = {'batches': 1}: give streams among phi, theta, split, select, train, "
+        "objective, mix, global, precision, init_theta, init_train, init_objective, init_mix"
+    )
 
 
 #: A loss with a state of its own beside φ.
@@ -180,16 +241,16 @@ def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
 
 
 def test_a_start_builds_each_run_once(tmp_path, monkeypatch):
-    built, build = [], Config.build
+    made, build = [], Config.build
 
     def noting(self):
-        built.append(build(self))
-        return built[-1]
+        made.append(build(self))
+        return made[-1]
 
     monkeypatch.setattr(Config, "build", noting)
     files = ["tasks/digits_mlp.gin", "methods/adalfl.gin"]
     _, planned = launch.plan(launch.Flags(gin_file=files, seed=[3, 4], output_dir=str(tmp_path)))
-    assert [one.runner for one in planned] == built
+    assert [one.runner for one in planned] == made
 
 
 def test_resume_needs_no_more_than_the_folder(tmp_path, monkeypatch):

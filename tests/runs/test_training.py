@@ -340,7 +340,7 @@ def test_epochs_are_counted_in_steps():
     bindings = ["Runner.steps = None", "Runner.epochs = 3", "tasks.digits.batch_size = 100",
                 "Runner.micro_batches = 2"]  # fmt: skip
     plan = config.load(["tasks/digits_mlp.gin", "methods/baseline.gin"], bindings).build()
-    data = plan.load_data(Path(), 0, torch.Generator().manual_seed(0))
+    data = plan.load_data(Path(), 0)
     assert (len(data.splits["train"][1]), plan.steps_on(data)) == (1293, 21)
 
 

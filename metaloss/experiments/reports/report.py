@@ -17,6 +17,7 @@ from metaloss.experiments.reports import (
     paper,
     paper_tables,
     placement,
+    target,
     times,
 )
 from metaloss.experiments.reports.document import Block, Document, Lines, Picture, Section, Text
@@ -227,6 +228,8 @@ def _scores(found: Contents) -> Section:
 
 def _times(found: Contents) -> Section:
     section = Section("Where the time went")
+    if (reached := target.table(found.groups)) is not None:
+        section.blocks.append(reached)
     if spent := times.spent(found.groups):
         caption = "Mean seconds of a finished run, by part."
         drawn = times.bars(spent)

@@ -26,13 +26,13 @@ from metaloss.errors import (
     did_you_mean,
     first_line,
 )
-from metaloss.machine import processes, sealed, seeding
+from metaloss.machine import processes, sealed
 from metaloss.machine.files import check_output, write_json
 from metaloss.runs import evaluation
 from metaloss.runs.folder import RunFolder
 from metaloss.runs.metrics import finite_or_none
 from metaloss.runs.precision import process_left_as_it_was, set_float32
-from metaloss.runs.runner import Runner
+from metaloss.runs.runner import Runner, built
 from metaloss.runs.trained import calibration, inputs, predictions, saved_model
 from metaloss.runs.trained.answers import Answer
 from metaloss.runs.trained.inputs import Inputs
@@ -90,7 +90,7 @@ class TrainedModel:
                 "can be evaluated in its run's own folder only"
             )
         plugins.load_of_run(self.folder.plugins())
-        return _build(config.load([self.folder.config]), self.seed)
+        return built(config.load([self.folder.config]), self.seed)
 
     @cached_property
     def data(self) -> Data:
@@ -253,7 +253,7 @@ class TrainedModel:
             same = name in here and name in there and here[name] == there[name]
             if not (same or name == "Runner.task" or "tasks." in name):
                 raise ConfigError(f"{name} belongs to the trained model: only its task can change")
-        plan = _build(parsed, self.seed)
+        plan = built(parsed, self.seed)
         folder = self.data_dir if data_dir is None else data_dir
         return plan.task, _prepared_as(
             self.about, _load_data(plan, self.seed, self._device, folder)
@@ -344,7 +344,7 @@ def _of_checkpoint(
         raise RunFolderError(f"{folder.checkpoint} is of another configuration")
     seed = folder.seed()
     plugins.load_of_run(folder.plugins())
-    plan = _build(config.load([folder.config]), seed)
+    plan = built(config.load([folder.config]), seed)
     try:
         state = checkpoint["state"]
         found, steps = saved_model.weights_of(state)
@@ -491,16 +491,9 @@ def _check_output(
 # --- from a run folder ---
 
 
-def _build(parsed: config.Config, seed: int) -> Runner:
-    with seeding.drawing_from(seeding.stream(seed, "phi")):
-        plan: Runner = parsed.build()
-    return plan
-
-
 def _load_data(plan: Runner, seed: int, device: torch.device, data_dir: str | Path | None) -> Data:
     """The data as the run of this seed splits it."""
-    split = seeding.stream(seed, "split")
-    return plan.load_data(find_data_dir(data_dir), seed, split).to(device)
+    return plan.load_data(find_data_dir(data_dir), seed).to(device)
 
 
 # --- another data set ---
