@@ -820,6 +820,48 @@ class PartlyFrozen(Net):
         self.a.requires_grad_(False)
 
 
+@refused("are in the same memory")
+def parameters_in_the_same_memory():
+    model = Net()
+    model.register_parameter("d", nn.Parameter(model.b.weight.data))
+    return model.double(), rows()
+
+
+class KeepsItsGraph(Net):
+    kept: Tensor | float = 0.0
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.kept = torch.tanh(self.b(h) + self.kept)
+        return self.kept
+
+
+@refused("keeps a tensor with its graph from one pass to the next")
+def a_graph_that_is_kept():
+    return KeepsItsGraph(), rows()
+
+
+class ExponentialByFunc(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope * ctx.saved_tensors[0]
+
+
+@net
+class OwnFunctionVmapped(Net):  # torch.func asserts where there is no forward derivative
+    def middle(self, h: Tensor) -> Tensor:
+        return torch.func.vmap(ExponentialByFunc.apply)(self.b(h))
+
+
 # --- state that changes in the forward pass ---
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,12 +65,14 @@ class ByIdentity(CertifiedEngine):
         """Makes a base step, with what it takes to close it.
 
         Args:
-            certify: whether it will have a certificate.
+            certify: whether it will have a certificate; it has one too where its pass does what
+                none before it did.
             judge: see `Problem.base_step`.
         """
-        bound = tolerance(problem) if certify and meta.phi else None
-        keep = Keep(slope=bool(meta.phi), gradient=bound is not None, primals=self.primals)
+        certify = certify and bool(meta.phi)
+        keep = Keep(slope=bool(meta.phi), gradient=certify, primals=self.primals)
         made = problem.base_step(batch, keep, judge)
+        bound = tolerance(problem) if made.gradient.g else None
         # Where u = c·v nothing looks at g again: a whole gradient of memory, while the task loss
         # takes most.
         looks = made.taken.scale() is None or meta.ratios is not None
@@ -77,6 +80,7 @@ class ByIdentity(CertifiedEngine):
         for parameter in problem.theta:
             parameter.grad = None
         grads = grads if looks else []
+        keep = replace(keep, gradient=bound is not None)
         return OpenStep(made, keep, grads, bound, problem.followed, versions(problem))
 
     @abstractmethod
@@ -258,7 +262,8 @@ def _pushed(problem: Problem, part: Pass) -> tuple[Tensor, Tensor | None]:
         outputs = problem.forward(part.batch[0])
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # the base pass had none; NotImplementedError is one
+    # The base pass had none. NotImplementedError is one, and torch.func asserts.
+    except (RuntimeError, AssertionError) as error:
         raise UnsupportedModelError(
             f"the model cannot be differentiated in forward mode ({first_line(error)}): take "
             "engine='unrolled' or 'logit_difference'"

@@ -79,7 +79,7 @@ class Sweep(CertifiedEngine):
             phi_bar = add(phi_bar, phi_share)
             (alpha_bar,) = add([alpha_bar], [alpha_share])
         certificate = None
-        if certify:
+        if residuals.repeated:
             worst = [torch.stack(each).amax(0) for each in (residuals.repeated, residuals.derived)]
             certificate = Certificate(torch.maximum(*worst), tolerance(problem))
             if bool((worst[1] > worst[0]).any()):
@@ -139,7 +139,7 @@ def _back(
     What certifies it comes to `residuals`, if g was kept for it: that the step which is run again
     has the gradient of the one that was made, and that its double backward pass is the derivative.
     """
-    certify = bool(step.gradient.g)
+    certify = bool(step.gradient.g) and all(part.graph is None for part in step.gradient.passes)
     again: list[Tensor | None] = [None] * len(problem.theta)
     theta = [value.requires_grad_() for value in step.taken.theta_before]
     along, grad_bar = step.along, None

@@ -142,7 +142,7 @@ def _gradient(
     named = dict(zip(problem.theta_names, theta, strict=True))
     micro_batches = problem.shared_out(batch)
     factor = None if last is None else last.factor
-    with problem.replaced(named, None):
+    with problem.surroundings.noting() as news, problem.replaced(named, None):
         for part, share in micro_batches:
             loss, g = problem.graph(theta, part, share, factor)
             grads = add(grads, g)
@@ -150,6 +150,8 @@ def _gradient(
     problem.surroundings.passed()
     if last is not None:
         last.grads = grads
+        for made in last.passes:
+            made.surroundings = news.beside(made.surroundings)
     whole = together(losses, [share for _, share in micro_batches])
     grads, learned_loss = replicas.mean_step(
         problem.model, theta, grads, whole, problem.weight(batch), examples(batch)

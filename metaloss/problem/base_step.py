@@ -71,7 +71,9 @@ class BaseGradient:
     weight: float | Tensor  #: of the rows of this process's batch, together
     learned_loss: Tensor  #: M_φ on the batch before the step; a scalar without graph
     transformed: Transformed | None  #: g on its way through a gradient transform, if there is one
-    g: Vector  #: itself; empty unless asked for
+    #: Itself; empty unless asked for, or a pass did what none before it did, so that the step is to
+    #: have a certificate.
+    g: Vector
 
 
 @dataclass

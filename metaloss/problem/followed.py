@@ -14,6 +14,7 @@ from metaloss.errors import InputError
 from metaloss.problem.refusals import (
     refuse_hooks,
     refuse_scripted,
+    refuse_shared_memory,
     refuse_unbuilt,
     refuse_untrue_gradients,
 )
@@ -49,8 +50,8 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> Followed:
     Raises:
         InputError: the optimizer holds a parameter that is not the model's, or none to train; or a
             parameter has hooks.
-        UnsupportedModelError: an embedding's gradient is not its derivative, or a part with
-            parameters is TorchScript.
+        UnsupportedModelError: an embedding's gradient is not its derivative, a part with
+            parameters is TorchScript, or two parameters are in the same memory.
     """
     refuse_unbuilt(model)
     refuse_scripted(model)
@@ -67,6 +68,7 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> Followed:
         raise InputError("the optimizer holds no parameter that requires a gradient")
     refuse_hooks(theta)
     refuse_untrue_gradients(model, theta)
+    refuse_shared_memory([names[p] for p in theta], theta)
     trained = set(theta)
     return Followed(
         theta,

@@ -64,6 +64,7 @@ class Watch(TorchFunctionMode):
         differentiates: whether it took a gradient.
         hooked: whether it registered a hook on a tensor.
         reads_gradients: whether it read the `.grad` of one of them.
+        called: the functions of torch that it called.
     """
 
     def __init__(self, trained: Iterable[Tensor] = ()) -> None:
@@ -72,6 +73,7 @@ class Watch(TorchFunctionMode):
         self.differentiates = False
         self.hooked = False
         self.reads_gradients = False
+        self.called: set[Any] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -81,6 +83,8 @@ class Watch(TorchFunctionMode):
 
     def see(self, func: Any, args: Any) -> None:
         """Notes a call."""
+        if not torch.compiler.is_compiling():  # as torch.cond does, which would look into the set
+            self.called.add(func)
         self.differentiates |= func in DIFFERENTIATING
         self.hooked |= func is Tensor.register_hook
         self.reads_gradients |= func in READING and id(args[0]) in self._trained

@@ -50,7 +50,7 @@ class Container:
 
     def put(self, entries: dict[Any, Any]) -> None:
         """Makes it hold what `entries` once gave, and nothing else."""
-        if self._holds(entries):
+        if self.holds(entries):
             return
         now = self.entries()
         for key in [*now.keys() - entries.keys(), *entries]:
@@ -61,7 +61,7 @@ class Container:
             for key in entries:  # a key that was taken away has come back as the last one
                 self.holder[key] = self.holder.pop(key)
 
-    def _holds(self, entries: dict[Any, Any]) -> bool:
+    def holds(self, entries: dict[Any, Any]) -> bool:
         """Whether it holds these very things, in their order; asked at every pass."""
         now = self.holder if type(self) is Container else self.entries()
         return (
@@ -166,6 +166,7 @@ class Places:
         others: all else that was found and can be written to.
         arrays: NumPy's.
         generators: of random numbers, but for torch's global ones.
+        drawn: those of them that the model has, or whose module its code names.
         caches: of functools.lru_cache, which can be emptied.
     """
 
@@ -175,6 +176,7 @@ class Places:
         self.others: list[Container] = []
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.generators: list[Any] = [random, np.random]
+        self.drawn: list[Any] = []
         self.caches: list[Any] = []
         self._tensors: dict[int, tuple[Tensor, list[Place]]] = {}
         self._seen: dict[int, Any] = {}  # kept: no other object can have its id meanwhile
@@ -182,6 +184,7 @@ class Places:
         while left:
             left.extend(self._inside(left.popleft()))
         self._seen.clear()
+        self.drawn += self.generators[2:]
 
     def of(self, tensor: Tensor) -> list[Place]:
         """Every place that holds this very tensor, and can be written to."""
@@ -268,6 +271,9 @@ class Places:
             yield from self._container(Globals(known, names), self.others).values()
         for word in words:
             file = known.get(word)
+            of = {"random": random, "numpy": np.random}.get(_home(file))
+            if of is not None and of not in self.drawn:
+                self.drawn.append(of)
             if isinstance(file, types.ModuleType) and _is_own(file):
                 yield from self._named_in(vars(file), tuple(w for w in words if w != word))
 
@@ -296,6 +302,17 @@ def _is_own(thing: Any) -> bool:
         name = thing.__name__.partition(".")[0]
         return name not in _LIBRARIES and name not in sys.stdlib_module_names
     return (thing.__module__ or "builtins").partition(".")[0] not in _LIBRARIES
+
+
+def _home(thing: Any) -> str:
+    """The library that a module, or what is called, is of."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else _module_of(thing)
+    return name.partition(".")[0]
+
+
+def _module_of(thing: Any) -> str:
+    found = getattr(thing, "__module__", None) if callable(thing) else None
+    return found if isinstance(found, str) else ""
 
 
 def _is_steady(module: nn.Module) -> bool:

@@ -53,6 +53,7 @@ from metaloss.problem.refusals import (
     refuse_without_grad,
     refuse_written_inputs,
     refusing_gradient_reads,
+    refusing_kept_graphs,
     refusing_reentrant_checkpoints,
     refusing_single_backward,
     warn_of_other_outputs,
@@ -284,6 +285,7 @@ class Problem:
             [self.link, self.outputs, self.gradient_transform],
         )
         self._looks_at_theta = False
+        self._known: set[Any] = set()  # what passes did whose steps had a certificate
         kinds = {p.dtype for p in self.model.parameters() if p.dtype in PRECISIONS}
         self._precision = max(kinds, key=PRECISIONS.index, default=torch.float32)
 
@@ -330,6 +332,7 @@ class Problem:
             # As after a step: what follows θ, as a teacher that is its copy, moves then.
             with (
                 _nudged(leaves),
+                refusing_kept_graphs(),
                 refusing_reentrant_checkpoints(),
                 self.replaced(named, None),
             ):
@@ -406,11 +409,12 @@ class Problem:
 
         Raises as `probe`.
         """
-        known = self.surroundings.found_moving()
-        self.surroundings.watch_again()
-        while self.surroundings.unwatched:
+        surroundings = self.surroundings
+        known = surroundings.found_moving()
+        surroundings.watch_again()
+        while surroundings.unwatched:
             self.probe(batch)
-        return bool(self.surroundings.found_moving() - known)
+        return bool(surroundings.found_moving() - known)
 
     def _look_at_pairs(
         self, outputs: Tensor, labels: Any, theta: Sequence[Tensor]
@@ -496,19 +500,23 @@ class Problem:
         assert judge is None or len(parts) == 1
         passes: list[Pass] = []
         losses: list[Tensor] = []
+        did: set[Any] = set()
         grads: list[Tensor | None] = [None] * len(self.theta)
         for part, share in parts:
-            made, loss, gradient = self._pass(part, share, keep, weight, judge)
+            made, loss, gradient = self._pass(part, share, keep, weight, judge, did)
             passes.append(made)
             losses.append(loss)
             grads = vectors.add(grads, gradient)
+        certify = keep.gradient or not did <= self._known
+        if certify:
+            self._known |= did
         whole = batches.together(losses, [share for _, share in parts])
         averaging = [] if self.shards is not None else grads  # of shards it is done
         means, learned_loss = replicas.mean_step(
             self.model, self.theta, averaging, whole, weight, batches.examples(batch)
         )
         grads = grads if self.shards is not None else means
-        kept = vectors.copy(grads) if keep.gradient else []
+        kept = vectors.copy(grads) if certify else []
         transformed = None
         if self.gradient_transform is not None:
             function = self.gradient_transform
@@ -519,7 +527,13 @@ class Problem:
         return BaseGradient(passes, weight, learned_loss, transformed, kept), grads
 
     def _pass(
-        self, batch: Batch, share: Share, keep: Keep, weight: float | Tensor, judge: Judge | None
+        self,
+        batch: Batch,
+        share: Share,
+        keep: Keep,
+        weight: float | Tensor,
+        judge: Judge | None,
+        did: set[Any],
     ) -> tuple[Pass, Tensor, list[Tensor | None]]:
         """A share of M_φ on one batch, and of its gradient; what is handed out has no graph.
 
@@ -527,16 +541,22 @@ class Problem:
         That gives bit for bit the gradient of one backward pass, and keeps the graph from ∂M/∂f to
         φ without one through the backbone. Of micro-batches nothing is kept that grows with their
         number but the batches themselves.
+
+        Args:
+            did: what it does comes here: the functions of torch that it calls, as far as that is
+                seen, and the parameters that it has gradients for.
         """
         inputs, labels = batch
         random_state = seeding.global_state(self.device) if keep.replay else []
         surroundings = self.surroundings.keep() if keep.replay else Kept()
+        noting = self.surroundings.noting() if keep.replay else nullcontext(Kept())
         if keep.graph and share is None:
             theta = [parameter.detach().clone().requires_grad_() for parameter in self.theta]
             named = dict(zip(self.theta_names, theta, strict=True))
-            with DoubleBackward(), self.replaced(named, None):
+            with noting as news, DoubleBackward(), self.replaced(named, None):
                 loss, g = self.graph(theta, batch, share)
             self.surroundings.passed()
+            surroundings = news.beside(surroundings)
             whole = Graph(theta, g)
             made = Pass(batch, share, None, KeepPrimals(), surroundings, random_state, whole)
             # Copies: the optimizer may change its gradients in place.
@@ -545,15 +565,20 @@ class Problem:
         # of θ itself is kept, for no pass gives it again.
         graph = keep.slope and (share is None or bool(self._looks_at_theta))
         primals = KeepPrimals()
-        with primals if keep.primals and share is None else nullcontext():
+        with noting as news, primals if keep.primals and share is None else nullcontext():
             outputs = self.forward(inputs, alone=keep == NOTHING and judge is None)
         refuse_frozen(self.theta_names, self.theta)
         self.surroundings.passed()
+        surroundings = news.beside(surroundings)
         if judge is not None:
             judge(*self._task_gradient_of(outputs, labels, weight))
         slope = self.slope(outputs, labels, share, graph)
-        along = slope.hand_out(keep.gradient)
+        along = slope.hand_out(keep=True)
         grads = self._backward(outputs, along, weight)
+        if keep.replay and not distributed.several():  # which would not have to agree
+            did.update(primals.called, (i for i, g in enumerate(grads) if g is not None))
+        if share is None and not keep.gradient and did <= self._known:
+            slope.hand_out()  # for good
         del along  # it may be a gigabyte
         if slope.direct:
             grads = [None if g is None else g.detach() for g in vectors.add(grads, slope.direct)]
@@ -568,7 +593,8 @@ class Problem:
         """
         if self.shards is not None:
             return self.shards.backward(ends, along, weight)
-        return list(torch.autograd.grad(ends, self.theta, along, allow_unused=True))
+        with refusing_kept_graphs():
+            return list(torch.autograd.grad(ends, self.theta, along, allow_unused=True))
 
     def slope(self, outputs: Tensor, labels: Any, share: Share, graph: bool) -> Slope:
         """A share of M_φ, and its ∂M_φ/∂f at outputs f, [batch, C].

@@ -286,6 +286,22 @@ def refuse_scripted(model: nn.Module) -> None:
                 )
 
 
+def refuse_shared_memory(names: Sequence[str], theta: Sequence[Tensor]) -> None:
+    """Raises UnsupportedModelError for two trained parameters in one place of memory.
+
+    The optimizer's step of either one moves both.
+    """
+    found: dict[int, str] = {}
+    for name, parameter in zip(names, theta, strict=True):
+        address = parameter.data_ptr() if parameter.numel() else 0  # of shards, that of a part
+        if address and address in found:
+            raise UnsupportedModelError(
+                f"the model's trained parameters '{found[address]}' and '{name}' are in the same "
+                "memory, so that a step of one moves the other: make them one parameter"
+            )
+        found[address] = name
+
+
 def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
     """Refuses parameters that the model reads otherwise than through what can be exchanged.
 
@@ -380,6 +396,38 @@ def refuse_frozen(names: Sequence[str], used: Sequence[Tensor]) -> None:
                 f"the model freezes its trained parameter '{name}' in its forward pass, by which "
                 "it is trained in one step and not in another: do so between steps, or detach it"
             )
+
+
+def refuse_cached(used: bool) -> None:
+    """Raises UnsupportedModelError for what is computed of θ once, and used again in later passes.
+
+    Args:
+        used: whether a pass has left what a functools.cache had of a trained parameter before it.
+    """
+    if used:
+        raise UnsupportedModelError(
+            "the model keeps what it has computed of its trained parameters in a functools.cache, "
+            "so that later steps go by parameters of an earlier one: compute it in each pass"
+        )
+
+
+@contextmanager
+def refusing_kept_graphs() -> Iterator[None]:
+    """Within it belongs a backward pass through the model.
+
+    Raises:
+        InputError: it goes through a graph that another one has gone through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("Trying to backward through the graph a second time"):
+            raise
+        raise InputError(
+            "the model keeps a tensor with its graph from one pass to the next, where a plain loop "
+            "fails too (torch: 'Trying to backward through the graph a second time'): let it keep "
+            "it after .detach(), or compute it in each pass"
+        ) from error
 
 
 def refuse_changed(name: str) -> None:

@@ -8,8 +8,9 @@ the base pass or as they are now, and leaves them as it found them.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -17,15 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from metaloss.problem.places import Container, Place, Places
-from metaloss.problem.refusals import refuse_changed
+from metaloss.problem.refusals import refuse_cached, refuse_changed
 from metaloss.problem.shards import is_sharded
 
 #: Numbers beyond which an array, or a tensor of no module, is data, and is not watched.
 MOST_NUMBERS = 10_000_000
 
 
+#: Arrays of so many numbers are kept whatever a pass did so far, and so many of these.
+SMALL, MANY = 10_000, 100
 #: Base passes after each of which is looked for what it has made, as a teacher in the first one.
 FIRST = 2
 #: Base steps before each of which a pass is made to see what it changes: what the first one makes,
@@ -80,6 +85,62 @@ class Kept:
         )
 
 
+#: Functions of torch that give an alias, in which a tensor can be written unseen.
+ALIASES = {
+    Tensor.data.__get__, Tensor.data.__set__, Tensor.detach, Tensor.numpy,  # type: ignore[attr-defined]
+    Tensor.untyped_storage, Tensor.set_, Tensor.__array__, torch.detach,
+}  # fmt: skip
+
+
+class BeforeWriting(TorchFunctionMode):
+    """Within it, tensors are copied before a function of torch writes into them.
+
+    Args:
+        tensors: these.
+        read: ids of those of which an alias changed nothing; it is copied no more if it is large.
+
+    Attributes:
+        copies: the tensor and its copy, by the tensor's id.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], read: set[int]) -> None:
+        super().__init__()
+        self._ids, self._read = set(map(id, tensors)), read
+        self.copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.compiler.is_compiling():  # as torch.cond does; it writes into nothing of a model
+            return func(*args, **(kwargs or {}))
+        alias = func in ALIASES
+        if alias or _writes(func) or (kwargs and "out" in kwargs):
+            for thing in (*args, *(kwargs or {}).values()):
+                for tensor in thing if isinstance(thing, (list, tuple)) else (thing,):
+                    self._copy(tensor, alias)
+        return func(*args, **(kwargs or {}))
+
+    def _copy(self, tensor: Any, alias: bool) -> None:
+        if isinstance(tensor, Tensor) and tensor._base is not None:
+            tensor = tensor._base
+        if id(tensor) not in self._ids or id(tensor) in self.copies:
+            return
+        if not alias or tensor.numel() <= SMALL or id(tensor) not in self._read:
+            self.copies[id(tensor)] = tensor, tensor.detach().clone()
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function of torch writes into what it is given."""
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return any(getattr(func, name)._schema.is_mutable for name in func.overloads())
+    if isinstance(func, torch._ops.OpOverload):
+        return func._schema.is_mutable
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (name[2] == "i" and name not in ("__invert__", "__index__"))
+    return name.endswith("_")
+
+
 class Surroundings:
     """Those of a model and its loss.
 
@@ -102,6 +163,9 @@ class Surroundings:
         self._moving = Kept()  # what was seen to change in a pass, beyond modules' own attributes
         self._own_move = False  # whether those were
         self._made: list[tuple[list[Place], Tensor]] = []  # tensors that they have made
+        self._cached: list[tuple[Any, Any]] = []  # caches of what has a graph, and their numbers
+        self._read: set[int] = set()  # tensors of which a pass took an alias, and wrote nothing
+        self.lost = False  #: see `noting`
         self._look()
 
     def __reduce__(self) -> Any:
@@ -114,7 +178,69 @@ class Surroundings:
         modules = [*model.modules(), *(() if loss is None else loss.modules())]
         self._places = Places([*modules, *self._functions])
         self._named = dict(self._by_name(model))
+        self._small = [
+            # What shares its memory with a tensor is put back there.
+            a
+            for a in self._places.arrays
+            if a.size <= SMALL and a.flags.owndata
+        ][:MANY]
         self._tree = {id(t) for m in modules for t in (*m.parameters(False), *m.buffers(False))}
+        self._sort_out()
+
+    def _sort_out(self) -> None:
+        """Finds what no pass was seen to change, and `keep` leaves out."""
+        phi = () if self._loss is None else self._loss.parameters()
+        known = {id(tensor) for _, tensor in self._changeable()}
+        known |= {id(tensor) for tensor in (*self._theta.values(), *phi)}
+        self._still = [
+            tensor
+            for tensor in self._places.tensors()
+            if id(tensor) not in known and tensor.layout is torch.strided
+            if not tensor.is_inference() and not tensor.is_meta and not is_sharded(tensor)
+        ]
+        moving = {id(container.holder) for container, _ in self._moving.contents}
+        quiet = [c for c in self._places.others if id(c.holder) not in moving]
+        # Nine in ten are empty, as modules' dicts of hooks: these are asked together.
+        self._empty = [c for c in quiet if type(c) is Container and not c.holder]
+        self._empty_dicts = [c.holder for c in self._empty]
+        empty = set(map(id, self._empty))
+        self._full = [c for c in quiet if id(c) not in empty]
+
+    @contextmanager
+    def noting(self) -> Iterator[Kept]:
+        """Within it, a pass is made; afterwards what it was the first one to change is followed.
+
+        Gives what afterwards holds that, as it was before. `lost` says whether of a tensor that is
+        gone, since something else than torch's functions wrote into it.
+        """
+        news = Kept()
+        contents = [(container, container.entries()) for container in self._full]
+        marks = [(tensor, tensor._version, tensor.data_ptr()) for tensor in self._still]
+        writing = BeforeWriting(self._still, self._read) if marks else None
+        try:
+            with writing or nullcontext():
+                yield news
+        finally:
+            news.contents = [(c, entries) for c, entries in contents if not c.holds(entries)]
+            if any(self._empty_dicts):
+                news.contents += [(c, {}) for c in self._empty if c.holder]
+            copies = {} if writing is None else writing.copies
+            for tensor, values in copies.values():
+                if not _same(tensor, values):
+                    news.tensors.append((self._places.of(tensor), tensor, values))
+                else:
+                    self._read.add(id(tensor))
+            lost = [
+                tensor
+                for tensor, version, address in marks
+                if tensor._version != version or tensor.data_ptr() != address
+                if id(tensor) not in copies
+            ]
+            if news.contents or news.tensors or lost:
+                self.lost |= bool(lost)
+                also = [(self._places.of(tensor), tensor, tensor) for tensor in lost]
+                self._moving = Kept(news.contents, news.tensors + also).beside(self._moving)
+                self._sort_out()
 
     @property
     def unwatched(self) -> bool:
@@ -139,6 +265,7 @@ class Surroundings:
         if self._watched:
             self._look()
         self._watched += 1
+        self._cached = [(cache, cache.cache_info()) for cache, _ in self._cached]
         return self.whole()
 
     def whole(self) -> Kept:
@@ -169,8 +296,12 @@ class Surroundings:
             The surroundings as the pass has left them.
 
         Raises:
-            UnsupportedModelError: it changed a trained parameter.
+            UnsupportedModelError: it changed a trained parameter, or has used what a function has
+                cached of one in a pass before.
         """
+        now = [(was, cache.cache_info()) for cache, was in self._cached]
+        cached = any(n.hits > was.hits and n.misses == was.misses for was, n in now)
+        self._cached += [(c, c.cache_info()) for c in self._places.caches if _has_graph(c)]
         changed = before.changed()
         moved = {id(tensor) for _, tensor, _ in changed.tensors}
         own = {id(container) for container in self._places.own}
@@ -184,14 +315,15 @@ class Surroundings:
         for name, parameter in self._theta.items():
             if id(parameter) in moved:
                 refuse_changed(name)
+        refuse_cached(cached)
         return after
 
     def passed(self) -> None:
         """A base pass was made: in the first ones, what it has made may change from here on."""
         self._passes += 1
-        if self._passes > FIRST:
-            return
-        self._made += self._newly_found()
+        if self._passes <= FIRST:
+            self._made += self._newly_found()
+            self._sort_out()
 
     def _newly_found(self) -> list[tuple[list[Place], Tensor]]:
         """Looks again -> the tensors that were not there the last time."""
@@ -240,8 +372,11 @@ class Surroundings:
         return Kept(
             [(container, container.entries()) for container in own],
             [(held, tensor, tensor.detach().clone()) for held, tensor in self._changeable()],
-            [(array, array.copy()) for array, _ in moving.arrays],
-            [(generator, _state(generator)) for generator, _ in moving.generators],
+            [(array, array.copy()) for array in _each(self._small, moving.arrays)],
+            [
+                (generator, _state(generator))
+                for generator in _each(places.drawn, moving.generators)
+            ],
             _sizes(places.caches),
         )
 
@@ -268,7 +403,20 @@ class Surroundings:
         Afterwards it is as it was found. With None, what the passes change stays, but for what was
         exchanged. `kept` can be used again.
         """
-        found = None if kept is None else self._found(kept)
+        if kept is not None:
+            try:
+                with self.noting() as news, self._exchanged(named, kept, self._found(kept)):
+                    yield
+            finally:
+                news.put_back()
+            return
+        with self._exchanged(named, None, None):
+            yield
+
+    @contextmanager
+    def _exchanged(
+        self, named: Mapping[str, Tensor], kept: Kept | None, found: Kept | None
+    ) -> Iterator[None]:
         undo: list[tuple[Container, Any, Any]] = []
         try:
             copies = set() if kept is None else self._enter(kept, undo)
@@ -334,9 +482,21 @@ def _exchange(
         new._is_param = True  # type: ignore[attr-defined]  # to isinstance, as get_parameter asks
 
 
+def _each(these: Sequence[Any], those: Sequence[tuple[Any, Any]]) -> list[Any]:
+    known = set(map(id, these))
+    return [*these, *(thing for thing, _ in those if id(thing) not in known)]
+
+
 def _both(these: list[Any], those: list[Any], thing: Callable[[Any], Any]) -> list[Any]:
     known = {id(thing(kept)) for kept in these}
     return [*these, *(kept for kept in those if id(thing(kept)) not in known)]
+
+
+def _has_graph(cache: Any) -> bool:
+    """Whether a functools.lru_cache holds a tensor with a graph."""
+    # Of a limited size it refers to what it holds itself, else to a dict of that.
+    entries = tree_leaves(gc.get_referents(cache))
+    return any(isinstance(entry, Tensor) and entry.grad_fn is not None for entry in entries)
 
 
 def _sizes(caches: Sequence[Any]) -> list[tuple[Any, int]]:

@@ -114,6 +114,8 @@ class ByGradient(MetaOptimizer):
     def descend(self, found: Hypergradient, jacobian: Jacobian | None = None) -> MetaStep:
         """A step of the meta-parameters, which is counted."""
         self.guard.count()
+        if not self.certify_every:
+            found.certificate = None  # what sets in has one all the same
         result = self.meta_descent.descend(found, self.uncertified == "warn", jacobian)
         if found.certificate is not None:
             self.guard.note(found.certificate)
@@ -285,6 +287,9 @@ class Guard:
         Raises:
             UncertifiedError: the engine was asked for by name, and `uncertified` is "raise".
         """
+        if problem.surroundings.lost:
+            problem.surroundings.lost = False
+            self._say_more("the step before was taken without it")
         certificate = self.failed(wait)
         if certificate is None:
             return
@@ -292,12 +297,7 @@ class Guard:
         reason = refusal(problem, train[0], certificate)
         if problem.look_again(train[0]):
             self._since = self.meta_steps
-            warnings.warn(
-                "the model changes more in its forward pass than at first, as a teacher or a queue "
-                "that sets in later does: from here on it is followed, and each meta-gradient "
-                "since the certificate before was taken without it",
-                stacklevel=6,
-            )
+            self._say_more("each meta-gradient since the certificate before was taken without it")
             return
         if isinstance(engine, Auto):
             engine.leave(problem, meta, train, reason)
@@ -311,6 +311,13 @@ class Guard:
         if not self._warned:
             self._warned = True
             warnings.warn(f"engine '{name}': {reason}", stacklevel=6)
+
+    def _say_more(self, without: str) -> None:
+        warnings.warn(
+            "the model changes more in its forward pass than at first, as a teacher or a queue "
+            f"that sets in later does: from here on it is followed, and {without}",
+            stacklevel=7,
+        )
 
 
 class MetaDescent:
