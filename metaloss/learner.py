@@ -492,7 +492,8 @@ def earlier_phis(initialization: MetaOptimizer) -> list[tuple[str, list[Tensor]]
     """φ as the latest fit, and the meta-steps before the scale was searched, have left it.
 
     Returns:
-        Who left it, in words, and the parameters' values, from the earliest; what there is of them.
+        Who left it, in words, and values of the parameters' shapes, from the earliest; what there
+        is of them.
     """
     last, found = initialization, []
     if isinstance(initialization, InTurn):
