@@ -289,3 +289,28 @@ def test_a_table_is_of_the_present_loss_where_nothing_is_learned_through_it(how)
         after.append([*problem.theta, *(result.learned_loss for result in results)])
     for one, other in zip(*after, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_somebody_has_moved_far_is_certified_anew():
+    problem = make_problem(make_loss("nn"), "always", outputs=10)
+    data = torch.randn(128, 10), torch.arange(128) % 10
+    assert isinstance(problem.slope(*data, None, graph=False), slopes.TabulatedSlope)
+    with torch.no_grad():
+        for parameter in problem.phi:
+            parameter.mul_(3)
+    exact = make_problem(problem.loss, "never", outputs=10).slope(*data, None, False).hand_out()
+    for _ in range(6):
+        read = problem.slope(*data, None, graph=False)
+        torch.testing.assert_close(read.hand_out(), exact, rtol=1e-5, atol=1e-7)
+    assert isinstance(read, slopes.TabulatedSlope)
+
+
+def test_one_process_alone_asks_no_batch_what_its_rows_weigh(monkeypatch):
+    problem = make_problem(make_loss("nn"), "auto")
+    data = batch(torch.float32)
+    problem.plain_step(data)
+    monkeypatch.setattr("metaloss.links.weight", None)
+    problem.plain_step(data)
+    problem.task_gradient(data)
+    with pytest.raises(TypeError):
+        problem.plain_step(metaloss.MicroBatches([data, data]))

@@ -207,8 +207,14 @@ class Problem:
 
     def shared_out(self, batch: StepBatch) -> list[tuple[Batch, Share]]:
         """The batches that make a step together, and the share of each."""
-        shares = batches.shares(self._weights(batch))
-        return list(zip(batches.parts(batch), shares, strict=True))
+        parts = batches.parts(batch)
+        if len(parts) == 1:
+            return [(parts[0], None)]
+        return list(zip(parts, batches.shares(self._weights(batch)), strict=True))
+
+    def weight_beside_others(self, batch: StepBatch) -> float | Tensor:
+        """`weight`, for a mean over processes; where there is one nobody looks at labels."""
+        return self.weight(batch) if distributed.several() else 1.0
 
     def _weights(self, batch: StepBatch) -> list[float | Tensor]:
         weights = []
@@ -496,7 +502,7 @@ class Problem:
         self.probe(batch)
         for parameter in self.theta:
             parameter.grad = None  # the former step's, as large as θ, while a pass takes most
-        parts, weight = self.shared_out(batch), self.weight(batch)
+        parts, weight = self.shared_out(batch), self.weight_beside_others(batch)
         assert judge is None or len(parts) == 1
         passes: list[Pass] = []
         losses: list[Tensor] = []
@@ -636,7 +642,7 @@ class Problem:
             A scalar (see `learned_loss`), and tensors of the shapes of `theta`, None where L_T does
             not use a parameter; none has a graph.
         """
-        parts, weight = self.shared_out(batch), self.weight(batch)
+        parts, weight = self.shared_out(batch), self.weight_beside_others(batch)
         losses: list[Tensor] = []
         v: list[Tensor | None] = [None] * len(self.theta)
         with self.aside(), self.replaced({}, self.surroundings.keep()):

@@ -31,7 +31,7 @@ HEADS = (3, 5, 8, 12)
 TOLERANCE = {torch.float64: 2e-10}
 FLOAT32 = 2e-7
 #: φ has moved far, and the table is certified anew, at this share of its norm; looked at once in
-#: so many tables, and the error must leave room until then.
+#: so many tables of a φ that is learned through them, and the error must leave room until then.
 FAR, LOOK_EVERY, ROOM = 0.05, 8, 0.25
 #: Pairs of a batch for each node, from which on a table pays; fewer where nobody asks for the way
 #: back to φ: then one table serves until φ moves.
@@ -105,7 +105,7 @@ class Tables:
             return None
         version = self._version()
         if version != self._counted:
-            self._look_again()
+            self._look_again(graph)
             self._counted = version
             self._kept.clear()
         many = pairs >= MANY
@@ -135,11 +135,16 @@ class Tables:
         """Changes with φ, and with all else that the loss is made of."""
         return tuple((t.data_ptr(), t._version) for t in self._tensors)
 
-    def _look_again(self) -> None:
-        """Drops the certificates where φ has moved far from where they were made."""
+    def _look_again(self, graph: bool) -> None:
+        """Drops the certificates where φ has moved far from where they were made.
+
+        Args:
+            graph: whether φ is learned through the table: then it moves from each to the next by
+                one step. Between others it may have been moved any number of times, by other means.
+        """
         assert self.loss is not None
         self._made += 1
-        if self._at is not None and self._made % LOOK_EVERY == 0:
+        if self._at is not None and (not graph or self._made % LOOK_EVERY == 0):
             now = _flat(self.loss)
             if bool((now - self._at).norm() > FAR * self._at.norm()):
                 self._certified.clear()
