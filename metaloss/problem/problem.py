@@ -213,7 +213,10 @@ class Problem:
         return list(zip(parts, batches.shares(self._weights(batch)), strict=True))
 
     def weight_beside_others(self, batch: StepBatch) -> float | Tensor:
-        """`weight`, for a mean over processes; where there is one nobody looks at labels."""
+        """`weight`, for a mean over processes; where there is one nobody looks at labels.
+
+        A number or a scalar.
+        """
         return self.weight(batch) if distributed.several() else 1.0
 
     def _weights(self, batch: StepBatch) -> list[float | Tensor]:

@@ -7,7 +7,7 @@ import gin
 import pytest
 import torch
 
-from metaloss import BACKBONES, REPRESENTATIONS
+from metaloss import BACKBONES, DESCENTS, REPRESENTATIONS
 from metaloss.config.arguments import PositiveInt, annotations_of, parameters_of
 from metaloss.config.catalogue import catalogue
 from metaloss.config.configuration import load
@@ -30,10 +30,9 @@ def test_a_component_is_the_plain_class_and_known_to_gin_by_the_same_words(kind)
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UnknownComponentError) as caught:
-        BACKBONES["lenet"]
+        DESCENTS["sdg"]  # of a kind that no plugin in plugins/ adds to
     assert str(caught.value) == (
-        "no 'lenet' in backbones; did you mean 'lenet5'? · known: allcnn, lenet5, logistic, mlp, "
-        "resnet18, squeezenet, timm, vgg16, wide_resnet"
+        "no 'sdg' in descents; did you mean 'sgd'? · known: adam, natural, rmsprop, sgd"
     )
     assert isinstance(caught.value, KeyError)
     assert isinstance(caught.value, ConfigError)
