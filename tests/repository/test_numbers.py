@@ -175,3 +175,54 @@ def test_what_is_said_of_the_example_follows_from_its_rows(example):
     times = cross_entropy["AdaLFL, shipped (quickstart.gin)"] / cross_entropy["baseline, tuned"]
     assert f"is {times:.1f} times" in text
     assert error["label smoothing .1, tuned"] < learned
+
+
+# --- logistic regression in docs/protocol.md, from the files of its runs ---
+
+#: The methods of its table, and what the page calls them.
+LOGISTIC = {
+    "baseline": "baseline, tuned",
+    "cosine": "warm-up and cosine, tuned",
+    "brier": "Brier score, tuned",
+    "label_smoothing": "label smoothing .1, tuned",
+}
+
+
+def logistic_rows():
+    """The lines of the table."""
+    found = raw("protocol_logistic")
+    lines = []
+    for method, name in LOGISTIC.items():
+        chosen = choice.best(found[method])
+        rates = sorted(g.settings.values["base_optimizers.sgd.lr"] for g in found[method])
+        said = [f"{rate:g}".removeprefix("0") for rate in rates]
+        rate = chosen.settings.values["base_optimizers.sgd.lr"]
+        select = summarize([run.result["select"] for run in chosen.runs])
+        ece = mean(run.result["test_metrics"]["ece"] for run in chosen.runs)
+        texts = [name, " ".join(said), f"{rate:g}".removeprefix("0"), plus_minus(select)]
+        texts += [*figures(chosen), f"{ece:.3f}".removeprefix("0")]
+        lines.append(f"| {' | '.join(texts)} |")
+    return lines
+
+
+def test_the_logistic_rows_are_what_was_chosen():
+    text = section("docs/protocol.md", "An example: logistic regression on MNIST")
+    assert "\n".join(logistic_rows()) in text
+    seeds = {seed for of in raw("protocol_logistic").values() for g in of for seed in g.tests}
+    assert seeds == {0}  # the page says so
+
+
+def test_what_is_said_of_logistic_regression_follows(recipe):
+    text = section("docs/protocol.md", "An example: logistic regression on MNIST")
+    found = {
+        method: choice.best(tried).tests[0] for method, tried in raw("protocol_logistic").items()
+    }
+    tuned, learned = found["baseline"], recipe["MNIST + logistic", "adalfl"][0]
+    for name, other in (("Brier", found["brier"]), ("schedule", found["cosine"])):
+        assert re.search(rf"{name}[^.]*\s{number(tuned - other)}", text), name
+    assert f"{number(learned)} under the same seed" in text
+    assert f"That is {number(tuned - learned)} below the tuned baseline" in text
+    assert f"and {number(found['brier'] - learned)} below the Brier score" in text
+    page = (ROOT / "docs/results.md").read_text()
+    for value in (found["brier"], tuned, learned):
+        assert number(value) in page.split("**On logistic regression**, one seed")[1][:400]
