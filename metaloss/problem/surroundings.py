@@ -192,9 +192,12 @@ class Surroundings:
         phi = () if self._loss is None else self._loss.parameters()
         known = {id(tensor) for _, tensor in self._changeable()}
         known |= {id(tensor) for tensor in (*self._theta.values(), *phi)}
+        # fully_shard keeps whole parameters of its own, whose memory it gives back between passes:
+        # to read them then is a fault of segmentation.
+        sharded = any(map(is_sharded, self._theta.values()))
         self._still = [
             tensor
-            for tensor in self._places.tensors()
+            for tensor in (() if sharded else self._places.tensors())
             if id(tensor) not in known and tensor.layout is torch.strided
             if not tensor.is_inference() and not tensor.is_meta and not is_sharded(tensor)
         ]
