@@ -69,12 +69,20 @@ def test_the_readme_tells_them(results, pair):
     assert row[1:] == [told(results[pair, method][0]) for method in METHODS]
 
 
+def first_screen():
+    lines = section("README.md", "What you gain, and what it costs").splitlines()
+    return [cells(line) for line in lines]
+
+
+def test_the_first_screen_tells_both_of_california(recipe):
+    (row,) = (row for row in first_screen() if row[0] == "California + MLP")
+    means = [told(recipe["California + MLP", method]) for method in ("baseline", "adalfl")]
+    assert row[1:] == [*means, "–"]
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_first_screen_tells_baseline_recipe_and_letter(results, recipe, pair):
-    rows = [
-        cells(line)
-        for line in section("README.md", "What you gain, and what it costs").splitlines()
-    ]
+    rows = first_screen()
     (row,) = (row for row in rows if row[0].removesuffix(" regression") == pair)
     baseline, letter = (told(results[pair, method][0]) for method in ("baseline", "adalfl_letter"))
     assert row[1] == baseline
