@@ -154,7 +154,9 @@ class OfflineUnrolled(ByGradient):
             self.multiple = search(
                 self.problem, self.meta, draw_train, draw_objective, self._redraw, self.scale_steps
             )
-            self.unscaled = before if self.multiple != 1 else None
+            # A learned rate is multiplied in place of the loss, whose φ then stays as it is.
+            if self.multiple != 1 and self.meta.rate is None:
+                self.unscaled = before
             LOG.info("scale: %g times what the meta-steps have made it", self.multiple)
         return made
 
