@@ -16,7 +16,8 @@ class LabelSmoothing(Representation):
 
     ε = sigmoid(raw) stays in (0, 1). It starts at Szegedy's 0.1; the smaller, the nearer to
     cross-entropy, and the slower to learn. What AdaLFL's network learns looks like it (paper,
-    section 5.7).
+    section 5.7). In float32 a class that is less probable than 1e-19 has no slope here; smoothing
+    that is not learned is `Runner.label_smoothing`, of logits (`baselines/label_smoothing.gin`).
 
     Args:
         epsilon: ε at the start, between 0 and 1.

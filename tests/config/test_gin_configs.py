@@ -7,11 +7,14 @@ import re
 import gin
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metaloss.config.configuration import load
 from metaloss.config.gin_files import CONFIG_DIR, Macro, Reference, bindings_of, look_up
 from metaloss.experiments.sweeps import cells, search
 from metaloss.meta_optimizers.descents.base import Group
+from metaloss.runs.precision import process_left_as_it_was
+from metaloss.runs.state import State
 from tests.helpers import FORMAT_1, thinned
 
 TASKS = sorted(path.name for path in (CONFIG_DIR / "tasks").glob("*.gin"))
@@ -153,6 +156,25 @@ def test_every_baseline_runs_and_learns_no_loss(run, baseline):
     assert (result["status"], result["init_steps"]) == ("finished", 0)
     assert f"{result['method']}.gin" == baseline
     assert (result["select"] is None) == (baseline != "early_stopped.gin")
+
+
+def test_the_baseline_of_label_smoothing_descends_torchs_where_probabilities_vanish(few_examples):
+    """In float32 a softmax is 0 there, and a loss of probabilities has no slope left."""
+    plan = load(files_of("baselines/label_smoothing.gin")).build()
+    with process_left_as_it_was():
+        state = State(plan, 0, torch.device("cpu"), few_examples)
+    inputs, drawn = state.draws("")[0]()
+    with torch.no_grad():
+        for theta in state.model.parameters():
+            theta.mul_(8)
+    logits = state.model(inputs)
+    labels = drawn.argmax(-1) if drawn.is_floating_point() else drawn
+    assert 0 < logits.softmax(-1).eq(0).sum() < logits.numel()
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    slope = torch.autograd.grad(expected, [*state.model.parameters()])
+    learned, found = state.learner.problem.gradient((inputs, drawn))
+    torch.testing.assert_close(learned.learned_loss, expected.detach())
+    torch.testing.assert_close(found, [*slope])
 
 
 @pytest.mark.parametrize("overlay", TRAINING)

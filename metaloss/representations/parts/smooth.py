@@ -12,7 +12,8 @@ def log(p: Tensor) -> Tensor:
     """log p of probabilities, finite at 0 with its first and second derivative.
 
     The root of the dtype's smallest normal number is added (1e-19 in float32), so that 1/p² is a
-    number too.
+    number too. What is less probable than that has next to no slope: a loss of probabilities asks
+    for nothing there, where one of logits, as torch.nn.functional.cross_entropy, still does.
     """
     return (p + math.sqrt(torch.finfo(p.dtype).tiny)).log()
 
