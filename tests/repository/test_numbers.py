@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 
 from metaloss.experiments import groups, records
-from metaloss.experiments.reports import choice
+from metaloss.experiments.reports import choice, paper
 from metaloss.experiments.reports.tables import number, plus_minus
 from metaloss.experiments.statistics import summarize
 from tests.helpers import ROOT
@@ -20,8 +20,17 @@ PAIRS = {
     "Diabetes + MLP": "diabetes_mlp",
     "Crime + MLP": "crime_mlp",
 }
-SIX_PAIRS = {**PAIRS, "MNIST + MLP": "mnist_mlp", "California + MLP": "california_mlp"}
+SIX_PAIRS = {
+    "MNIST + LeNet-5": "mnist_lenet5",
+    "MNIST + logistic": "mnist_logistic",
+    "MNIST + MLP": "mnist_mlp",
+    "Diabetes + MLP": "diabetes_mlp",
+    "Crime + MLP": "crime_mlp",
+    "California + MLP": "california_mlp",
+}
 METHODS = ("baseline", "ml3_letter", "meta_lr_letter", "adalfl_letter")
+PAPER = paper.load()
+TABLE_1 = next(table for table in PAPER.tables if table.number == 1)
 
 
 def cells(line):
@@ -102,15 +111,58 @@ def recipe():
     }  # fmt: skip
 
 
+def six_pairs(recipe):
+    """The lines of the table."""
+    columns = [column.method.removesuffix("_letter") for column in TABLE_1.columns]
+    for pair, file in SIX_PAIRS.items():
+        for method in ("adalfl", "baseline"):
+            if tests := recipe.get((pair, method)):
+                paper = plus_minus(TABLE_1.values[file][columns.index(method)])
+                texts = [" ".join(number(test) for test in tests), plus_minus(summarize(tests))]
+                texts = [pair, f"`{method}`", *texts, paper.replace("±", " ± ")]
+                yield f"| {' | '.join(texts)} |"
+
+
 def test_the_six_pairs_are_as_the_files_of_their_runs_say(recipe):
-    lines = section("docs/initialisation.md", "The six small pairs").splitlines()
-    rows = [row for row in map(cells, lines) if len(row) == 5 and row[0] in SIX_PAIRS]
-    assert {(row[0], row[1]) for row in rows} == {*recipe}
-    for pair, method, seeds, mean_, _ in rows:
-        assert [float(text) for text in seeds.split()] == [
-            round(value, 4) for value in recipe[pair, method]
-        ]
-        assert mean_ == plus_minus(summarize(recipe[pair, method]))
+    """Character by character."""
+    text = section("docs/initialisation.md", "The six small pairs")
+    table = text.split("<!-- the six pairs -->")[1].split("<!-- end")[0].strip()
+    assert table.splitlines()[2:] == [*six_pairs(recipe)]
+
+
+def test_what_the_first_screen_says_of_the_time_is_that_of_these_runs():
+    runs = records.read([ROOT / "docs/results/recipe_pairs/mnist_lenet5"]).runs
+    parts = [run.result["seconds_by_part"] for run in runs]
+    shares = sorted(part["initialization"] / part["base"] for part in parts)
+    (meta,) = {f"{part['meta'] / part['base']:.2f}".removeprefix("0") for part in parts}
+    least, most = (f"{share:.2f}".removeprefix("0") for share in (shares[0], shares[-1]))
+    for page in ("README.md", "docs/measurements.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        assert f"initialisation took {least} to {most} times as long as the 10,000 base" in text
+        assert re.search(rf"all (meta-steps|improvements together) {meta} times", text)
+
+
+def test_every_table_says_whether_its_runs_are_kept():
+    """Each folder and file of docs/results is named, and none that is not there."""
+    text = section("docs/results.md", "Which numbers can be made again")
+    named = set(re.findall(r"`results/([\w.]+)/?`", text))
+    assert named == {path.name for path in (ROOT / "docs/results").iterdir()}
+
+
+@pytest.mark.parametrize("file", [pair.name for pair in PAPER.pairs])
+def test_the_header_of_a_task_file_tells_the_papers_numbers(file):
+    header = (ROOT / "gin_configs" / "tasks" / f"{file}.gin").read_text()
+    (told,) = re.findall(r"# The paper's test .*\n# +(.*)\n", header)
+    assert told.split(" / ") == [plus_minus(value) for value in TABLE_1.values[file]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gin_configs/ablations").glob("table*.gin")))
+def test_the_header_of_a_table_s_file_tells_the_papers_numbers(path):
+    """Each of them is in the table that the file is named after, or AdaLFL's in Table 1."""
+    (table,) = (table for table in PAPER.tables if table.number == int(path.name[5]))
+    known = {plus_minus(v) for t in (table, TABLE_1) for row in t.values.values() for v in row if v}
+    told = re.findall(r"\.\d{4}±\.\d{4}", path.read_text())
+    assert set(told) <= known and (told or path.stem == "table7_objective_next")
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -157,6 +209,36 @@ def test_the_tuned_rows_are_what_was_chosen(example, row, method):
     select = plus_minus(summarize([run.result["select"] for run in chosen.runs]))
     assert example[row] == [str(len(tried)), rate, select, *figures(chosen)]
     assert all(len(group.tests) == 3 for group in tried)
+
+
+def test_the_rows_of_the_quickstart_and_of_the_letter_are_those_of_their_files():
+    text = section("docs/results.md", "Digits + MLP 100-100 (`digits_mlp`, not in the paper)")
+    runs = {
+        run.path.relative_to(ROOT / "docs/results").as_posix(): figures_of_one(run)
+        for folder in ("quickstart", "digits_letter")
+        for run in records.read([ROOT / "docs/results" / folder]).runs
+    }
+    rows = [row[1:] for row in map(cells, text.splitlines()) if len(row) == 3 and row[0]]
+    assert rows[1:] == [
+        runs["quickstart/baseline"],
+        runs["quickstart/baseline_tuned"],
+        runs["quickstart/adalfl"],
+        runs["digits_letter/steps500/seed0"],
+    ]
+    error, cross_entropy = runs["digits_letter/steps2500/seed0"]
+    assert f"it errs on {error}, with a cross-entropy of {cross_entropy}" in text
+    three = records.read([ROOT / "docs/results/digits_letter/steps500"]).runs
+    letter = mean(run.result["test_metrics"]["loss"] for run in three)
+    (group,) = groups.group(three)[0]
+    page = section("docs/protocol.md", "An example: digits")
+    letter = f"{letter:.3f}".removeprefix("0")
+    assert f"({letter}; 500 meta-steps, three seeds)" in page
+    assert f"test error is {number(summarize([*group.tests.values()]).mean)}" in page
+
+
+def figures_of_one(run):
+    """Its test error and test cross-entropy, as pages write them."""
+    return [number(run.test), f"{run.result['test_metrics']['loss']:.3f}".removeprefix("0")]
 
 
 def test_the_rows_that_are_not_tuned_are_those_of_the_shipped_files(example):
@@ -231,6 +313,16 @@ def test_what_is_said_of_logistic_regression_follows(recipe):
     assert f"{number(learned)} under the same seed" in text
     assert f"That is {number(tuned - learned)} below the tuned baseline" in text
     assert f"and {number(learned - found['brier'])} above the Brier score" in text
+    rates = {
+        g.settings.values["base_optimizers.sgd.lr"]: f"{g.tests[0]:.3f}".removeprefix("0")
+        for g in raw("protocol_logistic")["label_smoothing"]
+    }
+    assert f"at .2 and .3 the model hardly trains ({rates[0.2]} and {rates[0.3]})" in text
+    baseline = {
+        g.settings.values["base_optimizers.sgd.lr"]: g.tests[0]
+        for g in raw("protocol_logistic")["baseline"]
+    }
+    assert all(float(error) > round(baseline[rate], 3) for rate, error in rates.items())
     page = (ROOT / "docs/results.md").read_text()
     for value in (found["brier"], tuned, learned):
         assert number(value) in page.split("On logistic regression, one seed")[1][:400]

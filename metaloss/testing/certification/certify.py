@@ -37,7 +37,7 @@ REFERENCE_BOUND = 1e-8  #: relative, of an exact engine from double backward
 APPROXIMATE_BOUND = 1e-5  #: relative, of an engine that is exact but for a difference quotient
 DIFFERENCE_BOUND = 1e-5  #: relative, from finite differences, which have an error of their own
 #: Steps of the finite differences, in units of φ, and directions; the first quotient that agrees is
-#: taken. Large steps cross kinks of the model, small ones drown in rounding, none agrees by chance.
+#: taken, as large steps cross kinks of the model and small ones drown in rounding.
 DIRECTIONS = 3
 EPSILONS = (1e-4, 3e-5, 3e-4, 1e-5, 1e-3, 1e-6, 1e-7, 1e-8, 1e-9, 3e-10)
 BATCHES = 6  #: of a case: two steps before, three gone back through, the objective's

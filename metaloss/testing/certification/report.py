@@ -10,6 +10,8 @@ import torch
 from metaloss.testing.certification.certify import (
     APPROXIMATE_BOUND,
     DIFFERENCE_BOUND,
+    DIRECTIONS,
+    EPSILONS,
     REFERENCE_BOUND,
     Certificate,
 )
@@ -51,6 +53,8 @@ def document(certificates: Sequence[Certificate]) -> str:
     return "\n\n".join([*parts, LIMITS, ELSEWHERE]) + "\n"
 
 
+QUOTIENTS = DIRECTIONS * len(EPSILONS)
+
 INTRODUCTION = f"""\
 A certificate compares an engine's meta-gradient on one problem with two independent computations:
 
@@ -60,13 +64,17 @@ A certificate compares an engine's meta-gradient on one problem with two indepen
   α.
 * **differences**: |⟨g, d⟩ − dL/dd| / ‖g‖, dL/dd by central differences of fourth order of the
   task loss after steps that the `torch.optim` object itself makes, with none of our derivatives
-  in it; at most {DIFFERENCE_BOUND:g}, which is the instrument's own error near kinks of a ReLU.
+  in it; at most {DIFFERENCE_BOUND:g}. A quotient has an error of its own: large steps cross
+  kinks of a ReLU, and small ones drown in rounding. So up to {QUOTIENTS} quotients are tried, in
+  {DIRECTIONS} directions and by {len(EPSILONS)} sizes of a step, and the first within the bound
+  is taken. The number below is therefore not the size of an error. It says that our gradient
+  agrees with a step that was really made, to the bound; smaller errors are the reference's.
 
 `exact` and `logit_difference` go back through one step, `sweep` through three; each cold (the
 optimizer's state is empty) and warm (after two steps). Optimizers use everything they have
 (momentum, weight decay, AMSGrad, centring; ε = 0.1 where it is a divisor, since a first step of
-Adam with 1e-8 is all but a sign); BatchNorm and dropout are in training mode. A cell is the worst
-of all combinations with it."""
+Adam with 1e-8 is all but a sign); BatchNorm and dropout are in training mode. Each number in the
+tables is the worst of all certificates that its row and its column are about."""
 
 LIMITS = """\
 ## What this does not say
