@@ -536,6 +536,33 @@ class ThroughNumpy(torch.autograd.Function):
         return torch.from_numpy(np.cos(x.detach().numpy()) * slope.detach().numpy())
 
 
+class Reversible(torch.autograd.Function):
+    """Runs its layer again on the way back, whose parameters have their gradients there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return x + torch.tanh(layer(x))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(x + torch.tanh(ctx.layer(x)), slope)
+        return x.grad, None
+
+
+@net
+class ReversibleBlock(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        return Reversible.apply(h, self.b)
+
+
+REFUSED["ReversibleBlock"] = "leaves a gradient in its trained parameter 'b.weight' in its backward"
+
+
 @net
 class BackwardInNumpy(Net):
     def middle(self, h: Tensor) -> Tensor:
@@ -591,6 +618,18 @@ class HookedForward(Net):
     def __init__(self) -> None:
         super().__init__()
         self.b.register_forward_hook(lambda module, given, out: out * 2)
+
+
+@net
+class HookedByLength(Net):  # of which autograd knows no derivative
+    def middle(self, h: Tensor) -> Tensor:
+        h = self.b(h)
+        if h.requires_grad:
+            h.register_hook(lambda slope: slope / slope.detach().norm())
+        return h
+
+
+REFUSED["HookedByLength"] = "'unrolled' does not work (its certificate does not hold"
 
 
 @net
@@ -827,6 +866,68 @@ def parameters_in_the_same_memory():
     return model.double(), rows()
 
 
+@refused("are in the same memory, so that a step of one moves")
+def parameters_that_overlap():
+    model = Net()
+    model.register_parameter("d", nn.Parameter(model.b.weight.data[2:5]))
+    return model, rows()
+
+
+class Interleaved(Net):
+    """Two parameters of one tensor, of which each has every second number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = torch.randn(8, 2)
+        self.d, self.e = nn.Parameter(both[:, 0]), nn.Parameter(both[:, 1])
+
+    def middle(self, h: Tensor) -> Tensor:
+        return self.b(h) * self.d + self.e
+
+
+@keep
+def interleaved_parameters():
+    return Interleaved(), rows()
+
+
+@net
+class AttributeOfParameter(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.weight.gain = 2.0
+
+    def middle(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.b.weight * self.b.weight.gain, self.b.bias)
+
+
+class Doubled(nn.Parameter):
+    def twice(self) -> Tensor:
+        return self * 2
+
+
+@net
+class OwnParameterClass(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.weight = Doubled(self.b.weight.data)
+
+    def middle(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.b.weight.twice(), self.b.bias)
+
+
+@net
+class ParameterAsKey(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains = {self.b.weight: 2.0}
+
+    def middle(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.b.weight * self.gains[self.b.weight], self.b.bias)
+
+
+REFUSED["ParameterAsKey"] = "fails where another tensor with other numbers is in a"
+
+
 class KeepsItsGraph(Net):
     kept: Tensor | float = 0.0
 
@@ -1013,6 +1114,21 @@ class ReplacedInForward(Net):
     def middle(self, h: Tensor) -> Tensor:
         self.b.weight.data = self.b.weight.detach() * 0.99
         return self.b(h)
+
+
+@net
+class TakesTurnsByName(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 8)
+
+    def middle(self, h: Tensor) -> Tensor:
+        h = self.b(h)
+        self.b, self.other = self.other, self.b
+        return h
+
+
+REFUSED["TakesTurnsByName"] = "another of its trained parameters in the place of 'b.weight'"
 
 
 @net

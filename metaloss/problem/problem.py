@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from metaloss import links
 from metaloss.base_optimizers.base import update_of
 from metaloss.base_optimizers.parts.taken_step import take_step
-from metaloss.errors import UnsupportedModelError, first_line
+from metaloss.errors import InputError, UnsupportedModelError, first_line
 from metaloss.links import Link, TaskLoss
 from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import batches, replicas, vectors
@@ -39,10 +39,13 @@ from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
 from metaloss.problem.refusals import (
     refuse_aliases,
+    refuse_failing_in_exchange,
     refuse_float16,
     refuse_frozen,
     refuse_hooks,
+    refuse_left_gradient,
     refuse_looking_at_shards,
+    refuse_moved,
     refuse_no_graph,
     refuse_no_number,
     refuse_other_devices,
@@ -332,6 +335,7 @@ class Problem:
         named = dict(zip(self.theta_names, leaves, strict=bool(leaves)))
         both = [*leaves, *self.theta]
         past: vectors.Vector = []
+        outputs: Tensor | None = None
         given = [
             (x, x.detach().clone())
             for x in tree_leaves(inputs)
@@ -350,13 +354,21 @@ class Problem:
                 refuse_written_inputs(given)
                 if self.shards is None:
                     refuse_touched(self.theta_names, self.theta, leaves)
+                    refuse_moved(named, dict(self.model.named_parameters(remove_duplicate=False)))
                 refuse_no_graph(outputs)
                 slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
                 if self.shards is None:
                     # A reentrant checkpoint shows in its backward pass.
                     past = torch.autograd.grad(outputs, both, slope, allow_unused=True)
+                    for name, leaf in named.items():  # a reversible block may take its own
+                        refuse_left_gradient(name, leaf, "backward")
                 else:
                     self.shards.backward(outputs, slope, self.weight(batch))
+        except Exception as error:
+            if outputs is None and self.shards is None and not isinstance(error, InputError):
+                self.forward(inputs)  # fails as in a plain loop, if it does there
+                refuse_failing_in_exchange(error)
+            raise
         finally:
             seeding.set_global_state(random_state, self.device)
             after = self.surroundings.learn(before, leaves)
@@ -371,8 +383,9 @@ class Problem:
     def _repeat(self, inputs: Any, leaves: Sequence[Tensor], surroundings: Kept) -> None:
         """Asks whether passes from one state give the same outputs, and says so if they do not.
 
-        One is made in tensors that the model knows from another pass, with other numbers then, and
-        two in copies of them; the last one while the model's own parameters have other numbers.
+        One is made in tensors that the model knows from another pass, with other numbers then, one
+        in its own parameters, and two in copies of them; the last one while the model's own
+        parameters have other numbers.
 
         Args:
             leaves: these tensors, in the memory of θ; of shards none.
@@ -395,6 +408,8 @@ class Problem:
             known = outputs_in(leaves)
             outputs = outputs_in(copies)
             same = self._equal(known, outputs)
+            if same and leaves:
+                same = self._equal(outputs_in([]), outputs)
             if same and leaves:
                 with _nudged(leaves):
                     alone = self._equal(outputs, outputs_in(copies))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -287,19 +287,42 @@ def refuse_scripted(model: nn.Module) -> None:
 
 
 def refuse_shared_memory(names: Sequence[str], theta: Sequence[Tensor]) -> None:
-    """Raises UnsupportedModelError for two trained parameters in one place of memory.
+    """Raises UnsupportedModelError for two trained parameters that share numbers in memory.
 
     The optimizer's step of either one moves both.
     """
-    found: dict[int, str] = {}
-    for name, parameter in zip(names, theta, strict=True):
-        address = parameter.data_ptr() if parameter.numel() else 0  # of shards, that of a part
-        if address and address in found:
-            raise UnsupportedModelError(
-                f"the model's trained parameters '{found[address]}' and '{name}' are in the same "
-                "memory, so that a step of one moves the other: make them one parameter"
-            )
-        found[address] = name
+    held = [
+        (name, part)
+        for name, parameter in zip(names, theta, strict=True)
+        if (part := distributed.local(parameter)).numel() and part.data_ptr()
+    ]
+    by_address = sorted(held, key=lambda each: each[1].data_ptr())
+    for k, (name, tensor) in enumerate(by_address):
+        end = tensor.data_ptr() + _extent(tensor)
+        for other_name, other in by_address[k + 1 :]:
+            if other.data_ptr() >= end:
+                break
+            # Where one has every second number of a matrix, another one may have the rest.
+            if torch.isin(_addresses(tensor), _addresses(other)).any():
+                first, second = sorted((name, other_name), key=[*names].index)
+                raise UnsupportedModelError(
+                    f"the model's trained parameters '{first}' and '{second}' are in the same "
+                    "memory, so that a step of one moves the other: make them one parameter"
+                )
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first number to the end of its last one."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """Those of its numbers in memory, [numel]."""
+    offsets = torch.zeros((), dtype=torch.int64, device="cpu")
+    for n, step in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = offsets[..., None] + step * torch.arange(n, device="cpu")
+    return tensor.data_ptr() + tensor.element_size() * offsets.flatten()
 
 
 def refuse_aliases(names: Sequence[str], past: Sequence[Tensor | None]) -> None:
@@ -355,12 +378,53 @@ def refuse_touched(names: Sequence[str], theta: Sequence[Tensor], used: Sequence
     for name, parameter, tensor in zip(names, theta, used, strict=True):
         if tensor.data_ptr() != parameter.data_ptr():
             refuse_changed(name)
-        if tensor.grad is not None:
+        refuse_left_gradient(name, tensor, "forward")
+
+
+def refuse_left_gradient(name: str, used: Tensor, where: str) -> None:
+    """Raises UnsupportedModelError for a gradient that a pass left in a parameter.
+
+    Args:
+        name: of the trained parameter.
+        used: what the pass had in its place.
+        where: the pass, as "forward".
+    """
+    if used.grad is not None:
+        raise UnsupportedModelError(
+            f"the model leaves a gradient in its trained parameter '{name}' in its {where} pass, "
+            "as by .backward(), and the step's own takes its place: let it take its gradients by "
+            "torch.autograd.grad"
+        )
+
+
+def refuse_moved(named: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """Raises UnsupportedModelError for a forward pass that puts one parameter in another's place.
+
+    Args:
+        named: what the pass had in the places of the trained parameters, by their names before it.
+        now: all parameters afterwards.
+    """
+    used = set(map(id, named.values()))
+    for name, tensor in named.items():
+        if now.get(name, tensor) is not tensor and id(now[name]) in used:
             raise UnsupportedModelError(
-                f"the model leaves a gradient in its trained parameter '{name}' in its forward "
-                "pass, as by .backward(), and the step's own takes its place: let it take its "
-                "gradients by torch.autograd.grad"
+                f"the model has another of its trained parameters in the place of '{name}' after "
+                "its forward pass, as where two layers take turns under one name: choose between "
+                "them in the pass, and leave each in its place"
             )
+
+
+def refuse_failing_in_exchange(error: Exception) -> None:
+    """Raises UnsupportedModelError for a model that its own parameters alone can be in.
+
+    Args:
+        error: of a pass with others in their places, where one with them has none.
+    """
+    raise UnsupportedModelError(
+        "the model fails where another tensor with other numbers is in a parameter's place "
+        f"({type(error).__name__}: {first_line(error)}): it looks at which tensors it has, as by "
+        "a dict of parameters, or asserts what numbers they have"
+    ) from error
 
 
 def refuse_written_inputs(given: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -19,10 +19,23 @@ EXTRA = "_extra_state"  #: torch's name of what a module keeps beside tensors
 
 def take(problem: Problem) -> dict[str, Any]:
     """θ, buffers and the optimizer's state, not its settings; plain data that can be saved."""
-    return {
-        "model": model_values(problem.model),
-        "optimizer": copy.deepcopy(problem.optimizer.state_dict()["state"]),
-    }
+    with _without_strays(problem.optimizer):
+        state = copy.deepcopy(problem.optimizer.state_dict()["state"])
+    return {"model": model_values(problem.model), "optimizer": state}
+
+
+@contextmanager
+def _without_strays(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it, an optimizer's state is of the parameters it has: torch reads and sets no other.
+
+    It may have more where a parameter was replaced by another one.
+    """
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    strays = {p: optimizer.state.pop(p) for p in optimizer.state.keys() - held}
+    try:
+        yield
+    finally:
+        optimizer.state.update(strays)
 
 
 def model_values(model: nn.Module) -> dict[str, Any]:
@@ -65,10 +78,11 @@ def put_back(problem: Problem, snapshot: dict[str, Any]) -> None:
     set_model_values(problem.model, snapshot["model"])
     # The settings of now: load_state_dict would put back a learning rate that a scheduler, or a
     # meta-step, has changed since.
-    settings = problem.optimizer.state_dict()["param_groups"]
-    problem.optimizer.load_state_dict(
-        {"state": copy.deepcopy(snapshot["optimizer"]), "param_groups": settings}
-    )
+    with _without_strays(problem.optimizer):
+        settings = problem.optimizer.state_dict()["param_groups"]
+        problem.optimizer.load_state_dict(
+            {"state": copy.deepcopy(snapshot["optimizer"]), "param_groups": settings}
+        )
 
 
 @contextmanager

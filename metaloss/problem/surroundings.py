@@ -482,7 +482,10 @@ def _exchange(
             undo.append((container, key, old))
             container.set(key, new)
     if isinstance(old, nn.Parameter):
+        if type(new) is Tensor and type(old) is not nn.Parameter:
+            new.__class__ = type(old)  # somebody's own, with methods
         new._is_param = True  # type: ignore[attr-defined]  # to isinstance, as get_parameter asks
+    vars(new).update(vars(old))  # attributes that somebody gave it
 
 
 def _each(these: Sequence[Any], those: Sequence[tuple[Any, Any]]) -> list[Any]:

@@ -568,6 +568,18 @@ class ById(nn.Module):
         return self.layer(x) / self.norms[key]
 
 
+class KnownById(nn.Module):
+    """Was told at its making what belongs to which parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.gains = {id(p): 2.0 for p in self.parameters()}
+
+    def forward(self, x):
+        return self.layer(x) * self.gains.get(id(self.layer.weight), 1.0)
+
+
 class ByClock(nn.Module):
     def __init__(self):
         super().__init__()
@@ -578,7 +590,7 @@ class ByClock(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ["unrolled", "evolution"])
-@pytest.mark.parametrize("model", [Stream, ById, ByClock])
+@pytest.mark.parametrize("model", [Stream, ById, KnownById, ByClock])
 def test_a_model_of_which_no_pass_can_be_made_again_is_said(float64, model, engine):
     batch = rows(), torch.arange(8) % 3
     learner, _ = learner_of(model(), engine)

@@ -5,10 +5,10 @@ g(c) = c·g, so that what autograd finds for ∂⟨g(c), u⟩/∂c at c = 1 is �
 graph of the backward pass is cut: by @once_differentiable, by .detach(), by NumPy. Autograd says
 nothing of it where, as here, the leaves are on the other side of the cut.
 
-Where the two differ, another pass decides what is asked next. If g(2) = 2·g, the mean of some more
-such comparisons is taken, whose rounding is other rounding each time. If not, a hook makes the
-backward pass no linear one, as by clipping: there quotients of four more passes decide, up to what
-two of them differ by.
+Another pass decides what is asked next. If g(2) = 2·g, and the two differ, the mean of some more
+such comparisons is taken, whose rounding is other rounding each time. If g(2) is another one, a
+hook makes the backward pass no linear one, as by clipping: there quotients of four more passes
+decide, up to what two of them differ by.
 """
 
 from __future__ import annotations
@@ -117,17 +117,22 @@ def derivative_residual(
         slope = torch.zeros_like(left.value) if slope is None else slope.reshape(left.value.shape)
         return (slope - product(problem, g, u).value) / by
 
+    def holds(value: Tensor) -> bool:
+        return bool((relative(value - left.value) <= bound / KINKS).all())
+
     bound = tolerance(problem)
     residual = relative(found - left.value)
-    if bool((residual > bound).any()):
-        twice = product(problem, again(Factor(problem, 2.0)), u).value
-        if bool((relative(twice / 2 - left.value) <= bound / KINKS).all()):
-            gaps = [found - left.value, *map(compared, FACTORS)]
-            beyond = relative(torch.stack(gaps).mean(0)) / min(KINKS, AT_MOST / bound)
-        else:
-            step = float(torch.finfo(problem.precision).eps ** (1 / 3))
-            near, far = quotient(step), quotient(2 * step)
-            uncertain = ERRORS * relative(near - far)
-            beyond = (relative(found - near) - uncertain).clamp_min(0.0) / KINKS
+    # Whatever autograd finds: where a hook divides by a length that it detaches, it sees no more
+    # than a constant.
+    linear = holds(product(problem, again(Factor(problem, 2.0)), u).value / 2)
+    if linear and bool((residual > bound).any()):
+        gaps = [found - left.value, *map(compared, FACTORS)]
+        beyond = relative(torch.stack(gaps).mean(0)) / min(KINKS, AT_MOST / bound)
         residual = torch.minimum(residual, beyond)
+    # Of a model of which no pass can be made again, others say nothing.
+    elif not linear and holds(product(problem, again(Factor(problem)), u).value):
+        step = float(torch.finfo(problem.precision).eps ** (1 / 3))
+        near, far = quotient(step), quotient(2 * step)
+        uncertain = ERRORS * relative(near - far)
+        residual = (relative(found - near) - uncertain).clamp_min(0.0) / KINKS
     return distributed.mean_beside([], [], [residual], weight)[1][0]
