@@ -15,6 +15,7 @@ import metaloss
 from metaloss import links
 from metaloss.errors import HealthWarning, InputError
 from metaloss.learner import earlier_phis, initialization_of
+from metaloss.machine.memory import measuring
 from metaloss.meta_optimizers import offline_unrolled
 from metaloss.problem.health import PROBES, Watch, by_parameters, constant_loss
 from tests.helpers import thinned
@@ -136,6 +137,46 @@ def test_probes_change_no_bit_of_the_training():
 
     for probed, plain in zip(trained(1), trained(0), strict=True):
         assert torch.equal(probed, plain)
+
+
+def many_outputs(outputs, **arguments):
+    """A learner whose loss is read from a table, and a batch."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, outputs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learner = metaloss.AdaLFL(model, optimizer, metaloss.REPRESENTATIONS["nn"](), **arguments)
+    return learner, (torch.randn(128, 6), torch.randint(outputs, (128,)))
+
+
+def test_probes_look_at_tables_and_leave_them_as_they_are():
+    """Where φ moves so far that they are certified anew, and where it stays, too."""
+
+    def trained(every, stop):
+        online = metaloss.META_OPTIMIZERS["online_one_step"](0.02, stop=stop, engine="exact")
+        learner, batch = many_outputs(70, adaptation=online, tabulate="always", health_every=every)
+        for _ in range(20):
+            learner.step(batch, batch)
+        theta, phi = (list(m.parameters()) for m in (learner.problem.model, learner.problem.loss))
+        return theta + phi, learner.problem.tables.state_dict()
+
+    for stop in (None, 5):
+        (probed, seen), (plain, unseen) = trained(1, stop), trained(0, stop)
+        assert all(map(torch.equal, probed, plain))
+        assert torch.equal(seen.pop("at"), unseen.pop("at"))
+        assert seen == unseen
+
+
+def test_a_probe_of_many_outputs_takes_no_more_memory_than_a_step():
+    """The network of the loss, at each of a batch's pairs, would take fifty times as much."""
+    learner, batch = many_outputs(2000)
+    for _ in range(3):  # before the first ones it is found out what the model is
+        learner.step(batch, batch)
+    peaks = []
+    for what in (lambda: learner.step(batch, batch), lambda: learner.health(batch)):
+        with measuring(torch.device("cpu")) as memory:
+            what()
+        peaks.append(memory.peak_bytes)
+    assert peaks[1] <= peaks[0]
 
 
 def test_probes_draw_nothing():

@@ -224,17 +224,11 @@ def _compared(gg: float, hh: float, gh: float) -> tuple[float, float]:
 
 def slopes(problem: Problem, outputs: Tensor, labels: Any) -> tuple[Tensor, Tensor, Tensor]:
     """∂M_φ/∂z and ∂L_T/∂z, of the outputs' shape, and L_T; none has a graph."""
+    g = problem.slope(outputs, labels, None, graph=False, glance=True).hand_out()
     free = outputs.detach().requires_grad_()
-    learned, task = problem.learned_loss(free, labels), problem.task_loss(free, labels)
-    g, h = (_slope(loss, free) for loss in (learned, task))
-    return g, h, task.detach()
-
-
-def _slope(loss: Tensor, free: Tensor) -> Tensor:
-    if not loss.requires_grad:  # it does not look at the outputs
-        return torch.zeros_like(free)
-    (slope,) = torch.autograd.grad(loss.sum(), free, materialize_grads=True)
-    return slope
+    task_loss = problem.task_loss(free, labels)
+    (h,) = torch.autograd.grad(task_loss.sum(), free, materialize_grads=True)
+    return g, h, task_loss.detach()
 
 
 def of_batch(problem: Problem, batch: StepBatch) -> dict[str, float]:

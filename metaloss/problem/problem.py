@@ -620,11 +620,14 @@ class Problem:
         with refusing_kept_graphs():
             return list(torch.autograd.grad(ends, self.theta, along, allow_unused=True))
 
-    def slope(self, outputs: Tensor, labels: Any, share: Share, graph: bool) -> Slope:
+    def slope(
+        self, outputs: Tensor, labels: Any, share: Share, graph: bool, glance: bool = False
+    ) -> Slope:
         """A share of M_φ, and its ∂M_φ/∂f at outputs f, [batch, C].
 
         Args:
             graph: whether φ is to be learned through it.
+            glance: a look on the side, which leaves no trace in the tables.
         """
         outputs = outputs.detach()
         divisor = _divisor(share, outputs)
@@ -634,7 +637,8 @@ class Problem:
             classes = links.classes(self.link, outputs, labels) if tabulated else None
             if classes is not None:
                 rows = classes.rows(outputs)
-                reading = self.tables.reading(rows, graph)
+                tables = self.tables
+                reading = tables.glance(rows) if glance else tables.reading(rows, graph)
                 if reading is not None:
                     return TabulatedSlope(reading, classes, outputs, divisor, graph)
             free = outputs.requires_grad_()

@@ -95,29 +95,52 @@ class Tables:
             rows: the model's outputs, [rows, C].
             graph: whether φ is to be learned through it.
         """
-        pairs, outputs = rows.numel(), rows.shape[1]
-        if self.loss is None or self.tabulate == "never" or outputs < 2:
-            return None
-        if self.tabulate == "auto" and outputs < FEW:
-            return None
-        pays = (PAYS if graph else PAYS_AT_ONCE) * len(LABELS) if self.tabulate == "auto" else 0
-        if pairs < pays * PANELS[0] * ORDER:
+        if not self._may_serve(rows, graph):
             return None
         version = self._version()
         if version != self._counted:
             self._look_again(graph)
             self._counted = version
             self._kept.clear()
-        many = pairs >= MANY
-        key = (outputs, rows.dtype, rows.device, many)
+        key = (rows.shape[1], rows.dtype, rows.device, rows.numel() >= MANY)
         kept = self._kept.get(key)
         if kept is not None and not graph:
             return kept
-        found = self._certificate(outputs, rows.dtype)
-        if found.panels == 0:
+        reading = self._made_of(rows, self._certificate(rows.shape[1], rows.dtype), graph)
+        if reading is None:
             return None
-        grid = _grid(found.panels, rows.dtype, many, found.head)
-        if pairs < pays * grid.nodes:
+        self._kept[key] = replace(reading, slopes=reading.slopes.detach())
+        return reading if graph else self._kept[key]
+
+    def glance(self, rows: Tensor) -> Reading | None:
+        """A table for a look on the side, by the certificate at hand; nothing of it remains.
+
+        Args:
+            rows: see `reading`.
+        """
+        found = self._certified.get((rows.shape[1], rows.dtype))
+        if found is None or not self._may_serve(rows, graph=False):
+            return None
+        return self._made_of(rows, found, graph=False)
+
+    def _may_serve(self, rows: Tensor, graph: bool) -> bool:
+        """Whether a table pays for such a batch, if the smallest one is certified."""
+        if self.loss is None or self.tabulate == "never" or rows.shape[1] < 2:
+            return False
+        if self.tabulate == "auto" and rows.shape[1] < FEW:
+            return False
+        return rows.numel() >= self._least_pairs(graph) * PANELS[0] * ORDER
+
+    def _least_pairs(self, graph: bool) -> int:
+        """For each node of a table, from which on it pays."""
+        return (PAYS if graph else PAYS_AT_ONCE) * len(LABELS) if self.tabulate == "auto" else 0
+
+    def _made_of(self, rows: Tensor, found: Certified, graph: bool) -> Reading | None:
+        """The table of a certificate at the present φ; None where there is none that pays."""
+        assert self.loss is not None
+        pairs, outputs = rows.numel(), rows.shape[1]
+        grid = _grid(found.panels, rows.dtype, pairs >= MANY, found.head)
+        if found.panels == 0 or pairs < self._least_pairs(graph) * grid.nodes:
             return None
         labels = LABELS if found.own else LABELS[:1]
         values, slopes = _evaluate(
@@ -127,9 +150,7 @@ class Tables:
         table = Table(grid, values.view(shape), slopes.detach().view(shape))
         # Nearly all of a softmax over many classes is near 0; a GPU would have to wait to know.
         head = found.head > 0 and rows.device.type == "cpu" and outputs > 4 / HEAD
-        reading = Reading(self.loss, table, slopes, found.own, head)
-        self._kept[key] = replace(reading, slopes=slopes.detach())
-        return reading if graph else self._kept[key]
+        return Reading(self.loss, table, slopes, found.own, head)
 
     def _version(self) -> Any:
         """Changes with φ, and with all else that the loss is made of."""
