@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from metaloss.problem.places import Container, Place, Places
+from metaloss.problem.places import Container, Members, Place, Places
 from metaloss.problem.refusals import refuse_cached, refuse_changed
 from metaloss.problem.shards import is_sharded
 
@@ -203,9 +203,9 @@ class Surroundings:
         ]
         moving = {id(container.holder) for container, _ in self._moving.contents}
         quiet = [c for c in self._places.others if id(c.holder) not in moving]
-        # Nine in ten are empty, as modules' dicts of hooks: these are asked together.
-        self._empty = [c for c in quiet if type(c) is Container and not c.holder]
-        self._empty_dicts = [c.holder for c in self._empty]
+        # Nine in ten are empty, as modules' dicts and sets: these are asked together.
+        self._empty = [c for c in quiet if type(c) in (Container, Members) and not c.holder]
+        self._empty_holders = [c.holder for c in self._empty]
         empty = set(map(id, self._empty))
         self._full = [c for c in quiet if id(c) not in empty]
 
@@ -225,7 +225,7 @@ class Surroundings:
                 yield news
         finally:
             news.contents = [(c, entries) for c, entries in contents if not c.holds(entries)]
-            if any(self._empty_dicts):
+            if any(self._empty_holders):
                 news.contents += [(c, {}) for c in self._empty if c.holder]
             copies = {} if writing is None else writing.copies
             for tensor, values in copies.values():

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+STRAIGHT = -80.0  #: up to here log s(x) is x, to far beyond float64's rounding
+
 
 class Activation(ABC):
     """An elementwise function σ, which is cheapest in units of its own: σ(z) = unit·τ(z/unit)."""
@@ -21,7 +23,7 @@ class Activation(ABC):
 
     @abstractmethod
     def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """τ(x), τ'(x), and what `second` takes."""
+        """τ(x), τ'(x), and what `second` takes. x is handed over: it may be written into."""
 
     @abstractmethod
     def second(self, kept: Tensor, v: Tensor) -> Tensor:
@@ -32,7 +34,9 @@ class Activation(ABC):
 class SmoothLeakyReLU(Activation):
     """γz + (1-γ)/β·log(1 + exp(βz)) (eq. 4); softplus is that of γ = 0, β = 1.
 
-    With x = -βz, and s the logistic sigmoid, τ(x) = γx + (1-γ)·log s(x), which is few kernels.
+    With x = -βz, and s the logistic sigmoid, τ(x) = γx + (1-γ)·log s(x), which is few kernels, and
+    quick ones: torch's logsigmoid, whose digits beyond the last one of 1 would be lost in the sum
+    over a layer, takes twice as long on a CPU as all of them.
     """
 
     gamma: float
@@ -47,9 +51,10 @@ class SmoothLeakyReLU(Activation):
         return torch.lerp(F.softplus(z, self.beta, threshold=40), z, self.gamma)
 
     def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = x.sigmoid()
+        near = x.clamp(min=STRAIGHT)  # below, τ is x and a constant, and s would become 0
+        s = near.sigmoid()
         first = torch.rsub(s, 1.0, alpha=1 - self.gamma)
-        return F.logsigmoid(x).lerp_(x, self.gamma), first, s
+        return s.log().lerp_(near, self.gamma).add_(x.sub_(near)), first, s
 
     def second(self, kept: Tensor, v: Tensor) -> Tensor:
         bent: Tensor = torch.ops.aten.sigmoid_backward(v, kept)
