@@ -254,14 +254,15 @@ def test_the_rows_that_are_not_tuned_are_those_of_the_shipped_files(example):
 
 
 def test_what_is_said_of_the_example_follows_from_its_rows(example):
-    text = section("docs/protocol.md", "An example: digits") + (ROOT / "README.md").read_text()
+    text = section("docs/protocol.md", "An example: digits")
+    text += "".join((ROOT / page).read_text() for page in ("README.md", "docs/own_loop.md"))
     error = {
         name: float(row[3].partition("±")[0]) for name, row in example.items() if row[3][0] == "."
     }
     cross_entropy = {name: float(row[4]) for name, row in example.items() if row[4][0] == "."}
     first, tuned = error["baseline, shipped rate"], error["baseline, tuned"]
     learned = error["AdaLFL, shipped (quickstart.gin)"]
-    assert text.count(f"{100 * (first - tuned) / (first - learned):.0f} % of AdaLFL's gain") == 2
+    assert text.count(f"{100 * (first - tuned) / (first - learned):.0f} % of AdaLFL's gain") == 3
     times = cross_entropy["AdaLFL, shipped (quickstart.gin)"] / cross_entropy["baseline, tuned"]
     assert f"is {times:.1f} times" in text
     assert error["label smoothing .1, tuned"] < learned
