@@ -362,3 +362,15 @@ def test_a_fitted_model_leaves_nothing_to_judge():
     for step in range(PROBES):
         assert watch.judge(step, [-0.9, 1e-3, 0.001, 1.0]) == []
     assert watch.well
+
+
+@pytest.mark.parametrize(
+    ("step", "cosine", "task_loss", "kinds"),
+    [(51, 0.4, 1.5, 1), (50, 0.4, 1.5, 0), (51, 0.6, 1.5, 0), (51, 0.4, 1.0, 0)],
+)
+def test_a_loss_that_does_little_about_a_high_task_loss_is_said(step, cosine, task_loss, kinds):
+    """It leaves a class alone, say; later the few examples that are wrong may be noise."""
+    watch = Watch()
+    for _ in range(PROBES):
+        told = watch.judge(step, [cosine, 1.0, task_loss, 2.3])
+    assert len(told) == kinds

@@ -33,6 +33,8 @@ from metaloss.problem.shards import Shards
 
 PROBES = 3  #: whose median is judged: one batch alone says little
 COSINE = 0.1  #: least cosine of both slopes; healthy losses have .5 and more
+HIGH = 0.5  #: part of a constant prediction's task loss, above which much is left to learn
+COSINE_WHILE_HIGH = 0.5  #: least cosine then: later a few wrong examples, or noise, decide it
 BAND = 10.0  #: the scale may be so many times larger or smaller than it was at the start
 FOLLOW = 0.05  #: how far the start's scale follows a healthy loss's at each probe, in its logarithm
 TASK_LOSS = 1.5  #: most task loss, in that of a constant prediction
@@ -159,6 +161,13 @@ class Watch:
             found["cosine"] = (
                 "the learned loss does not go the task loss's way: the cosine of their slopes by "
                 f"the outputs is {cosine:.2g}"
+            )
+        elif step > EARLY and cosine < COSINE_WHILE_HIGH and task_loss > HIGH * self._constant:
+            found["stuck"] = (
+                f"the task loss is still {task_loss:.3g}, where a constant prediction has "
+                f"{self._constant:.3g}, and the learned loss does little about it: the cosine of "
+                f"their slopes by the outputs is {cosine:.2g}. A loss of probabilities has no "
+                "slope where that of the true class is near 0"
             )
         if self._reference is None:
             self._reference = ratio if ratio > 0 else None
