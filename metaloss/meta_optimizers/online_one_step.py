@@ -190,6 +190,13 @@ class OnlineOneStep(ByGradient):
         opened = self._saved if self._open is None else self._open.state_dict(self.problem)
         return {**super().state_dict(), "base_steps": self._base_steps, "open": opened}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied and pickled, an open step is as a checkpoint has it: without its graph."""
+        state = vars(self).copy()
+        if state.get("_open") is not None:
+            state |= {"_open": None, "_saved": state["_open"].state_dict(self.problem)}
+        return state
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._base_steps = state["base_steps"]

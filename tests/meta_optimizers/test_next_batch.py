@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -158,6 +159,22 @@ def test_a_restored_training_has_the_same_bits(tmp_path, engine, model, optimize
     for batch in batches[4:]:
         again.step(batch)
     assert_equal(whole, again)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+@pytest.mark.parametrize("engine", ["exact", "logit_difference"])
+def test_a_copied_learner_goes_on_with_the_same_bits(engine, how):
+    """Between a step and the pass that judges it."""
+    learner = started("dropout", engine=engine)
+    batches = images(6)
+    for batch in batches[:3]:
+        learner.step(batch)
+    other, random_state = how(learner), torch.get_rng_state()
+    for each in (learner, other):
+        torch.set_rng_state(random_state)
+        for batch in batches[3:]:
+            each.step(batch)
+    assert_equal(learner, other)
 
 
 def test_meta_steps_come_a_step_later_and_the_last_does_not():

@@ -25,6 +25,8 @@ from metaloss import __main__ as command
 from metaloss import config, errors
 from metaloss.config import gin_files, plugins
 from metaloss.config.registry import REGISTRIES
+from metaloss.engines.base import Certificate
+from metaloss.engines.parts import certificate, homogeneity
 from tests.helpers import ROOT
 
 PAGES = [
@@ -279,6 +281,23 @@ def test_the_faq_has_each_error_that_a_learner_can_meet():
                     found += 1
                     assert any(all(p in text for p in each) for each in pieces), (path.name, text)
     assert found > 90
+
+
+def test_the_faq_has_each_cause_that_a_certificate_names():
+    page = " ".join((ROOT / "docs" / "faq.md").read_text().split())
+    tree = ast.parse(Path(certificate.__file__).read_text())
+    appended = [
+        text
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append"
+        for text in texts(node.args[0])
+    ]
+    causes = [text for text in appended if " " in text]
+    assert len(causes) == 4
+    for text in (*causes, homogeneity.CAUSE, Certificate(torch.zeros(()), 0.0).cause):
+        # What is said of the kind of the cause, and not what it may be.
+        said = re.split(r": |, \.detach", text)[0]
+        assert all(piece in page for piece in pieces_of(said)), text
 
 
 # --- notebooks ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -257,7 +258,7 @@ class Guard:
             residual = residual.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-            self._pending.append((Certificate(residual, certificate.tolerance), arrived))
+            self._pending.append((replace(certificate, residual=residual), arrived))
         else:
             self._pending.append((certificate, None))
 

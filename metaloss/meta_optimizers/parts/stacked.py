@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaloss.engines.base import ENGINES, Certificate, Draw, Hypergradient
+from metaloss.engines.base import ENGINES, Draw, Hypergradient
 from metaloss.errors import InputError
 from metaloss.meta_optimizers.base import META_OPTIMIZERS, MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import DESCENTS, Group, JacobianDescent
@@ -52,7 +53,7 @@ class StackedDescent(MetaDescent):
             gradients = [None if gradient is None else gradient[i] for gradient in found.phi]
             own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
             if residual is not None and found.certificate is not None:
-                own.certificate = Certificate(residual[i], found.certificate.tolerance)
+                own.certificate = replace(found.certificate, residual=residual[i])
             member.move(own, gradients, usable[i])
         return MetaStep(found.learned_loss, found.task_loss, norm, ~usable, residual)
 
