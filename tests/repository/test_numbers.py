@@ -10,7 +10,7 @@ import pytest
 from metaloss.experiments import groups, records
 from metaloss.experiments.reports import choice, paper
 from metaloss.experiments.reports.tables import number, plus_minus
-from metaloss.experiments.statistics import summarize
+from metaloss.experiments.statistics import summarize, welch
 from tests.helpers import ROOT
 
 #: The rows of the first table, by the task file that they are of.
@@ -76,6 +76,26 @@ def test_the_readme_tells_them(results, pair):
     rows = [cells(line) for line in section("README.md", "Results").splitlines()]
     (row,) = (row for row in rows if row[0].removesuffix(" regression") == pair)
     assert row[1:] == [told(results[pair, method][0]) for method in METHODS]
+
+
+def test_what_is_said_of_the_first_table_follows(results):
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    (baseline, _), (learned, _) = (results["MNIST + LeNet-5", m] for m in METHODS[::3])
+    fewer = 100 * (1 - mean(learned) / mean(baseline))
+    assert f"On MNIST + LeNet-5 it makes {fewer:.0f} % fewer errors" in text
+    paper = TABLE_1.values["mnist_lenet5"][0]
+    beside = welch(summarize(baseline), paper.mean, paper.deviation, 10)
+    errors = beside.difference / beside.error
+    assert f"is {errors:.1f} standard errors above the paper's" in text
+    assert f"p = {beside.p:.2f}".replace("0.", ".") in text
+    for pair, losers in {p: results[p, "adalfl_letter"][0] for p in PAIRS}.items():
+        behind = None in losers or mean(losers) > mean(results[pair, "baseline"][0])
+        assert behind == (pair != "MNIST + LeNet-5")  # "behind its baseline on three of four"
+    ml3 = [
+        f"{a - b:.4f}".replace("0.", ".")
+        for a, b in zip(learned, results["MNIST + LeNet-5", "ml3_letter"][0], strict=True)
+    ]
+    assert f"three paired differences are {ml3[0]}, {ml3[1]} and {ml3[2]}" in text
 
 
 def first_screen():
