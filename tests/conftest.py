@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from metaloss.config.registry import REGISTRIES, Registry
+from metaloss.runs.precision import _float32
 from tests import helpers
 from tests.helpers import tool
 
@@ -136,6 +137,19 @@ def clean():
     torch.manual_seed(0)
     yield
     gin.clear_config(clear_constants=True)
+
+
+@pytest.fixture(scope="session")
+def precision():
+    """How torch computes in float32 where the first test begins."""
+    return _float32()
+
+
+@pytest.fixture(autouse=True)
+def process_left(precision):
+    """A test that leaves torch's settings changed fails itself, and not one that comes later."""
+    yield
+    assert _float32() == precision
 
 
 @pytest.fixture
