@@ -21,12 +21,15 @@ from metaloss.machine import clock, distributed, seeding
 from metaloss.problem import snapshot
 from metaloss.problem.batches import MicroBatches, StepBatch
 from metaloss.problem.followed import Followed
+from metaloss.problem.forward_mode import Watch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refuse_hooks
 
 #: How many kinds of steps an engine compiles, each for seconds: of batches of other shapes.
 MOST_KINDS = 8
+#: What reads a tensor's numbers into Python, where a recording has them as they were once.
+READING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 
 
 @dataclass
@@ -229,6 +232,11 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     for name, old, new in zip(names, before, after, strict=True):
         if not all(one.equal(other) for one, other in zip(old, new, strict=True)):
             raise UnsupportedModelError(name)
+    with Watch() as watch:
+        for inputs, labels in (batch, *objective):
+            problem.task_loss(problem.forward(inputs), labels)
+    if watch.called & READING_OUT:
+        raise UnsupportedModelError("the model or the task loss reads numbers out of its tensors")
     return used
 
 

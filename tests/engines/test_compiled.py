@@ -6,8 +6,11 @@ import copy
 import functools
 import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -254,6 +257,17 @@ def test_it_goes_on_bit_for_bit(every):
         assert ours.grad is None
 
 
+class ReadOut(nn.Module):
+    """Its bias's numbers go through Python, where nothing knows of a gradient."""
+
+    def __init__(self, read: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(8, 8), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + torch.as_tensor(self.read(self.layer.bias.detach()))
+
+
 def forking(outputs: Tensor, labels: Tensor) -> Tensor:
     """Does something else where the loss is large."""
     loss = F.cross_entropy(outputs, labels)
@@ -267,6 +281,14 @@ def forking(outputs: Tensor, labels: Tensor) -> Tensor:
         ("the model or the loss draws at random", lambda: nn.Dropout(0.5), {}),
         ("the gradient is transformed", nn.Tanh, {"gradient_transform": ClipNorm(0.1)}),
         ("the model or the loss changes Python objects, or draws", Counting, {}),
+        *(
+            (
+                "the model or the task loss reads numbers out of its tensors",
+                functools.partial(ReadOut, read),
+                {},
+            )
+            for read in (Tensor.numpy, Tensor.tolist, np.asarray)
+        ),
         ("the learning rate is learned", nn.Tanh, {"online": {"rate": RATES["raw"]()}}),
         ("", nn.Tanh, {"task_loss": forking}),
     ],
