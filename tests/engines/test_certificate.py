@@ -554,6 +554,23 @@ def test_another_build_of_the_model_has_certificates_anew(float64):
         learner.step(batch, valid)
 
 
+def test_a_parameter_may_be_replaced_by_another_one(float64):
+    """The optimizer keeps the momentum of the former one, which torch's state_dict fails at."""
+    problem, (batch, valid) = small()
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
+    learner = metaloss.AdaLFL(problem.model, optimizer, problem.loss)
+    learner.step(batch, valid)
+    former = problem.model[0].weight
+    problem.model[0].weight = nn.Parameter(former.detach().clone())
+    held = optimizer.param_groups[0]["params"]
+    held[:] = [problem.model[0].weight if p is former else p for p in held]
+    before = former.detach().clone()
+    assert not learner.step(batch, valid).skipped
+    assert torch.equal(former, before)
+    assert not torch.equal(problem.model[0].weight, before)
+    assert former in optimizer.state
+
+
 class ById(nn.Module):
     """Keeps something by the identity of a parameter, which in plain training stays."""
 
