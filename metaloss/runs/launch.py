@@ -23,7 +23,7 @@ from metaloss.runs.folder import RunFolder, found_there, plugins_there
 from metaloss.runs.forecast import Forecast
 from metaloss.runs.introduction import introduction, layers
 from metaloss.runs.lockstep import Lockstep
-from metaloss.runs.precision import process_left_as_it_was
+from metaloss.runs.precision import process_left_as_it_was, set_float32
 from metaloss.runs.progress import speaking
 from metaloss.runs.run import Run
 from metaloss.runs.runner import Runner, built
@@ -92,6 +92,7 @@ def forecast(**flags: Any) -> Forecast:
     device = processes.find_device(processes.own_device(asked.device))
     text, planned = plan(asked)
     data = find_data_dir(asked.data_dir)
+    set_float32(planned[0].runner.precision)  # the same of all seeds
     how = (asked.cuda_graphs, asked.sharded)
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, *how) for p in planned]
     return Lockstep(runs, asked.max_seconds).rehearse()
@@ -123,6 +124,7 @@ def train(**flags: Any) -> int:
         return max(codes)
     remembered = left[0].folder.data_dir() if asked.resume else None
     data = find_data_dir(remembered if asked.data_dir is None else asked.data_dir)
+    set_float32(planned[0].runner.precision)  # the same of all seeds
     how = (asked.cuda_graphs, asked.sharded)
     runs = [Run(p.runner, p.seed, device, data, p.folder, text, *how) for p in left]
     lockstep = Lockstep(runs, asked.max_seconds)

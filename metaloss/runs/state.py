@@ -23,7 +23,7 @@ from metaloss.problem.batches import Batch, StepBatch
 from metaloss.representations.saved.trajectory import Trajectory, flat
 from metaloss.runs.compiling import refuse_compiling
 from metaloss.runs.freezing import Freezing
-from metaloss.runs.precision import cosine, set_float32
+from metaloss.runs.precision import cosine
 from metaloss.runs.recomputing import recompute
 from metaloss.runs.runner import Runner
 from metaloss.runs.schedule import Schedule
@@ -79,7 +79,6 @@ class State:
         self._plan = plan
         self._device = device
         self._seed = seed
-        set_float32(plan.precision)
         self._streams = {name: plan.stream(seed, name) for name in DRAWING}
         self._seed_globally("global")  # dropout
         self.data = plan.load_data(data_dir, seed).to(device)

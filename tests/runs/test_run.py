@@ -18,7 +18,6 @@ from metaloss.config.configuration import Config
 from metaloss.errors import InputError
 from metaloss.representations.saved.learned_loss import load_loss
 from metaloss.runs import launch
-from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.run import Run
 from metaloss.runs.runner import STREAMS, built
 from metaloss.runs.state import State
@@ -90,7 +89,6 @@ def test_equal_seeds_equal_runs_and_every_method_starts_equal(tmp_path, monkeypa
     assert rows(tmp_path / "other") != rows(tmp_path / "adalfl")
 
 
-@process_left_as_it_was()
 def drawn(seed, seed_of=None):
     """What each stream of a run decides, before its first step."""
     bindings = ["Runner.select_fraction = 0.5", f"Runner.seed_of = {seed_of}"]

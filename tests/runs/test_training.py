@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from metaloss import config, load_model
 from metaloss.errors import ArgumentError, InputError
 from metaloss.machine import sealed
-from metaloss.runs.precision import process_left_as_it_was
 from metaloss.runs.run import Run
 from metaloss.runs.state import State
 from metaloss.testing.certification.certify import certify, planned_case
@@ -87,8 +86,7 @@ def test_a_baseline_is_the_loop_that_people_write(clip, whole, tmp_path):
         folder, extra = tmp_path, (*SCHEDULED, "Runner.clip_value = 0.01", "Runner.steps = 3")
         assert train(folder, "baseline", extra) == 0
     plan = config.load(FILES, [*QUICK, *extra]).build()
-    with process_left_as_it_was():
-        state = State(plan, 0, torch.device("cpu"), Path())
+    state = State(plan, 0, torch.device("cpu"), Path())
     draw, model = state.draws("")[0], state.model
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     scheduler = plan.schedule(optimizer=optimizer, steps=plan.steps)
