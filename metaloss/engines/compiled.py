@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from metaloss.base_optimizers.base import update_of
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
@@ -34,10 +34,21 @@ READING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 
 @dataclass
 class CompiledStep:
-    """A base step, or a meta-step of one, as a function of tensors."""
+    """A base step, or a meta-step of one, as a function of tensors.
+
+    Attributes:
+        given: finds these.
+        run: the function.
+        constants: other tensors that it reads, as no module has them by name, and their versions.
+    """
 
     given: Given
     run: Callable[..., Sequence[Any]]
+    constants: Sequence[tuple[Tensor, int]]
+
+    def holds(self) -> bool:
+        """Whether these are as they were: a compiler may write small ones out as numbers."""
+        return all(tensor._version == version for tensor, version in self.constants)
 
 
 @ENGINES.register("compiled")
@@ -51,9 +62,9 @@ class Compiled(CertifiedEngine):
 
     It is for one base step by SGD on a batch of two tensors, φ learned alone, in one process and
     one precision, without a gradient transform; and for models and losses that draw no random
-    numbers and leave their buffers alone: no BatchNorm or dropout in train mode. What no module
-    owns, as class weights in a link, stays as it was in the first step. Anything else, or a machine
-    without a C++ compiler, it warns of once, and does as `exact`.
+    numbers and leave their buffers alone: no BatchNorm or dropout in train mode. Anything else, or
+    a machine without a C++ compiler, it warns of once, and does as `exact`. Where something was
+    changed that the step reads as Python has it, as an attribute, it is compiled anew.
 
     Args:
         compiler: "inductor"; or "none", which calls the recorded kernels one by one.
@@ -106,7 +117,10 @@ class Compiled(CertifiedEngine):
         problem.follow()
         if self._followed is not problem.followed:
             self._followed, self._steps = problem.followed, {}
-        kind = (meta, len(train), _kind(problem, [train[0], *objective]))
+        changes = problem.surroundings.changes()
+        kind = (meta, len(train), _kind(problem, [train[0], *objective]), changes)
+        if (made := self._steps.get(kind)) is not None and not made.holds():
+            del self._steps[kind]
         if kind not in self._steps:
             self._steps[kind] = self._made(problem, meta, train, objective)
         step = self._steps[kind]
@@ -141,10 +155,10 @@ class Compiled(CertifiedEngine):
                 used = _try(problem, train[0], objective)
                 given = Given(problem, {} if meta is None else meta.named_phi, used)
                 traced = trace(problem, given, train[0], *objective)
-                if self.compiler == "none":
-                    return CompiledStep(given, traced)
                 parts = given(train[0], *objective)
-                return CompiledStep(given, _compile(traced, [t for part in parts for t in part]))
+                tensors = [tensor for part in parts for tensor in part]
+                run = traced if self.compiler == "none" else _compile(traced, tensors)
+                return CompiledStep(given, run, _constants(traced))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -171,6 +185,12 @@ def _kind(problem: Problem, batches: Sequence[StepBatch]) -> Any:
     ]
     modes = problem.model.training, problem.autocast, parameter.dtype, parameter.device
     return tuple(parts), modes, traced_step.branches(problem.optimizer)
+
+
+def _constants(graph: fx.GraphModule) -> list[tuple[Tensor, int]]:
+    """The tensors that a graph reads and is not given, and the versions of these now."""
+    held = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    return [(tensor, tensor._version) for tensor in held if torch.is_tensor(tensor)]
 
 
 def _compile(graph: Any, given: Sequence[Tensor]) -> Callable[..., Sequence[Any]]:

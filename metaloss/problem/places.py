@@ -70,6 +70,16 @@ class Container:
             and now.keys() == entries.keys()
         )
 
+    def equals(self, entries: dict[Any, Any]) -> bool:
+        """Whether it holds these things, or the same numbers and texts, in their order."""
+        if self.holds(entries):
+            return True
+        now = self.entries()
+        return [*now] == [*entries] and all(
+            new is old or (type(new) is type(old) and type(new) in _VALUES and new == old)
+            for new, old in zip(now.values(), entries.values(), strict=True)
+        )
+
 
 class Sequence(Container):
     """A list, or a deque."""
@@ -138,6 +148,7 @@ class Globals(Container):
 
 Place = tuple[Container, Any]  #: a container, and the key of an entry in it
 
+_VALUES = (bool, int, float, complex, str)  #: of which two that are equal are the same
 #: Packages whose classes, functions and objects are not looked into; modules of theirs are.
 _LIBRARIES = {
     "torch", "numpy", "builtins", "collections", "functools", "typing", "abc", "enum", "logging",

@@ -166,6 +166,9 @@ class Surroundings:
         self._cached: list[tuple[Any, Any]] = []  # caches of what has a graph, and their numbers
         self._read: set[int] = set()  # tensors of which a pass took an alias, and wrote nothing
         self.lost = False  #: see `noting`
+        self._changes = 0  # see `changes`
+        self._there: Kept | None = None  # what was there when they were counted last
+        self._void: list[Any] = []  # and was empty
         self._look()
 
     def __reduce__(self) -> Any:
@@ -357,6 +360,33 @@ class Surroundings:
             *(generator for generator, _ in moving.generators),
         ]
         return {id(thing) for thing in things}
+
+    def changes(self) -> int:
+        """How often what a pass reads as Python has it was found to be otherwise than before.
+
+        Attributes, such as a number that a loop lets fall or a tensor that it puts there anew;
+        parts of the model; lists, closures and globals; arrays. What was recorded of a pass has
+        them as they were then.
+        """
+        there = self._there
+        if (
+            there is None
+            or any(self._void)
+            or not all(holder.equals(was) for holder, was in there.contents)
+            or any(array.tobytes() != numbers.tobytes() for array, numbers in there.arrays)
+        ):
+            self._look()
+            contents = [(c, c.entries()) for c in (*self._places.own, *self._places.others)]
+            # Nine in ten are empty, as modules' dicts of hooks: these are asked together.
+            self._void = [
+                c.holder for c, was in contents if not was and type(c) in (Container, Members)
+            ]
+            void = set(map(id, self._void))
+            contents = [(c, was) for c, was in contents if id(c.holder) not in void]
+            arrays = [(array, array.copy()) for array in self._small]
+            self._there = Kept(contents, arrays=arrays)
+            self._changes += there is not None
+        return self._changes
 
     @property
     def beyond_tensors(self) -> bool:

@@ -257,6 +257,63 @@ def test_it_goes_on_bit_for_bit(every):
         assert ours.grad is None
 
 
+class Annealed(nn.Sequential):
+    """Its outputs are divided by a temperature, which somebody's loop lowers."""
+
+    def __init__(self, temperature: Any) -> None:
+        super().__init__(*mlp())
+        self.temperatures = [temperature]
+        self.sharpness = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = super().forward(x)
+        return outputs * self.sharpness / self.temperatures[0]
+
+
+CHANGES: dict[str, Callable[[Annealed], Any]] = {
+    "an attribute": lambda model: setattr(model, "sharpness", 2.0),
+    "an entry of a list": lambda model: model.temperatures.__setitem__(0, torch.tensor(0.5)),
+    "a tensor in place": lambda model: model.temperatures[0].fill_(0.5),
+    "a layer": lambda model: setattr(model, "1", nn.Tanh()),
+    "a setting of a layer": lambda model: setattr(model[1], "negative_slope", 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "compiler"),
+    [(what, "none") for what in CHANGES]
+    + [pytest.param("a tensor in place", "inductor", marks=pytest.mark.full)],
+)
+def test_what_a_loop_changes_is_not_what_it_was_when_compiled(what, compiler):
+    found = []
+    for engine in (ENGINES["compiled"](compiler), ENGINES["exact"]()):
+        torch.manual_seed(0)
+        model = Annealed(torch.tensor(1.0))
+        model[1] = nn.LeakyReLU()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, **SGD)
+        online = OnlineOneStep(1e-2, engine=engine)
+        learner = AdaLFL(model, optimizer, LOSSES["nn"](), adaptation=online)
+        given = batches(8)
+        for k in range(0, 8, 2):
+            if k == 4:
+                CHANGES[what](model)
+            learner.step(*given[k : k + 2])
+        found.append(torch.nn.utils.parameters_to_vector(learner.problem.theta))
+    torch.testing.assert_close(*found)
+
+
+def test_equal_numbers_compile_nothing_anew():
+    model = Annealed(torch.tensor(1.0))
+    surroundings = AdaLFL(
+        model, torch.optim.SGD(model.parameters(), 0.1), LOSSES["nn"]()
+    ).problem.surroundings
+    counted = surroundings.changes()
+    model.sharpness = float("1.0")
+    assert surroundings.changes() == counted
+    model.sharpness = 1.5
+    assert surroundings.changes() == surroundings.changes() == counted + 1
+
+
 class ReadOut(nn.Module):
     """Its bias's numbers go through Python, where nothing knows of a gradient."""
 
