@@ -169,9 +169,9 @@ def test_a_step_without_meta_step_is_a_plain_step(name):
         passes.append((calls.counts["convolution"], calls.counts["convolution_backward"]))
     plain = (convolutions, convolutions)
     meta = (4 * convolutions - 1, 2 * convolutions)
-    # The first steps ask, by a pass each, and by three more of which none goes back.
-    probing = (meta[0] + 4 * convolutions, meta[1] + convolutions)
-    asking = (5 * convolutions, 2 * convolutions)
+    # The first steps ask, by a pass each, and by four more of which none goes back.
+    probing = (meta[0] + 5 * convolutions, meta[1] + convolutions)
+    asking = (6 * convolutions, 2 * convolutions)
     assert WATCHED == 2
     assert passes == [probing, asking, plain, plain, meta, plain, plain, plain]
 
