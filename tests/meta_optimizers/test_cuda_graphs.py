@@ -156,6 +156,23 @@ def test_what_is_replayed_are_the_steps_that_would_be_made(adaptation, pretended
         assert Graph.made in (2, 3, 4) and Graph.replays > 8
 
 
+def test_what_a_loop_changes_in_the_model_is_recorded_anew(pretended):
+    """As a temperature that falls: a graph would go on with the one that was recorded."""
+    model = images_model()
+    model.temperature = 1.0
+    learner = learner_of(model, True, OnlineOneStep(1e-3))
+    pretended(learner)
+    train, valid = batches_of_images(24, 2), batches_of_images(24, 3)
+    made = []
+    for k, (one, other) in enumerate(zip(train, valid, strict=True)):
+        if k == 20:
+            model.temperature = 0.5
+        learner.step(one, other)
+        made.append(Graph.made)
+    assert made[16] == made[20] > 0
+    assert made[21:] == [made[20] + 1] * 3  # after a step that is made as it is
+
+
 def test_the_initialisation_is_replayed_from_an_empty_optimizer(pretended):
     plain, recorded = (
         learner_of(images_model(), is_recorded, OnlineOneStep(1e-4, certify_every=0))

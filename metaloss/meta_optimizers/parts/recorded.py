@@ -149,6 +149,7 @@ class RecordedSteps:
             tuple(tensor.data_ptr() for tensor in [*problem.theta, *problem.phi]),
             tuple(buffer.data_ptr() for buffer in problem.model.buffers()),
             tuple(build_of(problem.model)),
+            problem.surroundings.changes(),
             problem.autocast,
         )
 
