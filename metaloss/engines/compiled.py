@@ -244,6 +244,7 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     if problem.surroundings.beyond_tensors:
         raise UnsupportedModelError("the model or the loss changes Python objects, or draws")
     problem.base_step(batch)
+    problem.probe(batch)  # what a first step makes, as a momentum, only a second look can see
     used = [parameter.grad is not None for parameter in problem.theta]
     for judging in objective:
         problem.task_gradient(judging)

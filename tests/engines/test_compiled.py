@@ -314,6 +314,31 @@ def test_equal_numbers_compile_nothing_anew():
     assert surroundings.changes() == surroundings.changes() == counted + 1
 
 
+class OptimizerReader(nn.Sequential):
+    """It looks at a momentum, which is there from the second step on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, state = self.known
+        outputs: Tensor = super().forward(x)
+        return outputs * (1 + state[weight]["momentum_buffer"].norm() if weight in state else 1)
+
+
+def test_a_model_that_reads_its_optimizers_state_is_said():
+    model = OptimizerReader(*mlp())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, **SGD)
+    weight = model[0].weight
+
+    class Known:
+        def __iter__(self) -> Any:
+            return iter((weight, optimizer.state))
+
+    model.known = Known()
+    online = OnlineOneStep(1e-2, engine=ENGINES["compiled"]("none"))
+    learner = AdaLFL(model, optimizer, LOSSES["nn"](), adaptation=online)
+    with pytest.warns(UserWarning, match="two passes of the model over one batch"):
+        learner.step(*batches(2))
+
+
 class ReadOut(nn.Module):
     """Its bias's numbers go through Python, where nothing knows of a gradient."""
 
