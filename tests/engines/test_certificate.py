@@ -170,6 +170,32 @@ def test_two_quotients_with_nothing_in_common_certify_nothing(float64):
     assert not found.certificate.holds
 
 
+class Coarse(nn.Sequential):
+    """It computes in float32 inside, and its parameters are in float64."""
+
+    def forward(self, x):
+        first, last = self
+        return last(first(x).float().tanh().double())
+
+
+def test_a_quotient_that_multiplies_the_rounding_of_float32_certifies_nothing(float64):
+    """It is off by hundredths, where the exact engine is right to 1e-6."""
+    batch, other = ((rows(), torch.randint(3, (8,))) for _ in range(2))
+    torch.manual_seed(0)
+    model = Coarse(nn.Linear(rows().shape[1], 8), nn.Linear(8, 3))
+    problem = make_problem(
+        lambda: model, lambda p: torch.optim.SGD(p, lr=0.1), metaloss.REPRESENTATIONS["nn"]
+    )
+    found = [
+        metaloss.ENGINES[name]().hypergradient(
+            problem, MetaParameters(problem), [batch], lambda: other, True
+        )
+        for name in ("exact", "logit_difference")
+    ]
+    assert found[0].certificate.holds
+    assert not found[1].certificate.holds
+
+
 def learner_of(model, engine, **arguments):
     adaptation = OnlineOneStep(engine=engine, **arguments)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
