@@ -25,8 +25,8 @@ from metaloss.problem.vectors import Vector
 
 #: Where they differ by more than this share of their length, they are two numbers with nothing in
 #: common, as of a model that keeps something from pass to pass, and nothing is certified. Kinks
-#: were seen to make a tenth of it. In float64 steps are so short that they hardly ever meet one: there
-#: it is float32 somewhere in the model, whose rounding the quotient multiplies.
+#: were seen to make a tenth of it. In float64 steps are so short that they hardly ever meet one:
+#: there it is float32 somewhere in the model, whose rounding the quotient multiplies.
 MOST_APART = 0.25
 MOST_APART_IN_FLOAT64 = 0.01
 
