@@ -347,3 +347,31 @@ def test_what_is_said_of_logistic_regression_follows(recipe):
     page = (ROOT / "docs/results.md").read_text()
     for value in (found["brier"], tuned, learned):
         assert number(value) in page.split("On logistic regression, one seed")[1][:400]
+
+
+# --- the loss that stays, in docs/results.md, from the files of its runs ---
+
+#: What is learned online, by the method's name.
+ONLINE = {
+    "ml3": "nothing",
+    "adalfl": "the loss",
+    "scale_only": "its scale alone",
+    "shape_only": "its shape alone",
+}
+
+
+def test_the_rows_of_the_loss_that_stays_are_those_of_its_runs():
+    found, lines = raw("question_online"), []
+    for method, name in ONLINE.items():
+        by_rate = {
+            g.settings.values.get("meta_optimizers.online_one_step.meta_lr", 0): g
+            for g in found[method]
+        }
+        for rate in sorted(by_rate):
+            runs = sorted(by_rate[rate].runs, key=lambda run: run.result["seed"])
+            assert [run.result["seed"] for run in runs] == [0, 1]
+            texts = [" ".join(each) for each in zip(*map(figures_of_one, runs), strict=True)]
+            lines.append(f"| {name} | {rate:g} | {' | '.join(texts)} |")
+    page = (ROOT / "docs/results.md").read_text()
+    told = page.split("<!-- the loss that stays -->")[1].split("<!-- end of")[0]
+    assert told.strip().splitlines()[2:] == lines
