@@ -11,6 +11,9 @@ from tests.helpers import thinned
 
 STEPS = 200
 SHORT = {"steps": 10, "fit_steps": 200}
+#: At the largest rate with momentum an image more or less decides a short training: this cell is
+#: trained as the benchmark does, in which AdaLFL has fewer errors than cross-entropy.
+AT_THE_EDGE = ("mlp", ("sgd", 0.3, 0.9))
 
 
 def by_default(model, cell):
@@ -24,8 +27,9 @@ def by_default(model, cell):
 )
 def test_a_cell_of_the_heat_map(model, cell):
     """By a short initialisation and a short training, all else by its defaults."""
-    baseline = heat_map.train(model, cell, 0, "baseline", STEPS)
-    row = heat_map.train(model, cell, 0, "adalfl", STEPS, SHORT)
+    steps, short = (heat_map.STEPS, {}) if (model, cell) == AT_THE_EDGE else (STEPS, SHORT)
+    baseline = heat_map.train(model, cell, 0, "baseline", steps)
+    row = heat_map.train(model, cell, 0, "adalfl", steps, short)
     assert heat_map.verdict(baseline, row) in ("holds", "untrained", "said")
     if by_default(model, cell):
         assert heat_map.verdict(baseline, row) == "holds"
