@@ -120,7 +120,7 @@ class Compiled(CertifiedEngine):
         changes = problem.surroundings.changes()
         kind = (meta, len(train), _kind(problem, [train[0], *objective]), changes)
         if (made := self._steps.get(kind)) is not None and not made.holds():
-            del self._steps[kind]
+            self._steps[kind, made.run] = self._steps.pop(kind)  # it counts: see MOST_KINDS
         if kind not in self._steps:
             self._steps[kind] = self._made(problem, meta, train, objective)
         step = self._steps[kind]
