@@ -2,15 +2,18 @@ r"""Does a certificate ever refuse a sound step? Long trainings, every step of t
 
     python -m benchmarks.certificates run --json=FILE            # continues where the file ends
     python -m benchmarks.certificates run --json=FILE --model=lenet5 --precision=float32
+    python -m benchmarks.certificates run --json=FILE --engine=unrolled --steps=5000
     python -m benchmarks.certificates show --json=FILE
 
-Own loops on the digits of scikit-learn, by engine `exact`, whose tolerance must never be reached.
+Own loops on the digits of scikit-learn, by engine `exact` or another one, whose tolerance must never
+be reached.
 φ starts as its fit to the task loss leaves it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -74,15 +77,16 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "transformer": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3),
     "resnet18": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
 }
+ENGINES = "exact", "unrolled", "logit_difference"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def train(model_name: str, precision: str, steps: int) -> dict[str, Any]:
+def train(model_name: str, precision: str, engine: str, steps: int) -> dict[str, Any]:
     """One training, as a row of the results."""
     data = splits(0)
     torch.manual_seed(0)
     model = MODELS[model_name]()
-    online = OnlineOneStep(1e-5, engine="exact", certify_every=1, uncertified="warn")
+    online = OnlineOneStep(1e-5, engine=engine, certify_every=1, uncertified="warn")
     learner = metaloss.AdaLFL(
         model,
         OPTIMIZERS[model_name](model),
@@ -99,10 +103,11 @@ def train(model_name: str, precision: str, steps: int) -> dict[str, Any]:
         assert made.adjoint_residual is not None
         residuals.append(float(made.adjoint_residual))
         if step % 1000 == 0:
-            print(model_name, precision, step, f"{max(residuals):.1e}", flush=True)
+            print(model_name, precision, engine, step, f"{max(residuals):.1e}", flush=True)
     return {
         "model": model_name,
         "precision": precision,
+        "engine": engine,
         "steps": steps,
         "alarms": sum(not residual <= TOLERANCES[precision] for residual in residuals),
         "largest": max(residuals),
@@ -115,11 +120,12 @@ def train(model_name: str, precision: str, steps: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a training."""
-    head = "| model | passes in | certified steps | alarms | largest residual | median | bound |"
-    lines = [head, "|" + "---|" * 7]
+    head = "| model | passes in | engine | certified steps | alarms | largest residual | median | bound |"
+    lines = [head, "|" + "---|" * 8]
     for row in rows:
         numbers = (f"{row[name]:.1e}" for name in ("largest", "median", "tolerance"))
-        words = [row["model"], row["precision"], str(row["steps"]), str(row["alarms"]), *numbers]
+        counts = str(row["steps"]), str(row["alarms"])
+        words = [row["model"], row["precision"], row["engine"], *counts, *numbers]
         lines.append("| " + " | ".join(words) + " |")
     return "\n".join(lines)
 
@@ -133,6 +139,7 @@ def main(command_line: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, help="a line of JSON for each training")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
     parser.add_argument("--precision", action="append", choices=list(PRECISIONS))
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: exact")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args(command_line)
     text = arguments.json.read_text() if arguments.json.exists() else ""
@@ -140,13 +147,13 @@ def main(command_line: list[str] | None = None) -> int:
     if arguments.what == "show":
         print(table(rows))
         return 0
-    there = {(row["model"], row["precision"]) for row in rows}
-    for model in arguments.model or MODELS:
-        for precision in arguments.precision or PRECISIONS:
-            if (model, precision) not in there:
-                row = train(model, precision, arguments.steps)
-                with arguments.json.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+    there = {(row["model"], row["precision"], row["engine"]) for row in rows}
+    wanted = [arguments.model or MODELS, arguments.precision or PRECISIONS]
+    for asked in itertools.product(*wanted, arguments.engine or ["exact"]):
+        if asked not in there:
+            row = train(*asked, arguments.steps)
+            with arguments.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     return 0
 
 

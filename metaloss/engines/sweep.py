@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
-from metaloss.engines.parts.homogeneity import CAUSE, WORDS, Factor, derivative_residual
+from metaloss.engines.parts.linearity import CAUSE, WORDS, Beside, derivative_residual
 from metaloss.machine import distributed
 from metaloss.problem import snapshot
 from metaloss.problem.base_step import BaseStep, Graph, Keep, Pass
@@ -147,10 +147,10 @@ def _back(
     for part in step.gradient.passes:
         leaves = theta if part.graph is None else part.graph.theta
         named = dict(zip(problem.theta_names, leaves, strict=True))
-        factor = Factor(problem) if certify else None
+        beside = Beside() if certify else None
         with DoubleBackward(), problem.again(named, part):
             graph = part.graph or Graph(
-                theta, problem.graph(theta, part.batch, part.share, factor)[1]
+                theta, problem.graph(theta, part.batch, part.share, beside)[1]
             )
             made = [None if g is None else g.detach() for g in graph.g] if certify else []
             if certify:
@@ -162,17 +162,18 @@ def _back(
                 if step.gradient.transformed is not None:
                     grad_bar = step.gradient.transformed.cotangent(grad_bar)
             with refusing_single_backward():
-                ends = [*leaves, *meta.phi, *([] if factor is None else [factor.leaf])]
+                ends = [*leaves, *meta.phi, *([] if beside is None else [beside.leaf])]
                 bars = gradient(graph.g, ends, grad_bar)
             total = add(total, bars[: len(total)])
         del graph  # before the next micro-batch's graph grows
         part.graph = None
-        if certify:
+        if beside is not None:
             residuals.derived.append(
                 derivative_residual(
                     problem,
                     made,
                     grad_bar,
+                    beside.slope,
                     bars[-1],
                     partial(_once_more, problem, part, theta),
                     step.gradient.weight,
@@ -185,8 +186,8 @@ def _back(
     return add(theta_bar, direct), state_bar, phi_share, alpha_bar
 
 
-def _once_more(problem: Problem, part: Pass, theta: list[Tensor], factor: Factor) -> Vector:
-    """A pass's share of g, from a slope that is a factor times as large."""
+def _once_more(problem: Problem, part: Pass, theta: list[Tensor], beside: Beside) -> Vector:
+    """A pass's share of g, from a slope to which something is added."""
     named = dict(zip(problem.theta_names, theta, strict=True))
     with problem.again(named, part):
-        return problem.graph(theta, part.batch, part.share, factor)[1]
+        return problem.graph(theta, part.batch, part.share, beside)[1]

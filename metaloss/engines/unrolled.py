@@ -11,7 +11,7 @@ from metaloss.base_optimizers.base import State
 from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import tolerance
-from metaloss.engines.parts.homogeneity import CAUSE, WORDS, Factor, derivative_residual
+from metaloss.engines.parts.linearity import CAUSE, WORDS, Beside, derivative_residual
 from metaloss.machine import distributed, seeding
 from metaloss.problem import replicas
 from metaloss.problem.base_step import Pass
@@ -90,7 +90,7 @@ class Last:
 
     def __init__(self, problem: Problem, theta: Sequence[Tensor]) -> None:
         self._problem, self._theta = problem, theta
-        self.factor = Factor(problem)
+        self.beside = Beside()
         self.grads: list[Tensor | None] = []  #: g of this process, with its graph
         self.passes: list[Pass] = []
 
@@ -115,16 +115,18 @@ class Last:
         # Any u shows what is missing. A gradient transform is not asked what it makes of this one:
         # it may keep something, or draw random numbers.
         u = taken.cotangent(v)
-        (slope,) = gradient(self.grads, [self.factor.leaf], u, retain_graph=True)
-        residual = derivative_residual(problem, g, u, slope, self._again, weight)
+        (t,) = gradient(self.grads, [self.beside.leaf], u, retain_graph=True)
+        residual = derivative_residual(
+            problem, g, u, self.beside.slope, t, self._again, weight
+        )
         return Certificate(residual, tolerance(problem), WORDS, CAUSE)
 
-    def _again(self, factor: Factor) -> Vector:
+    def _again(self, beside: Beside) -> Vector:
         (part,) = self.passes
         theta = [p.detach().requires_grad_() for p in self._theta]
         named = dict(zip(self._problem.theta_names, theta, strict=True))
         with self._problem.again(named, part):
-            return self._problem.graph(theta, part.batch, None, factor)[1]
+            return self._problem.graph(theta, part.batch, None, beside)[1]
 
 
 def _gradient(
@@ -133,7 +135,7 @@ def _gradient(
     """g at θ with its graph, and M_φ without one; running statistics move here.
 
     Args:
-        last: of the last step: is told of its passes, and multiplies their slopes.
+        last: of the last step: is told of its passes, and may add to their slopes.
     """
     if last is not None:
         last.note(batch)
@@ -141,10 +143,10 @@ def _gradient(
     losses: list[Tensor] = []
     named = dict(zip(problem.theta_names, theta, strict=True))
     micro_batches = problem.shared_out(batch)
-    factor = None if last is None else last.factor
+    beside = None if last is None else last.beside
     with problem.surroundings.noting() as news, problem.replaced(named, None):
         for part, share in micro_batches:
-            loss, g = problem.graph(theta, part, share, factor)
+            loss, g = problem.graph(theta, part, share, beside)
             grads = add(grads, g)
             losses.append(loss)
     problem.surroundings.passed()

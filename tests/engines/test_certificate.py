@@ -21,6 +21,7 @@ from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem import slopes
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.tables import Tables
+from metaloss.testing.certification.model import check_model
 from tests.helpers import make_batches, make_problem
 from tests.zoo import Stream, rows
 
@@ -152,6 +153,102 @@ def test_a_planted_error_is_found_in_double_backward(engine, dtype):
 
     assert holds(0.0)
     assert not holds(PLANTED[dtype])
+
+
+def rowwise(slope):
+    return slope.norm(dim=1, keepdim=True)
+
+
+#: What hooks make of a slope. The derivative of the first ones is not what autograd has for it,
+#: though h(2 s) = 2 h(s) and autograd's derivative along s is h(s).
+WRONG = {
+    "its direction detached": lambda s: s.norm() * (s / s.norm()).detach(),
+    "each row's direction detached": lambda s: rowwise(s) * (s / rowwise(s)).detach(),
+    "by a gate of its detached direction": lambda s: (
+        s * torch.sigmoid(3 * s / s.abs().max()).detach()
+    ),
+    "its length detached": lambda s: s / s.detach().norm(),
+    "its mean detached": lambda s: s - s.mean(0).detach(),
+}
+SOUND = {
+    "halved": lambda s: s * 0.5,
+    "centred": lambda s: s - s.mean(0),
+    "flipped": lambda s: s.flip(0),
+    "clipped": lambda s: s * torch.clamp(1e-3 / s.norm(), max=1.0),
+    "clipped by rows": lambda s: s * torch.clamp(1e-3 / rowwise(s), max=1.0),
+    "clipped by value": lambda s: s.clamp(-1e-3, 1e-3),
+    "of length 1": lambda s: s / s.norm(),
+    "its positive part": lambda s: s * (s > 0),
+    "its largest half": lambda s: s * (s.abs() > s.abs().median()).detach(),
+    "its size by a detached sign": lambda s: s.abs() * s.sign().detach(),
+    "its cube": lambda s: s**3,
+}
+
+
+class Hooked(nn.Module):
+    def __init__(self, hook) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def forward(self, x):
+        if x.requires_grad:
+            x.register_hook(self.hook)
+        return x
+
+
+class ByFunction(torch.autograd.Function):
+    """A hook as a function of one's own, which is the identity forwards."""
+
+    @staticmethod
+    def forward(ctx, x, hook):
+        ctx.hook = hook
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return ctx.hook(slope), None
+
+
+class InFunction(Hooked):
+    def forward(self, x):
+        return ByFunction.apply(x, self.hook)
+
+
+def double_backward_holds(hook, engine, dtype, how=Hooked):
+    problem, (train, valid) = small(dtype)
+    problem.model.insert(1, how(hook))
+    steps = [train] * (2 if engine == "sweep" else 1)
+    found = metaloss.ENGINES[engine]().hypergradient(
+        problem, MetaParameters(problem), steps, lambda: valid, True
+    )
+    return bool(found.certificate.holds)
+
+
+@pytest.mark.parametrize("how", [Hooked, InFunction])
+@pytest.mark.parametrize("dtype", PLANTED)
+@pytest.mark.parametrize("engine", ["sweep", "unrolled"])
+@pytest.mark.parametrize("hook", WRONG)
+def test_a_part_that_a_backward_pass_detaches_is_found(hook, engine, dtype, how):
+    assert not double_backward_holds(WRONG[hook], engine, dtype, how)
+
+
+@pytest.mark.parametrize("dtype", [*PLANTED, torch.bfloat16])
+@pytest.mark.parametrize("engine", ["sweep", "unrolled"])
+@pytest.mark.parametrize("hook", SOUND)
+def test_a_backward_pass_that_autograd_knows_is_certified(hook, engine, dtype):
+    assert double_backward_holds(SOUND[hook], engine, dtype)
+
+
+@pytest.mark.parametrize("engine", ["exact", "unrolled", "logit_difference", "auto"])
+@pytest.mark.parametrize("hook", sorted({*WRONG, *SOUND} - {"its positive part"}))
+def test_a_hooked_model_is_right_or_refused(hook, engine):
+    """By finite differences of a plain loop's steps, but where these meet a kink."""
+
+    def make():
+        layers = nn.Linear(6, 8), Hooked({**WRONG, **SOUND}[hook]), nn.Tanh(), nn.Linear(8, 3)
+        return nn.Sequential(*layers), rows()
+
+    assert check_model(make, engine).holds
 
 
 #: Said of every model of which no pass can be made again; these tests are about more.

@@ -26,7 +26,7 @@ from metaloss import config, errors
 from metaloss.config import gin_files, plugins
 from metaloss.config.registry import REGISTRIES
 from metaloss.engines.base import Certificate
-from metaloss.engines.parts import certificate, homogeneity
+from metaloss.engines.parts import certificate, linearity
 from tests.helpers import ROOT
 
 PAGES = [
@@ -294,7 +294,7 @@ def test_the_faq_has_each_cause_that_a_certificate_names():
     ]
     causes = [text for text in appended if " " in text]
     assert len(causes) == 4
-    for text in (*causes, homogeneity.CAUSE, Certificate(torch.zeros(()), 0.0).cause):
+    for text in (*causes, linearity.CAUSE, Certificate(torch.zeros(()), 0.0).cause):
         # What is said of the kind of the cause, and not what it may be.
         said = re.split(r": |, \.detach", text)[0]
         assert all(piece in page for piece in pieces_of(said)), text
