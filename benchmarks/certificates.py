@@ -5,9 +5,8 @@ r"""Does a certificate ever refuse a sound step? Long trainings, every step of t
     python -m benchmarks.certificates run --json=FILE --engine=unrolled --steps=5000
     python -m benchmarks.certificates show --json=FILE
 
-Own loops on the digits of scikit-learn, by engine `exact` or another one, whose tolerance must never
-be reached.
-φ starts as its fit to the task loss leaves it.
+Own loops on the digits of scikit-learn, whose tolerance must never be reached; by engine `exact`, or
+by another one. φ starts as its fit to the task loss leaves it.
 """
 
 from __future__ import annotations
@@ -120,7 +119,8 @@ def train(model_name: str, precision: str, engine: str, steps: int) -> dict[str,
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a training."""
-    head = "| model | passes in | engine | certified steps | alarms | largest residual | median | bound |"
+    names = "model", "passes in", "engine", "certified steps", "alarms", "largest residual"
+    head = "| " + " | ".join((*names, "median", "bound")) + " |"
     lines = [head, "|" + "---|" * 8]
     for row in rows:
         numbers = (f"{row[name]:.1e}" for name in ("largest", "median", "tolerance"))

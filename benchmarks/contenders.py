@@ -271,6 +271,8 @@ CONTENDERS: dict[str, Contender] = {
     },
     "exact_uncertified": Contender(partial(adalfl, engine="exact", certify_every=0)),
     "exact_all_certified": Contender(partial(adalfl, engine="exact", certify_every=1)),
+    "unrolled_uncertified": Contender(partial(adalfl, engine="unrolled", certify_every=0)),
+    "unrolled_all_certified": Contender(partial(adalfl, engine="unrolled", certify_every=1)),
     "through_10_steps": Contender(partial(through_steps, steps=10), steps=10),
     "through_10_steps_run_again": Contender(
         partial(through_steps, steps=10, kept_bytes=0), steps=10

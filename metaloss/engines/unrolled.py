@@ -116,9 +116,7 @@ class Last:
         # it may keep something, or draw random numbers.
         u = taken.cotangent(v)
         (t,) = gradient(self.grads, [self.beside.leaf], u, retain_graph=True)
-        residual = derivative_residual(
-            problem, g, u, self.beside.slope, t, self._again, weight
-        )
+        residual = derivative_residual(problem, g, u, self.beside.slope, t, self._again, weight)
         return Certificate(residual, tolerance(problem), WORDS, CAUSE)
 
     def _again(self, beside: Beside) -> Vector:
