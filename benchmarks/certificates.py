@@ -5,8 +5,8 @@ r"""Does a certificate ever refuse a sound step? Long trainings, every step of t
     python -m benchmarks.certificates run --json=FILE --engine=unrolled --steps=5000
     python -m benchmarks.certificates show --json=FILE
 
-Own loops on the digits of scikit-learn, whose tolerance must never be reached; by engine `exact`, or
-by another one. φ starts as its fit to the task loss leaves it.
+Own loops on the digits of scikit-learn, by engine `exact` or another one; its tolerance must never
+be reached. φ starts as its fit to the task loss leaves it.
 """
 
 from __future__ import annotations
