@@ -3,6 +3,7 @@ r"""Reports on many runs: the paper's tables and learning curves, and all other 
 
     python tools/report.py runs                                  # Markdown, to the terminal
     python tools/report.py runs more/runs --output=report.html   # one file, figures inside
+    python tools/report.py runs --keep=results                   # and what its tables are made of
 
 RUNS are run folders, or folders that hold run folders at any depth. Runs that are going on, cut
 short or damaged are named with the reason, and the rest is reported. See docs/reports.md.
@@ -28,6 +29,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
     add("--format", choices=FORMATS, help="default: by --output, or md")
     add("--output", type=Path, metavar="FILE", help="default: the terminal; figures need a file")
+    add(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="also copy each config.gin and result.json there",
+    )
     add("--plugin", action="append", default=[], metavar="MODULE_OR_FILE", help="may repeat")
     return parser.parse_args(arguments)
 
@@ -45,7 +52,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     """Reports; the exit code."""
     from metaloss.experiments.reports.publish import publish
 
-    publish(arguments.runs, arguments.format, arguments.output, arguments.plugin)
+    publish(arguments.runs, arguments.format, arguments.output, arguments.plugin, arguments.keep)
     return 0
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from metaloss.experiments.records import STATUSES, Record
-from metaloss.experiments.settings import Settings
+from metaloss.experiments.settings import WATCHING, Settings
 from metaloss.experiments.statistics import (
     DIVERGED,
     Comparison,
@@ -133,10 +135,17 @@ def compared_by_seed(first: Group, second: Group) -> Comparison | None:
     return replace(found, examples=over_examples(ours, theirs)[1])
 
 
-def _order(group: Group) -> tuple[str, str, int, str]:
-    """By task and backbone; then the paper's methods in its order, and others after them."""
+def _order(group: Group) -> tuple[Any, ...]:
+    """By task and backbone; the paper's methods in its order, others after them; then by values."""
     known = METHODS.index(group.method) if group.method in METHODS else len(METHODS)
-    return *group.pair, known, group.method
+    values = (item for item in group.settings.values.items() if item[0] not in WATCHING)
+    return *group.pair, known, group.method, sorted(map(rank, values))
+
+
+def rank(item: tuple[str, Any]) -> tuple[str, float, str]:
+    """Sorts a parameter's values: numbers by size, and all others after them."""
+    name, value = item
+    return name, float(value) if isinstance(value, (int, float)) else math.inf, repr(value)
 
 
 def _standing(run: Record) -> tuple[bool, bool, str]:

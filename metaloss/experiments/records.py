@@ -18,7 +18,7 @@ from metaloss.errors import ConfigError, RunFolderError, first_line
 from metaloss.experiments import settings
 from metaloss.experiments.settings import Settings
 from metaloss.machine.files import read_json
-from metaloss.runs.folder import RunFolder
+from metaloss.runs.folder import ENDED, RunFolder
 from metaloss.runs.metrics import Row, read_metrics, readable_rows
 
 #: A folder with one of these is a run's.
@@ -76,6 +76,11 @@ class Record:
     def method(self) -> str:
         """The run's word for itself."""
         return self.settings.method
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the folder is what `keep` leaves of a run: its config.gin and result.json."""
+        return bool(self.result) and not self.meta and not RunFolder(self.path).metrics.exists()
 
     @property
     def title(self) -> str:
@@ -182,6 +187,38 @@ def load_plugins(asked: Sequence[str], paths: Iterable[str | Path]) -> None:
     plugins.load_all(asked, remembered=[name for run in runs for name in run.plugins()])
 
 
+def keep(paths: Iterable[str | Path], target: Path) -> int:
+    """Copies what tables are made of, config.gin and result.json, of the runs that have ended.
+
+    Args:
+        paths: run folders, or folders that hold some.
+        target: a run that lies in `path/a/b` goes to `target/a/b`; what is there is replaced.
+
+    Returns:
+        How many runs were kept.
+
+    Raises:
+        RunFolderError: two runs would be kept in one place, or it cannot be written to.
+    """
+    kept: set[Path] = set()
+    for path in map(Path, paths):
+        for folder in map(RunFolder, find(path)[0]):
+            run, _ = read_run(folder.path)
+            if run is None or run.status not in ENDED:
+                continue
+            copy = RunFolder(target / folder.path.relative_to(path))
+            if copy.path in kept:
+                raise RunFolderError(f"{copy.path} would be of two runs: give a folder above both")
+            try:
+                copy.path.mkdir(parents=True, exist_ok=True)
+                copy.config.write_bytes(folder.config.read_bytes())
+                copy.result.write_bytes(folder.result.read_bytes())
+            except OSError as error:
+                raise RunFolderError(f"{copy.path} cannot be written to: {error}") from error
+            kept.add(copy.path)
+    return len(kept)
+
+
 def find(path: Path) -> tuple[list[Path], list[Path]]:
     """The run folders at and below a path, and the folders with nothing in them, sorted."""
     runs, empty = [], []
@@ -229,7 +266,7 @@ def read_run(path: Path) -> tuple[Record | None, list[str]]:
         count, first = len(run.metrics[1]), run.metrics[1][0]
         lines = "1 line is" if count == 1 else f"{count} lines are"
         problems.append(f"metrics.jsonl: {lines} damaged and skipped (the first is line {first})")
-    elif status != "unfinished" and not run.rows:
+    elif status != "unfinished" and not run.rows and not run.is_kept:
         problems.append("metrics.jsonl is missing or empty: no learning curve")
     return run, problems
 

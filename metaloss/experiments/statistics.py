@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import stdev
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class Beside:
 
 def summarize(values: Sequence[float]) -> Summary:
     """Mean and sample standard deviation of at least one value."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    deviation = stdev(values) if len(values) > 1 else None  # exact: 0 where all are equal
     return Summary(len(values), float(np.mean(values)), deviation)
 
 

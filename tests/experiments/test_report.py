@@ -182,6 +182,103 @@ def test_other_runs_are_grouped_by_what_differs(report, tmp_path):
     assert "Table 1" not in text
 
 
+def test_each_seed_stands_beside_the_papers_number(report, root):
+    table = rows_of(report(root)[1], "Runs by task and method")
+    assert table[0][5:] == [*(f"seed {seed}" for seed in range(7)), "paper", "seconds", "GiB"]
+    of_meta_lr = next(row for row in table if row[2].startswith("meta_lr_letter"))
+    assert of_meta_lr[11:13] == ["diverged", "*.0097±.0013*"]
+    found = [float(text) for text in of_meta_lr[5:11]]
+    assert of_meta_lr[4].startswith(tables.plus_minus(summarize(found))[:5])
+    digits = next(row for row in table if row[0] == "digits")
+    assert digits[4:9] == [".1000±.0000 (3)", ".1000", ".1000", ".1000", "–"]
+    assert digits[12] == "–"  # the paper has no digits
+
+
+def test_a_run_outside_the_papers_tables_is_compared_with_a_baseline_within(report, tmp_path):
+    for name, test in (("baseline", 0.02), ("adalfl", 0.01)):
+        files = ("tasks/mnist_lenet5.gin", f"methods/{name}.gin")
+        write_run(tmp_path / name, files, test=test)
+    table = rows_of(report(tmp_path)[1], "Runs by task and method, paired by seed")
+    assert table[2][2:5] == ["adalfl - baseline", "1", "-.0100"]
+
+
+def test_variants_stand_in_the_order_of_their_values(report, tmp_path):
+    for lr in ("0.1", "10", "0.03"):
+        write_run(tmp_path / lr, DIGITS[0], [f"base_optimizers.sgd.lr = {lr}"])
+    table = rows_of(report(tmp_path)[1], "Runs by task and method")
+    found = [re.sub(r".*lr=([\d.]*) .*", r"\1", row[2]) for row in table[2:]]
+    assert found == ["0.03", "0.1", "10"]
+
+
+def test_what_was_chosen_has_all_that_was_tried_and_what_was_not_tuned(report, tmp_path):
+    """On select .03 is the best, on test data .1; ML³ has one configuration and no select."""
+    for lr, select, test in (("0.01", 0.3, 0.3), ("0.03", 0.1, 0.2), ("0.1", 0.2, 0.1)):
+        bindings = ["Runner.select_fraction = 0.5", f"base_optimizers.sgd.lr = {lr}"]
+        run = write_run(tmp_path / lr, DIGITS[0], bindings, test=test)
+        result = json.loads((run / "result.json").read_text())
+        said = {"select": select, "test_metrics": {"loss": 10 * test, "ece": test / 10}}
+        (run / "result.json").write_text(json.dumps({**result, **said}))
+    write_run(tmp_path / "other", DIGITS[1], test=0.4)
+    table = rows_of(report(tmp_path)[1], "What was chosen, and what it cost")
+    assert [row[2:] for row in table[2:]] == [
+        ["baseline", "3", "3", "0.03", "base_optimizers.sgd.lr = 0.03",
+         ".1000 (1)", ".2000 (1)", "2.0000", ".0200"],
+        ["ml3_relu", "1", "1", "0.01", "–", "–", ".4000 (1)", "–", "–"],
+    ]  # fmt: skip
+    assert "What was chosen" not in report(tmp_path / "other")[1]
+
+
+def test_outer_splits_are_not_chosen_from(report, tmp_path):
+    """On each of them another rate is chosen; one at which all runs diverge was tried too."""
+    for split, (best, select) in enumerate(((0.01, 0.2), (0.1, 0.4))):
+        for lr in (0.01, 0.1, 1.0):
+            bindings = [f"tasks.diabetes.split = {split}", f"base_optimizers.sgd.lr = {lr}"]
+            status = "diverged" if lr == 1.0 else "finished"
+            run = write_run(
+                tmp_path / f"{split}{lr}",
+                ("tasks/diabetes_mlp.gin", "methods/baseline.gin"),
+                [*bindings, "Runner.select_fraction = 0.5"],
+                test=select / 2 if lr == best else 0.9,
+                status=status,
+            )
+            result = json.loads((run / "result.json").read_text())
+            said = select if lr == best else 0.8 if status == "finished" else None
+            (run / "result.json").write_text(json.dumps({**result, "select": said}))
+    table = rows_of(report(tmp_path)[1], "What was chosen, and what it cost")
+    name = "base_optimizers.sgd.lr"
+    assert [[*row[:1], *row[2:5], *row[6:]] for row in table[2:]] == [
+        ["diabetes, split = 0", "baseline", "3", "3", f"{name} = 0.01", ".2000 (1)", ".1000 (1)"],
+        ["diabetes, split = 1", "baseline", "3", "3", f"{name} = 0.1", ".4000 (1)", ".2000 (1)"],
+        ["diabetes, mean of 2", "baseline", "6", "6", "of each its own",
+         ".3000±.1414 (2 of them)", ".1500±.0707 (2 of them)"],
+    ]  # fmt: skip
+
+
+def test_what_is_kept_of_runs_makes_the_same_tables(report, tmp_path):
+    """Of those that have ended; a kept run is no damaged one, and one line says what it lacks."""
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    write_methods(runs, 2)
+    write_run(runs / "lost", seed=7, status="diverged")
+    write_run(runs / "going_on", seed=8, status="unfinished")
+    code, text, said = report(runs, "--keep", kept)
+    assert code == 0 and f"config.gin and result.json of 9 runs are in {kept}" in said
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"config.gin", "result.json"} and len(files) == 18
+    shutil.rmtree(runs / "going_on")
+    before, (code, after, warnings) = report(runs)[1], report(kept)
+    assert (code, warnings) == (0, "")
+    for title in ("Table 1. Methods", "Runs by task and method"):
+        assert rows_of(after, title) == rows_of(before, title)
+    assert after.count("alone are kept") == 1 and "Folders to look at" not in after
+
+
+def test_two_runs_are_not_kept_in_one_place(report, tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name / "seed0")
+    code, _, error = report(tmp_path / "a", tmp_path / "b", "--keep", tmp_path / "kept")
+    assert code == 2 and error.splitlines()[-1].endswith("give a folder above both")
+
+
 def test_csv_holds_the_raw_numbers(report, root, tmp_path):
     file = tmp_path / "report.csv"
     assert report(root, "--output", file)[0] == 0
@@ -192,6 +289,7 @@ def test_csv_holds_the_raw_numbers(report, root, tmp_path):
         == ("1", "AdaLFL", "lenet5", "")
     )  # fmt: skip
     assert (adalfl["n"], adalfl["seeds"], adalfl["paper_mean"]) == ("7", "0 1 2 3 4 5 6", "0.0091")
+    assert np.mean([float(test) for test in adalfl["tests"].split()]) == float(adalfl["mean"])
     (baseline,) = (row for row in found if row["table"] == "1" and row["column"] == "Baseline")
     assert (baseline["compared_with"], baseline["pairs"]) == ("AdaLFL", "7")
     assert float(baseline["difference"]) == pytest.approx(
@@ -288,8 +386,8 @@ def test_scores_are_a_table_of_what_all_runs_of_a_group_say(tmp_path):
         said = {"test_metrics": {"loss": 0.1, "error_rate": 0.01, "ece": ece}}
         (run / "result.json").write_text(json.dumps({**result, **said}))
     table = other_tables.scores(contents(records.read([tmp_path])).groups, "Scores")
-    assert table.head[3:] == ("task loss", "calibration error")
-    assert [cell.text for cell in table.rows[0][3:]] == [".1000", ".0300"]
+    assert table.head[3:] == ("test", "task loss", "calibration error")
+    assert [cell.text for cell in table.rows[0][3:]] == [".0100±.0000 (2)", ".1000", ".0300"]
     older = write_run(tmp_path / "older" / "seed9", seed=9)
     assert other_tables.scores(contents(records.read([older])).groups, "Scores") is None
 

@@ -1,4 +1,4 @@
-"""The table of all runs that have no place in the paper's, and their comparisons."""
+"""The table of all runs, and the comparisons of those that have no place in the paper's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metaloss.experiments.groups import Group, compared_by_seed
-from metaloss.experiments.records import mean_of
-from metaloss.experiments.reports.paper import STRUCTURE
+from metaloss.experiments.records import Record, mean_of
+from metaloss.experiments.reports.paper import STRUCTURE, Paper
 from metaloss.experiments.reports.tables import (
     COMPARISON_HEAD,
     COMPARISONS,
@@ -19,6 +19,7 @@ from metaloss.experiments.reports.tables import (
     comparison_cells,
     number,
     outcome,
+    plus_minus,
     without_repeats,
 )
 from metaloss.experiments.settings import METHOD, Difference, told, variants
@@ -27,28 +28,47 @@ from metaloss.experiments.statistics import Comparison, corrected
 OF_THE_METHOD = {METHOD, *STRUCTURE}
 
 
-def results(groups: Sequence[Group]) -> Table:
-    """All groups that no table of the paper has a place for, by task, base model and method."""
+def results(groups: Sequence[Group], known: Paper) -> Table:
+    """All groups by task, base model and method, with the number of each seed."""
+    several = any(len(group.runs) > 1 for group in groups)
+    seeds = sorted({run.seed for group in groups for run in group.runs}) if several else []
+    published = {group: known.number_of(group.settings) for group in groups}
+    beside = any(published.values())
     rows, footnotes = [], Footnotes()
     for group in groups:
+        by_seed = {run.seed: run for run in group.runs}
+        theirs = published[group]
         seconds = mean_of(group.finished, "seconds")
         memory = mean_of(group.finished, "peak_memory_bytes")
-        texts = (
-            (group.metric or DASH).replace("_", " "),
-            outcome(group),
-            f"{seconds:.3g}" if seconds else DASH,
-            f"{memory / GIB:.2f}" if memory else DASH,
-        )
-        rows.append((*names(group, groups, footnotes), *map(Cell, texts)))
+        cells = [
+            Cell((group.metric or DASH).replace("_", " ")),
+            Cell(outcome(group)),
+            *(Cell(_of_seed(by_seed.get(seed))) for seed in seeds),
+            *[Cell(plus_minus(theirs), "paper") if theirs else Cell(DASH)] * beside,
+            Cell(f"{seconds:.3g}" if seconds else DASH),
+            Cell(f"{memory / GIB:.2f}" if memory else DASH),
+        ]
+        rows.append((*names(group, groups, footnotes), *cells))
+    caption = "Test error: mean±sample standard deviation (n seeds)"
+    caption += ", and that of each seed" * several
+    paper = " Paper: its Table 1's number of the same method, whatever the settings here."
+    heads = ("metric", "test", *(f"seed {seed}" for seed in seeds), *["paper"] * beside)
     return Table(
         "Runs by task and method",
-        "Test error: mean±sample standard deviation (n seeds); seconds and peak memory of a "
-        "finished run, with its initialisation.",
-        ("Task", "Model", "Method", "metric", "test", "seconds", "GiB"),
+        f"{caption}; seconds and peak memory of a finished run, with its initialisation."
+        + paper * beside,
+        ("Task", "Model", "Method", *heads, "seconds", "GiB"),
         without_repeats(rows, 2),
         3,
         footnotes.lines(),
     )
+
+
+def _of_seed(run: Record | None) -> str:
+    """A run's test error, or why it has none."""
+    if run is None:
+        return DASH
+    return run.status if run.test is None else number(run.test)
 
 
 #: Columns of `scores`, and where result.json has them: test_metrics.
@@ -72,7 +92,7 @@ def scores(groups: Sequence[Group], name: str) -> Table | None:
         groups: of any tables.
         name: of the table.
     """
-    found = {group: _scores_of(group) for group in groups}
+    found = {group: scores_of(group) for group in groups}
     shown = [key for key in SCORES if any(key in numbers for numbers in found.values())]
     if not {*shown} - {"loss", "rmse", "mae"}:  # runs of an earlier version have these alone
         return None
@@ -80,20 +100,21 @@ def scores(groups: Sequence[Group], name: str) -> Table | None:
     for group, numbers in found.items():
         if numbers:
             texts = (number(numbers[key]) if key in numbers else DASH for key in shown)
-            rows.append((*names(group, groups, footnotes), *map(Cell, texts)))
+            rows.append((*names(group, groups, footnotes), *map(Cell, (outcome(group), *texts))))
     return Table(
         name,
-        "Means over the finished runs, on test data: the task loss (of classes the negative "
-        "log-likelihood), the expected calibration error in 15 bins, the Brier score from 0 to 2.",
-        ("Task", "Model", "Method", *(SCORES[key] for key in shown)),
+        "Means over the finished runs, on test data: the error, the task loss (of classes the "
+        "negative log-likelihood), the expected calibration error in 15 bins, the Brier score from "
+        "0 to 2.",
+        ("Task", "Model", "Method", "test", *(SCORES[key] for key in shown)),
         without_repeats(rows, 2),
         3,
         footnotes.lines(),
     )
 
 
-def _scores_of(group: Group) -> dict[str, float]:
-    """The means of what the group's runs all say."""
+def scores_of(group: Group) -> dict[str, float]:
+    """The means of what the group's runs all say on test data, by the keys of `SCORES`."""
     of_runs = [run.result.get("test_metrics") or {} for run in group.finished]
     found: dict[str, list[Any]] = {key: [of.get(key) for of in of_runs] for key in SCORES}
     return {
@@ -103,10 +124,15 @@ def _scores_of(group: Group) -> dict[str, float]:
     }
 
 
-def tests(groups: Sequence[Group]) -> Table | None:
-    """The groups outside the paper's tables against the baseline; None where there is none."""
+def tests(groups: Sequence[Group], among: Sequence[Group]) -> Table | None:
+    """The groups outside the paper's tables against the baseline; None where there is none.
+
+    Args:
+        groups: what is compared.
+        among: the groups whose baselines it is compared with.
+    """
     rows, footnotes = [], Footnotes()
-    for group, comparison in against_baseline(groups):
+    for group, comparison in against_baseline(groups, among):
         task, backbone, method = names(group, groups, footnotes)
         compared = Cell(f"{method.text} - baseline", "name")
         rows.append((task, backbone, compared, *comparison_cells(comparison)))
@@ -143,11 +169,13 @@ def called(groups: Sequence[Group]) -> dict[Group, str]:
     return dict(zip(groups, variants([group.settings for group in groups]), strict=True))
 
 
-def against_baseline(groups: Sequence[Group]) -> Iterator[tuple[Group, Comparison]]:
-    """Each group compared with the baseline of its pair whose settings are nearest."""
+def against_baseline(
+    groups: Sequence[Group], among: Sequence[Group]
+) -> Iterator[tuple[Group, Comparison]]:
+    """Each group compared with the baseline of its pair, among others, of the nearest settings."""
     for pair in dict.fromkeys(group.pair for group in groups):
         of_pair = [group for group in groups if group.pair == pair]
-        baselines = [group for group in of_pair if group.method == "baseline"]
+        baselines = [group for group in among if group.pair == pair and group.method == "baseline"]
         made = {}
         for group in of_pair:
             if group in baselines or not baselines:

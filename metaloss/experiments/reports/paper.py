@@ -22,6 +22,9 @@ from metaloss.experiments.settings import Settings
 STRUCTURE = ("Runner.representation", "Runner.initialization", "Runner.adaptation")
 
 
+PAIR = ("Runner.task", "Runner.backbone")
+
+
 @dataclass(frozen=True)
 class Value:
     """A number of the paper: mean and standard deviation over 10 seeds."""
@@ -100,6 +103,21 @@ class Paper:
     pairs: tuple[Pair, ...]
     tables: tuple[PaperTable, ...]
     hours: Mapping[str, tuple[float, ...]]
+
+    def number_of(self, settings: Settings) -> Value | None:
+        """The number in Table 1 of a run's task, base model and method, whatever else it sets."""
+        (table,) = (table for table in self.tables if table.number == 1)
+        for pair in self.pairs:
+            for column, value in zip(table.columns, table.values[pair.name], strict=True):
+                shipped = settings_of(pair, column)
+                if (
+                    shipped is not None
+                    and column.method.removesuffix("_letter")
+                    == settings.method.removesuffix("_letter")
+                    and all(shipped.component(n) == settings.component(n) for n in PAIR)
+                ):
+                    return value
+        return None
 
 
 @cache

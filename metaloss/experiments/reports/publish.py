@@ -21,6 +21,7 @@ def publish(
     form: Form | None = None,
     file: Path | None = None,
     plugin: Sequence[str] = (),
+    keep: Path | None = None,
 ) -> None:
     """Reads runs and writes the report over them; warns of what cannot be read.
 
@@ -29,6 +30,7 @@ def publish(
         form: None: by the file's ending, or Markdown.
         file: None prints it.
         plugin: modules or files of learned losses that no run remembers.
+        keep: a folder for config.gin and result.json of the runs that have ended.
 
     Raises:
         InputError: there is no usable run, a plugin does not load, or the file cannot be written.
@@ -41,8 +43,11 @@ def publish(
     for line in reading.problems:
         print(f"warning: {line}", file=sys.stderr)
     found = report.contents(reading)
+    if keep is not None:
+        count = records.keep(paths, keep)
+        print(f"config.gin and result.json of {count} runs are in {keep}", file=sys.stderr)
     if form == "csv":
-        text = raw.as_csv(found.filled, found.rest)
+        text = raw.as_csv(found.filled, found.rest, found.groups)
         output.save_text(text, file) if file else print(text, end="")
     elif file is not None:
         output.save(report.document(found), file)

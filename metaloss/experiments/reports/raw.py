@@ -16,23 +16,23 @@ from metaloss.experiments.statistics import Comparison
 
 COLUMNS = (
     "table", "task", "backbone", "method", "column", "differs", "metric", "n", "mean", "std",
-    *STATUSES[1:], "seeds", "seconds", "peak_memory_bytes", "paper_mean", "paper_std",
+    *STATUSES[1:], "seeds", "tests", "seconds", "peak_memory_bytes", "paper_mean", "paper_std",
     "compared_with", "pairs", "unpaired", "pairs_diverged", "difference", "low",
     "high", "examples_se", "wilcoxon_p_holm", "caution",
 )  # fmt: skip
 
 
-def as_csv(filled: Sequence[Filled], rest: Sequence[Group]) -> str:
+def as_csv(filled: Sequence[Filled], rest: Sequence[Group], groups: Sequence[Group]) -> str:
     """The cells of the paper's tables that have runs, then the other groups.
 
     `difference` is that of `compared_with` less the row's own runs in the paper's tables, and of
-    the row's runs less the baseline's elsewhere.
+    the row's runs less the baseline's elsewhere, of all groups that there are.
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_in_tables(filled))
-    writer.writerows(_elsewhere(rest))
+    writer.writerows(_elsewhere(rest, groups))
     return out.getvalue()
 
 
@@ -52,8 +52,8 @@ def _in_tables(filled: Sequence[Filled]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _elsewhere(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    comparisons = dict(against_baseline(groups))
+def _elsewhere(groups: Sequence[Group], among: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    comparisons = dict(against_baseline(groups, among))
     for group in groups:
         yield {
             "differs": describe(differing(group, groups)),
@@ -74,6 +74,7 @@ def _of_group(group: Group) -> dict[str, Any]:
         "std": summary.deviation if summary else None,
         **{status: group.failures.get(status, 0) for status in STATUSES[1:]},
         "seeds": " ".join(map(str, group.tests)),
+        "tests": " ".join(map(str, group.tests.values())),
         "seconds": mean_of(group.finished, "seconds"),
         "peak_memory_bytes": mean_of(group.finished, "peak_memory_bytes"),
     }

@@ -12,6 +12,7 @@ from metaloss.errors import InputError
 from metaloss.experiments.groups import Group, group
 from metaloss.experiments.records import STATUSES, Reading, Record
 from metaloss.experiments.reports import (
+    choice,
     learning,
     other_tables,
     paper,
@@ -72,7 +73,9 @@ def contents(reading: Reading) -> Contents:
 
 def document(found: Contents) -> Document:
     """The report; a section that has nothing to show is left out."""
-    makers = (_overview, _tables, _curves, _losses, _other, _scores, _times, _problems)
+    makers = (
+        _overview, _tables, _curves, _losses, _runs, _choices, _scores, _times, _problems
+    )  # fmt: skip
     sections = [section for make in makers if (section := make(found)).blocks]
     return Document("metaloss: report over many runs", sections)
 
@@ -101,8 +104,9 @@ def _overview(found: Contents) -> Section:
 def _circumstances(runs: Sequence[Record]) -> list[str]:
     """What the runs were made with, and on; and what was assumed of them."""
     kinds: dict[str, Counter[str]] = {"code": Counter(), "torch": Counter(), "machine": Counter()}
-    assumed: Counter[str] = Counter()
-    for run in runs:
+    assumed: Counter[tuple[str, ...]] = Counter(tuple(sorted(r.settings.assumed)) for r in runs)
+    told = [run for run in runs if not run.is_kept]
+    for run in told:
         versions = run.meta.get("versions")
         versions = versions if isinstance(versions, dict) else {}
         commit = str(run.meta.get("git_commit") or "")
@@ -111,15 +115,23 @@ def _circumstances(runs: Sequence[Record]) -> list[str]:
         kinds["code"][f"metaloss {versions.get('metaloss', 'unknown')}{at}"] += 1
         kinds["torch"][str(versions.get("torch", "unknown"))] += 1
         kinds["machine"][run.machine] += 1
-        assumed.update(run.settings.assumed)
     lines = [
         f"{kind}: " + "; ".join(f"{name} ({_plural(n, 'run')})" for name, n in found.most_common())
         for kind, found in kinds.items()
+        if found
     ]
-    return lines + [
-        f"{_plural(n, 'run')} of an earlier version without {name}: today's default is assumed"
-        for name, n in sorted(assumed.items())
+    lines += [
+        f"{_plural(n, 'run')} of an earlier version without {', '.join(names)}: today's default is "
+        "assumed"
+        for names, n in sorted(assumed.items())
+        if names
     ]
+    if kept := len(runs) - len(told):
+        lines.append(
+            f"{_plural(kept, 'run')} of which config.gin and result.json alone are kept: without "
+            "learning curves, versions and machine"
+        )
+    return lines
 
 
 def _tables(found: Contents) -> Section:
@@ -199,12 +211,9 @@ def _is_flat_form(group: Group) -> bool:
     return form.items() <= group.settings.values.items()
 
 
-def _other(found: Contents) -> Section:
-    section = Section("Runs")
-    if not found.rest:
-        return section
-    section.blocks.append(other_tables.results(found.rest))
-    if (compared := other_tables.tests(found.rest)) is not None:
+def _runs(found: Contents) -> Section:
+    section = Section("Runs", [other_tables.results(found.groups, found.paper)])
+    if (compared := other_tables.tests(found.rest, found.groups)) is not None:
         section.blocks.append(compared)
     by_pair: dict[tuple[str, str], dict[str, Group | None]] = defaultdict(dict)
     names = other_tables.called(found.rest)
@@ -218,6 +227,15 @@ def _other(found: Contents) -> Section:
         ]
         title = f"Learning curves by task and method, {learning.SPLITS[split]} error"
         section.blocks += _picture(f"other-{split}", panels, title, f"Error {measured}")
+    return section
+
+
+def _choices(found: Contents) -> Section:
+    """Where several configurations of a method have a split to choose by."""
+    tried = choice.by_method(found.groups)
+    section = Section("Choices")
+    if any(len(groups) > 1 for groups in tried.values()):
+        section.blocks.append(choice.table(tried))
     return section
 
 

@@ -108,7 +108,7 @@ def _of_table(path: Path, target: str | None) -> dict[str, str]:
     ]
     if dialect.delimiter != ",":
         lines.append(f"tasks.table.delimiter = {dialect.delimiter!r}")
-    # In regression a larger rate lets losses diverge: docs/results.md.
+    # In regression a larger rate lets losses diverge: docs/earlier_results.md.
     lr = "0.01" if kind == "classification" else "0.001"
     return {"data": "\n".join(lines), "model": NETWORK, "steps": "1000", "lr": lr}
 
