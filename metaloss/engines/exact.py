@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import adjoint_residual, product, tolerance
+from metaloss.engines.parts.linearity import with_transform
 from metaloss.engines.parts.open_step import OpenStep, versions
 from metaloss.engines.sweep import Sweep
 from metaloss.errors import UnsupportedModelError, first_line
@@ -160,11 +161,14 @@ def by_identity(
     task_loss: Tensor,
     v: Vector,
     directional: Directional,
+    beyond: Callable[[Tensor, float | Tensor], Tensor] | None = None,
 ) -> Hypergradient:
     """The gradient of the task loss after a base step, by the identity above.
 
     Args:
         directional: how t = J_f(θ) u is computed.
+        beyond: what of a residual is not the error that it is known to have; takes the weight of
+            this process's rows too. None: all.
     """
     step, bound = opened.made, opened.bound
     taken = step.taken
@@ -180,7 +184,7 @@ def by_identity(
     right = None if bound is None else product(problem, [], [])  # ⟨∂M/∂f, t⟩, of all passes
     if meta.phi:
         # c waits until the end: all in between is linear in u, and φ is smaller than θ.
-        u = taken.cotangent(v) if scale is None else v
+        u = after = taken.cotangent(v) if scale is None else v
         if step.gradient.transformed is not None:
             u = step.gradient.transformed.cotangent(u)
         for part in step.gradient.passes:
@@ -200,7 +204,10 @@ def by_identity(
         if right is not None and bound is not None:
             left = product(problem, step.gradient.g, u)
             residual = adjoint_residual(problem, left, right, step.gradient.weight)
+            if beyond is not None:
+                residual = beyond(residual, step.gradient.weight)
             certificate = Certificate(residual, bound)
+            certificate = with_transform(problem, step.gradient.g, after, certificate)
     return Hypergradient(step.gradient.learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
-from metaloss.engines.parts.linearity import CAUSE, WORDS, Beside, derivative_residual
+from metaloss.engines.parts.linearity import (
+    CAUSE,
+    WORDS,
+    Beside,
+    derivative_residual,
+    with_transform,
+    worst,
+)
 from metaloss.machine import distributed
 from metaloss.problem import snapshot
 from metaloss.problem.base_step import BaseStep, Graph, Keep, Pass
@@ -71,19 +78,14 @@ class Sweep(CertifiedEngine):
         phi_bar: list[Tensor | None] = [None] * len(meta.phi)
         alpha_bar: Tensor | None = None
         state_bar: list[dict[str, Tensor]] = [{} for _ in problem.theta]
-        residuals = Residuals()
+        certificates: list[Certificate] = []
         while steps:  # popped: a step's memory is free before the next one is run again
             v, state_bar, phi_share, alpha_share = _back(
-                problem, meta, steps.pop(), v, state_bar, residuals
+                problem, meta, steps.pop(), v, state_bar, certificates
             )
             phi_bar = add(phi_bar, phi_share)
             (alpha_bar,) = add([alpha_bar], [alpha_share])
-        certificate = None
-        if residuals.repeated:
-            worst = [torch.stack(each).amax(0) for each in (residuals.repeated, residuals.derived)]
-            certificate = Certificate(torch.maximum(*worst), tolerance(problem))
-            if bool((worst[1] > worst[0]).any()):
-                certificate.compared, certificate.cause = WORDS, CAUSE
+        certificate = worst(certificates) if certificates else None
         return Hypergradient(learned_loss, task_loss, phi_bar, alpha_bar, certificate)
 
     def _kept_steps(self, problem: Problem, batch: StepBatch) -> int:
@@ -118,31 +120,26 @@ def _graph_bytes(problem: Problem, batch: StepBatch) -> int | None:
     return max(sum(storages.values()), 1) if same else None
 
 
-@dataclass
-class Residuals:
-    """Of the steps of a sweep."""
-
-    repeated: list[Tensor] = field(default_factory=list)  #: see `repeat_residual`
-    derived: list[Tensor] = field(default_factory=list)  #: see `derivative_residual`
-
-
 def _back(
     problem: Problem,
     meta: MetaParameters,
     step: BaseStep,
     v: Vector,
     state_bar: list[dict[str, Tensor]],
-    residuals: Residuals,
+    certificates: list[Certificate],
 ) -> tuple[list[Tensor | None], list[dict[str, Tensor]], list[Tensor | None], Tensor | None]:
     """From the cotangents of θ_{k+1}, s_{k+1} to those of θ_k, s_k, and the shares of φ, α.
 
-    What certifies it comes to `residuals`, if g was kept for it: that the step which is run again
-    has the gradient of the one that was made, and that its double backward pass is the derivative.
+    What certifies it comes to `certificates`, if g was kept for it: that the step which is run
+    again has the gradient of the one that was made, and that its double backward pass is the
+    derivative.
     """
     certify = bool(step.gradient.g) and all(part.graph is None for part in step.gradient.passes)
     again: list[Tensor | None] = [None] * len(problem.theta)
     theta = [value.requires_grad_() for value in step.taken.theta_before]
     along, grad_bar = step.along, None
+    after: Vector = []  # grad_bar, over what a transform has made of g
+    bound = tolerance(problem)
     total: list[Tensor | None] = [None] * (len(theta) + len(meta.phi))
     for part in step.gradient.passes:
         leaves = theta if part.graph is None else part.graph.theta
@@ -159,6 +156,7 @@ def _back(
                 theta_bar, grad_bar, state_bar, alpha_bar = step.taken.pullback(
                     along or graph.g, v, state_bar, meta.ratios
                 )
+                after = grad_bar
                 if step.gradient.transformed is not None:
                     grad_bar = step.gradient.transformed.cotangent(grad_bar)
             with refusing_single_backward():
@@ -168,19 +166,14 @@ def _back(
         del graph  # before the next micro-batch's graph grows
         part.graph = None
         if beside is not None:
-            residuals.derived.append(
-                derivative_residual(
-                    problem,
-                    made,
-                    grad_bar,
-                    beside.slope,
-                    bars[-1],
-                    partial(_once_more, problem, part, theta),
-                    step.gradient.weight,
-                )
+            again_at = partial(_once_more, problem, part, theta)
+            derived = derivative_residual(
+                problem, made, grad_bar, beside.slope, bars[-1], again_at, step.gradient.weight
             )
+            certificates.append(Certificate(derived, bound, WORDS, CAUSE))
     if certify:
-        residuals.repeated.append(repeat_residual(problem, step.gradient, again))
+        repeated = Certificate(repeat_residual(problem, step.gradient, again), bound)
+        certificates.append(with_transform(problem, step.gradient.g, after, repeated))
     through = distributed.mean(total, [*theta, *meta.phi], step.gradient.weight)
     direct, phi_share = through[: len(theta)], through[len(theta) :]
     return add(theta_bar, direct), state_bar, phi_share, alpha_bar

@@ -11,7 +11,13 @@ from metaloss.base_optimizers.base import State
 from metaloss.base_optimizers.parts.taken_step import TakenStep, take_step
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.parts.certificate import tolerance
-from metaloss.engines.parts.linearity import CAUSE, WORDS, Beside, derivative_residual
+from metaloss.engines.parts.linearity import (
+    CAUSE,
+    WORDS,
+    Beside,
+    derivative_residual,
+    with_transform,
+)
 from metaloss.machine import distributed, seeding
 from metaloss.problem import replicas
 from metaloss.problem.base_step import Pass
@@ -112,12 +118,12 @@ class Last:
             return None
         problem = self._problem
         g = [g if g is None else g.detach() for g in self.grads]
-        # Any u shows what is missing. A gradient transform is not asked what it makes of this one:
-        # it may keep something, or draw random numbers.
+        # Any u shows what is missing, and a gradient transform is asked by itself.
         u = taken.cotangent(v)
         (t,) = gradient(self.grads, [self.beside.leaf], u, retain_graph=True)
         residual = derivative_residual(problem, g, u, self.beside.slope, t, self._again, weight)
-        return Certificate(residual, tolerance(problem), WORDS, CAUSE)
+        certificate = Certificate(residual, tolerance(problem), WORDS, CAUSE)
+        return with_transform(problem, g, u, certificate)
 
     def _again(self, beside: Beside) -> Vector:
         (part,) = self.passes

@@ -251,6 +251,79 @@ def test_a_hooked_model_is_right_or_refused(hook, engine):
     assert check_model(make, engine).holds
 
 
+def length(grads):
+    return torch.stack([grad.norm() for grad in grads]).norm()
+
+
+class Momentum:
+    """A transform that keeps something, where it is found."""
+
+    def __init__(self) -> None:
+        self.mean, self.calls = 0.0, 0
+
+    def __call__(self, grads):
+        self.calls += 1
+        before = self.mean
+        self.mean = 0.9 * before + 0.1 * float(length(grads).detach())
+        return [g / (1 + before) for g in grads]
+
+
+WRONG_TRANSFORMS = {
+    "its length detached": lambda gs: [g / length(gs).detach() for g in gs],
+    "each direction detached": lambda gs: [g.norm() * (g / g.norm()).detach() for g in gs],
+}
+SOUND_TRANSFORMS = {
+    "halved": lambda gs: [g * 0.5 for g in gs],
+    "of length 1": lambda gs: [g / length(gs) for g in gs],
+    "clipped by each": lambda gs: [g * torch.clamp(1e-3 / g.norm(), max=1.0) for g in gs],
+    "signs": lambda gs: [g + 0.1 * g.sign() for g in gs],
+    "noise": lambda gs: [g / length(gs) + torch.randn_like(g) for g in gs],
+    "drops": lambda gs: [F.dropout(g) for g in gs],
+    "clip_norm": metaloss.ClipNorm(1e-3),
+    "clip_value": metaloss.ClipValue(1e-3),
+}
+
+
+def transformed_holds(transform, engine, dtype):
+    problem, (train, valid) = small(dtype)
+    problem.gradient_transform = transform
+    steps = [train] * (2 if engine == "sweep" else 1)
+    found = metaloss.ENGINES[engine]().hypergradient(
+        problem, MetaParameters(problem), steps, lambda: valid, True
+    )
+    return bool(found.certificate.holds)
+
+
+certifying = pytest.mark.parametrize("engine", ["exact", "sweep", "unrolled", "logit_difference"])
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+@certifying
+@pytest.mark.parametrize("transform", WRONG_TRANSFORMS)
+def test_a_transform_that_detaches_a_part_is_found(transform, engine, dtype):
+    assert not transformed_holds(WRONG_TRANSFORMS[transform], engine, dtype)
+
+
+@pytest.mark.parametrize("dtype", PLANTED)
+@certifying
+@pytest.mark.parametrize("transform", SOUND_TRANSFORMS)
+def test_a_transform_that_autograd_knows_is_certified(transform, engine, dtype):
+    assert transformed_holds(SOUND_TRANSFORMS[transform], engine, dtype)
+
+
+@certifying
+def test_to_ask_a_transform_leaves_it_as_it_was(engine):
+    transform = Momentum()
+    problem, (train, valid) = small()
+    problem = metaloss.AdaLFL(
+        problem.model, problem.optimizer, problem.loss, gradient_transform=transform
+    ).problem
+    arguments = problem, MetaParameters(problem), [train], lambda: valid, True
+    found = metaloss.ENGINES[engine]().hypergradient(*arguments)
+    assert transform.calls == 1
+    assert found.certificate.holds
+
+
 #: Said of every model of which no pass can be made again; these tests are about more.
 unrepeatable = pytest.mark.filterwarnings("ignore:two passes of the model over one batch")
 

@@ -294,7 +294,12 @@ def test_the_faq_has_each_cause_that_a_certificate_names():
     ]
     causes = [text for text in appended if " " in text]
     assert len(causes) == 4
-    for text in (*causes, linearity.CAUSE, Certificate(torch.zeros(()), 0.0).cause):
+    for text in (
+        *causes,
+        linearity.CAUSE,
+        linearity.WHY_TRANSFORM,
+        Certificate(torch.zeros(()), 0.0).cause,
+    ):
         # What is said of the kind of the cause, and not what it may be.
         said = re.split(r": |, \.detach", text)[0]
         assert all(piece in page for piece in pieces_of(said)), text

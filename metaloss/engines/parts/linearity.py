@@ -19,14 +19,17 @@ passes say nothing, and it is asked along m alone, where g is known: ⟨t, m⟩ 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaloss.engines.parts.certificate import ERRORS, product, tolerance
-from metaloss.machine import distributed
+from metaloss.engines.base import Certificate
+from metaloss.engines.parts.certificate import ERRORS, Product, product, tolerance
+from metaloss.machine import distributed, seeding
+from metaloss.problem.gradient_transform import ClipNorm, ClipValue, Transformed
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector, gradient
 
@@ -35,6 +38,12 @@ WORDS = "what another ∂M/∂f makes of ⟨g, u⟩ and its derivative by double
 CAUSE = (
     "a backward pass that cannot be differentiated, as one of a torch.autograd.Function with "
     "@once_differentiable, .detach() or NumPy in it, or with a hook that detaches a part"
+)
+
+OF_TRANSFORM = "what another gradient makes of the transformed one and its derivative by autograd"
+WHY_TRANSFORM = (
+    "a gradient_transform that autograd does not know the derivative of, as one that detaches a "
+    "length or a direction, or computes under torch.no_grad()"
 )
 
 #: The share of ‖g(m + r) - g(m)‖‖u‖ that a residual is relative to at least. There is no J u to
@@ -117,17 +126,11 @@ def derivative_residual(
     bound = tolerance(problem)
     t = torch.zeros_like(slope) if found is None else found
 
-    def moved(r: Tensor) -> tuple[Vector, Beside, Tensor, Tensor]:
-        """g(m + r), what gave it, ⟨g(m + r) - g(m), u⟩, and what that is at most or a share."""
+    def moved(r: Tensor) -> tuple[Vector, Beside, Product]:
+        """g(m + r), what gave it, and ⟨g(m + r) - g(m), u⟩."""
         beside = Beside(r)
         there = again(beside)
-        change = [
-            x if y is None else -y if x is None else x.detach() - y
-            for x, y in zip(there, g, strict=True)
-        ]
-        along = product(problem, change, u)
-        length = SHARE * (along.squared_v * along.squared_w).sqrt()
-        return there, beside, along.value, torch.maximum(along.value.abs(), length)
+        return there, beside, product(problem, _less(there, g), u)
 
     def expected(t: Tensor, beside: Beside) -> Tensor:
         """⟨t, r⟩, r as it was rounded."""
@@ -136,40 +139,114 @@ def derivative_residual(
 
     def compared(r: Tensor) -> Tensor:
         """A gap as the first one, of a derivative that was taken elsewhere, and so rounded."""
-        there, beside, value, _ = moved(r)
+        there, beside, made = moved(r)
         (t,) = gradient(there, [beside.leaf], u)
-        return expected(torch.zeros_like(slope) if t is None else t, beside) - value
-
-    def relative(gap: Tensor) -> Tensor:
-        return torch.where(size > 0, gap.abs() / size, 0.0)
-
-    def quotient(step: float) -> Tensor:
-        ends = [moved(by * r) for by in (step, -step)]
-        return (ends[0][2] - ends[1][2]) / (2 * step)
+        return expected(torch.zeros_like(slope) if t is None else t, beside) - made.value
 
     r = _change(slope, t, 0)
-    _, beside, value, size = moved(r)
-    gap = expected(t, beside) - value
-    residual = relative(gap)
+    _, beside, made = moved(r)
+    size = _size(made)
+    gap = expected(t, beside) - made.value
+    residual = _relative(gap, size)
     if bool((residual > bound).any()):
-        linear = bool((relative(moved(2 * r)[2] / 2 - value) <= bound).all())
-        if linear:
+        half = moved(2 * r)[2].value / 2
+        if bool((_relative(half - made.value, size) <= bound).all()):
             gaps = [gap, *(compared(_change(slope, t, seed)) for seed in range(1, MORE + 1))]
-            beyond = relative(torch.stack(gaps).mean(0)) / min(KINKS, AT_MOST / bound)
-            residual = torch.minimum(residual, beyond)
-        elif bool((relative(moved(torch.zeros_like(r))[2]) <= bound).all()):
+            mean = _relative(torch.stack(gaps).mean(0), size)
+            residual = torch.minimum(residual, mean / min(KINKS, AT_MOST / bound))
+        elif bool((_relative(moved(torch.zeros_like(r))[2].value, size) <= bound).all()):
+
+            def between(step: float) -> Product:
+                ends = [again(Beside(by * r)) for by in (step, -step)]
+                return product(problem, _less(*ends), u)
+
             step = float(torch.finfo(problem.precision).eps ** (1 / 3))
-            near, far = quotient(step), quotient(2 * step)
-            size = torch.maximum(size, near.abs())
-            uncertain = ERRORS * relative(near - far)
-            there = product(problem, [t], [r]).value
-            residual = (relative(there - near) - uncertain).clamp_min(0.0) / KINKS
+            residual = _beyond(product(problem, [t], [r]).value, between, step)
         else:  # no pass can be made again
             whole = product(problem, g, u)
-            length = SHARE * (whole.squared_v * whole.squared_w).sqrt()
-            size = torch.maximum(whole.value.abs(), length)
-            residual = relative(product(problem, [t], [slope]).value - whole.value)
+            gap = product(problem, [t], [slope]).value - whole.value
+            residual = _relative(gap, _size(whole))
     return distributed.mean_beside([], [], [residual], weight)[1][0]
+
+
+def with_transform(problem: Problem, g: Vector, u: Vector, certificate: Certificate) -> Certificate:
+    """The worse one of a step's certificate and that of what happens to its gradient.
+
+    A gradient transform of one's own is asked by itself, from one state each time: for a quotient
+    of what it makes of g, and for the transposed derivative that autograd has. Where it gives
+    something else each time all the same, nothing is asked.
+
+    Args:
+        g: the gradient that it was given.
+        u: over what it has made of that.
+    """
+    function = problem.gradient_transform
+    if function is None or isinstance(function, ClipNorm | ClipValue) or problem.shards is not None:
+        return certificate
+    state, before = seeding.global_state(problem.device), problem.surroundings.whole()
+
+    def made(by: float) -> Transformed:
+        given = [None if x is None or y is None else x + by * y for x, y in zip(g, r, strict=True)]
+        with seeding.replaying(state, problem.device):
+            try:
+                return Transformed(function, given)
+            finally:
+                before.changed().put_back()
+
+    r: Vector = [None if part is None else torch.zeros_like(part) for part in g]
+    here, again = made(0.0), made(0.0)
+    same = product(problem, *[_less(here.values(), again.values())] * 2).value == 0
+    found = here.cotangent(u)
+    r = [
+        None if x is None else _change(x, torch.zeros_like(x) if t is None else t, k)
+        for k, (x, t) in enumerate(zip(g, found, strict=True))
+    ]
+
+    def between(step: float) -> Product:
+        return product(problem, _less(made(step).values(), made(-step).values()), u)
+
+    step = float(torch.finfo(problem.theta[0].dtype).eps ** (1 / 3))
+    beyond = _beyond(product(problem, found, r).value, between, step)
+    residual = torch.where(same, beyond, 0.0)
+    its_own = Certificate(residual, certificate.tolerance, OF_TRANSFORM, WHY_TRANSFORM)
+    return worst([certificate, its_own])
+
+
+def worst(certificates: Sequence[Certificate]) -> Certificate:
+    """One for all, in the words of the one with the largest residual; of one bound."""
+    residuals = torch.stack([one.residual for one in certificates])
+    largest = int(residuals.reshape(len(certificates), -1).amax(1).argmax())
+    return replace(certificates[largest], residual=residuals.amax(0))
+
+
+def _beyond(expected: Tensor, between: Callable[[float], Product], step: float) -> Tensor:
+    """By how much a derivative is off a quotient, beyond what two quotients differ by.
+
+    Args:
+        expected: the derivative.
+        between: ⟨h(step) - h(-step), u⟩.
+    """
+    ends = between(step)
+    near, far = ends.value / (2 * step), between(2 * step).value / (4 * step)
+    size = _size(ends) / (2 * step)
+    uncertain = ERRORS * _relative(near - far, size)
+    return (_relative(expected - near, size) - uncertain).clamp_min(0.0) / KINKS
+
+
+def _size(of: Product) -> Tensor:
+    """What a gap of a product is relative to."""
+    return torch.maximum(of.value.abs(), SHARE * (of.squared_v * of.squared_w).sqrt())
+
+
+def _relative(gap: Tensor, size: Tensor) -> Tensor:
+    return torch.where(size > 0, gap.abs() / size, 0.0)
+
+
+def _less(x: Vector, y: Vector) -> Vector:
+    """x - y, without graph."""
+    return [
+        a if b is None else -b if a is None else (a - b).detach() for a, b in zip(x, y, strict=True)
+    ]
 
 
 def _change(slope: Tensor, t: Tensor, seed: int) -> Tensor:
