@@ -142,10 +142,12 @@ def _order(group: Group) -> tuple[Any, ...]:
     return *group.pair, known, group.method, sorted(map(rank, values))
 
 
-def rank(item: tuple[str, Any]) -> tuple[str, float, str]:
-    """Sorts a parameter's values: numbers by size, and all others after them."""
+def rank(item: tuple[str, Any]) -> tuple[Any, ...]:
+    """Sorts a parameter's values: numbers, and tuples of them, by size; all others after them."""
     name, value = item
-    return name, float(value) if isinstance(value, (int, float)) else math.inf, repr(value)
+    parts = value if isinstance(value, tuple) else (value,)
+    sizes = [float(part) if isinstance(part, (int, float)) else math.inf for part in parts]
+    return name, sizes, repr(value)
 
 
 def _standing(run: Record) -> tuple[bool, bool, str]:

@@ -97,6 +97,8 @@ class Record:
     @property
     def machine(self) -> str:
         """Where it ran: times of one machine compare, those of two do not."""
+        if self.is_kept:
+            return "machine not kept"
         device, threads = self.meta.get("device", "unknown device"), self.meta.get("threads")
         if device != "cpu":
             return str(device)
@@ -138,6 +140,8 @@ class Record:
     @property
     def progress(self) -> str:
         """How far it got, as far as metrics.jsonl tells."""
+        if self.is_kept:
+            return "not kept"
         if self.steps:
             whole = self.settings.values.get("Runner.steps")
             return f"at base step {self.steps}" + (f" of {whole}" if whole is not None else "")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from metaloss.experiments import records
-from metaloss.experiments.reports import other_tables, tables, target
+from metaloss.experiments.reports import formats, other_tables, tables, target
 from metaloss.experiments.reports.paper import Value
 from metaloss.experiments.reports.report import contents
 from metaloss.experiments.statistics import summarize
@@ -208,6 +208,10 @@ def test_variants_stand_in_the_order_of_their_values(report, tmp_path):
     table = rows_of(report(tmp_path)[1], "Runs by task and method")
     found = [re.sub(r".*lr=([\d.]*) .*", r"\1", row[2]) for row in table[2:]]
     assert found == ["0.03", "0.1", "10"]
+    for i, hidden in enumerate(("(10, 10)", "(4,)", "(100,)")):
+        write_run(tmp_path / f"sizes/{i}", DIGITS[0], [f"backbones.mlp.hidden = {hidden}"])
+    table = rows_of(report(tmp_path / "sizes")[1], "Runs by task and method")
+    assert [row[2].split("=")[1][:-4] for row in table[2:]] == ["4", "10.10", "100"]
 
 
 def test_what_was_chosen_has_all_that_was_tried_and_what_was_not_tuned(report, tmp_path):
@@ -267,6 +271,8 @@ def test_what_is_kept_of_runs_makes_the_same_tables(report, tmp_path):
     shutil.rmtree(runs / "going_on")
     before, (code, after, warnings) = report(runs)[1], report(kept)
     assert (code, warnings) == (0, "")
+    assert "* (a) machine not kept" in after
+    assert {run.progress for run in records.read([kept]).runs} == {"not kept"}
     for title in ("Table 1. Methods", "Runs by task and method"):
         assert rows_of(after, title) == rows_of(before, title)
     assert after.count("alone are kept") == 1 and "Folders to look at" not in after
@@ -312,6 +318,10 @@ def test_latex_is_balanced_and_escaped(report, root, tmp_path):
     for block in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", text, re.DOTALL):
         rows = [line for line in block[1].splitlines() if line.endswith(r"\\")]
         assert {line.count(" & ") for line in rows} == {len(block[0]) - 1}
+
+
+def test_the_scores_are_named_by_letters_that_latex_has():
+    assert all(name.translate(formats.LATEX).isascii() for name in other_tables.SCORES.values())
 
 
 def test_markdown_in_a_file_has_its_figures_beside_it(report, root, tmp_path):

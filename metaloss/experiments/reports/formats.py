@@ -18,7 +18,8 @@ LATEX = str.maketrans(
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
         "_": r"\_\allowbreak{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
-        "×": r"$\times$", "–": "--", "³": r"$^3$", "·": r"$\cdot$", "/": r"/\allowbreak{}",
+        "×": r"$\times$", "–": "--", "²": r"$^2$", "³": r"$^3$", "·": r"$\cdot$",
+        "/": r"/\allowbreak{}",
         "β": r"$\beta$", "γ": r"$\gamma$", "η": r"$\eta$", "θ": r"$\theta$", "φ": r"$\phi$",
         "'": r"\textquotesingle{}", "|": r"\textbar{}",
     }
