@@ -176,6 +176,18 @@ def test_the_first_screen_tells_baseline_recipe_and_letter(results, pair):
     assert row[1:] == [re.sub(r"diverged, (.*)", r"diverged in \1 runs", text) for text in expected]
 
 
+def test_the_first_screen_tells_how_many_seeds_there_are(results):
+    text = " ".join(section("README.md", "What you gain, and what it costs").split())
+    (few,), (recipe,), (letter,) = (
+        {len(results[pair, method]) for pair in PAIRS}
+        for method in ("baseline", "adalfl", "adalfl_letter")
+    )
+    california = len(results["California + MLP", "baseline"])
+    assert f"descends the task loss ({few} seeds; California {california})" in text
+    assert f"the shipped files ({recipe} seeds;" in text
+    assert f"as they are written ({letter} seeds)" in text
+
+
 def test_what_the_first_screen_says_of_the_time_is_that_of_these_runs():
     runs = records.read([RESULTS / "recipe_pairs/mnist_lenet5"]).runs
     parts = [run.result["seconds_by_part"] for run in runs if run.method == "adalfl"]
@@ -264,40 +276,61 @@ def test_the_rate_free_optimizers_are_told_as_the_earlier_page_has_them():
     )
 
 
+#: Of seeds, as pages write them.
+COUNTS = {1: "one seed", 2: "two seeds", 3: "three seeds", 4: "four seeds", 5: "five seeds"}
+
+
 def test_what_is_said_of_logistic_regression_follows(kept):
     text = section("docs/protocol.md", "An example: logistic regression on MNIST")
     tried = raw("protocol_logistic")
-    seeds = {seed for of in tried.values() for group in of for seed in group.tests}
-    assert seeds == {0}  # the page says so
-    found = {method: choice.best(of).tests[0] for method, of in tried.items()}
+    (seeds,) = {tuple(group.tests) for of in tried.values() for group in of}
+    said = COUNTS[len(seeds)]
+    assert f"**{said.capitalize()} ({', '.join(map(str, seeds))})**" in text
+    found = {method: choice.best(of).summary.mean for method, of in tried.items()}
     rates = {
         method: [f"{rate_of(g):g}".removeprefix("0") for g in of] for method, of in tried.items()
     }
-    assert rates["baseline"] == rates["label_smoothing"] == [
-        ".003", ".01", ".03", ".06", ".1", ".2", ".3",
-    ]  # fmt: skip
+    seven = [".003", ".01", ".03", ".06", ".1", ".2", ".3"]
+    assert rates["baseline"] == rates["label_smoothing"] == seven
     assert (len(rates["brier"]), rates["brier"][0], rates["brier"][-1]) == (7, ".1", "30")
     assert rates["cosine"] == [".03", ".1", ".2", ".3"]
-    tuned, learned = found["baseline"], kept["MNIST + logistic", "adalfl"][0]
+    tuned = found["baseline"]
+    learned = mean(kept["MNIST + logistic", "adalfl"][seed] for seed in seeds)
     for name, other in (("Brier", found["brier"]), ("schedule", found["cosine"])):
         assert re.search(rf"{name}[^.]*\s{number(tuned - other)}", text), name
     assert f"{number(learned)} under the same seed" in text
     assert f"That is {number(tuned - learned)} below the tuned baseline" in text
     assert f"and {number(learned - found['brier'])} above the Brier score" in text
-    smoothed = {rate_of(g): f"{g.tests[0]:.3f}".removeprefix("0") for g in tried["label_smoothing"]}
-    assert f"at .2 and .3 the model hardly trains ({smoothed[0.2]} and {smoothed[0.3]})" in text
-    baseline = {rate_of(g): g.tests[0] for g in tried["baseline"]}
+    smoothed, baseline = (
+        {rate_of(g): g.summary.mean for g in tried[name]}
+        for name in ("label_smoothing", "baseline")
+    )
+    hardly = " and ".join(f"{smoothed[rate]:.3f}".removeprefix("0") for rate in (0.2, 0.3))
+    assert f"at .2 and .3 the model hardly trains ({hardly})" in text
     assert f"At the shipped rate, .01, it is {number(baseline[0.01])}" in text
-    assert all(float(error) > round(baseline[rate], 3) for rate, error in smoothed.items())
-    page = (ROOT / "docs/results.md").read_text()
+    assert all(error > baseline[rate] for rate, error in smoothed.items())
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
     for value in (found["brier"], tuned, learned):
-        assert number(value) in page.split("On logistic regression, one seed")[1][:400]
+        assert number(value) in page.split(f"On logistic regression, {said},")[1][:400]
+    assert f"on logistic regression {number(learned)} and {number(tuned)}, {said};" in page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"On logistic regression, {said}, a tuned Brier score has {number(found['brier'])}"
+        in readme
+    )
 
 
 def test_what_is_said_of_the_loss_that_stays_follows():
     found = raw("question_online")
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
     (stays,) = found["ml3"]
-    assert stays.tests.keys() == {0, 1}  # the page says so
+    (seeds,) = {tuple(group.tests) for of in found.values() for group in of}
+    said = COUNTS[len(seeds)]
+    assert f"left it is as good**, {said} (" in text
+    assert f"An intervention there, {said}:" in text
+    assert f"{said.capitalize()} show what happened" in text
     means = [group.summary.mean for group in (stays, *found["adalfl"])]
     assert max(means) - min(means) <= 0.0003
-    assert "0, 1e-6, 1e-5 and 1e-4 are within .0003" in (ROOT / "docs/results.md").read_text()
+    assert f"logistic regression, {said}: 0, 1e-6, 1e-5 and 1e-4 are within .0003" in text
+    worse = {number(group.tests[1]) for group in found["scale_only"]}
+    assert any(f"Under seed 1 that loss is worse ({value})" in text for value in worse)
