@@ -103,6 +103,7 @@ def _learner(
         adaptation=adaptation,
         cuda_graphs=recorded,
         tabulate=tabulate,
+        on_unhealthy="warn",  # φ is at random: the cost is asked, and not the training
     )
 
     def step(train: Batch, valid: Batch) -> None:
@@ -159,6 +160,7 @@ def seeds_at_once(
             meta_lr=None,
             adaptation=OnlineOneStep(META_LR, engine="exact") if learning else None,
             cuda_graphs=recorded,
+            on_unhealthy="warn",
         )
         for own_model, own_loss in pairs
     ]

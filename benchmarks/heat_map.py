@@ -37,6 +37,7 @@ from metaloss.runs import launch
 STEPS, BATCH = 1000, 64
 TRAINS = 0.1  #: below this test error cross-entropy trains
 FACTOR, ADDED = 1.3, 0.01  #: what AdaLFL's error may be of cross-entropy's
+TROUBLED = ("unhealthy", "task_loss")  #: the latter: base steps fell back on the task loss
 EARLY = 0.05  #: of the training; until then an alarm counts
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(
@@ -180,9 +181,9 @@ def run(model_name: str, cell: Cell, seed: int, method: str, steps: int) -> dict
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     health = {"0": {"status": "healthy"}, str(steps): {"status": result["health"]}}
     for told in map(json.loads, lines):
-        if told.get("health") == "unhealthy":
+        if "warning" in told:
             step = told["step"] if told["phase"] == "train" else 0
-            health[str(step)] = {"status": "unhealthy", "warnings": [told["warning"]]}
+            health[str(step)] = {"status": told["health"], "warnings": [told["warning"]]}
     row = {
         "model": model_name,
         "cell": name_of(cell),
@@ -214,12 +215,12 @@ def verdict(baseline: dict[str, Any], row: dict[str, Any]) -> str:
     if row["test"] <= FACTOR * baseline["test"] + ADDED:
         return "holds"
     early = [row["health"][step] for step in row["health"] if int(step) <= EARLY * row["steps"]]
-    return "said" if any(health["status"] == "unhealthy" for health in early) else "silent"
+    return "said" if any(health["status"] in TROUBLED for health in early) else "silent"
 
 
 def alarmed(row: dict[str, Any]) -> bool:
     """Whether any part of the training was found unhealthy, after the trial's remedies."""
-    return any(health["status"] == "unhealthy" for health in row["health"].values())
+    return any(health["status"] in TROUBLED for health in row["health"].values())
 
 
 def pairs(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:

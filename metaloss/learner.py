@@ -95,13 +95,15 @@ class AdaLFL:
         health_every: base steps from one probe of the learned loss to the next, each a forward
             pass; 0 makes none. They change no bit of the training. None: 20 where there is an
             `adaptation`, else 0.
-        on_unhealthy: what happens where they find trouble, beside a `HealthWarning`: "warn", no
-            more; "task_loss", the training goes on with the task loss; "last_healthy", φ becomes
-            again what it was when they last found none.
+        on_unhealthy: what happens where they find trouble, beside a `HealthWarning`: "task_loss",
+            base steps descend the task loss, and φ rests, until they find none, or to the end
+            where the trial has failed; "last_healthy", φ becomes again what it was when they last
+            found none; "warn", no more.
 
     Attributes:
         watch: what the probes and the trial have found, see `health`.
-        tell: is told each kind of trouble once; by default it warns.
+        tell: is told each kind of trouble once, and of falling back; by default it warns.
+        steps_by_task_loss: base steps that descended the task loss in place of the learned one.
 
     Raises:
         UncertifiedOptimizerError, InputError: see `Problem`; or the loss looks at the progress of
@@ -128,7 +130,7 @@ class AdaLFL:
         cuda_graphs: bool = False,
         tabulate: Tabulate = "auto",
         health_every: int | None = None,
-        on_unhealthy: OnUnhealthy = "warn",
+        on_unhealthy: OnUnhealthy = "task_loss",
     ) -> None:
         for name, value, known in (
             ("tabulate", tabulate, get_args(Tabulate)),
@@ -170,6 +172,7 @@ class AdaLFL:
         self.health_every = 0 if loss is None else health_every
         self.on_unhealthy = on_unhealthy
         self.watch = Watch()
+        self.steps_by_task_loss = 0
         self.tell: Callable[[str], None] = warn
         self._steps = steps
         self._base_steps = 0
@@ -196,12 +199,23 @@ class AdaLFL:
         if valid_batch is None:
             both = draw_train()
             draw_train = draw_valid = lambda: both
-        adaptation = None if self.problem.by_task_loss else self.adaptation
-        if not due or self.problem.by_task_loss:
-            return self._take(adaptation, draw_train, draw_valid)
         drawn: list[StepBatch] = []
-        made = self._take(adaptation, noting(draw_train, drawn), noting(draw_valid, drawn))
-        self._look(drawn[-1])  # what the task loss was taken on, if it was; nothing more is drawn
+        if due:
+            draw_train, draw_valid = noting(draw_train, drawn), noting(draw_valid, drawn)
+        if self.problem.by_task_loss:
+            made = self._rest(draw_train, draw_valid)
+        else:
+            made = self._take(self.adaptation, draw_train, draw_valid)
+        if due:
+            self._look(drawn[-1])  # what the task loss was taken on, if it was; no more is drawn
+        return made
+
+    def _rest(self, draw_train: Draw, draw_valid: Draw) -> MetaStep:
+        """A base step on the task loss, while φ rests; batches are drawn as if it did not."""
+        made = self._take(None, draw_train, draw_valid)
+        self.steps_by_task_loss += 1
+        if self.adaptation is not None:
+            self.adaptation.rest(draw_valid)
         return made
 
     @clock.part("evaluation")
@@ -213,30 +227,35 @@ class AdaLFL:
         for learner, own in zip(learners, seen, strict=bool(seen)):
             for trouble in learner.watch.judge(self._base_steps, own):
                 learner.tell(trouble)
-            learner._answer()
+            learner._answer(self._base_steps)
 
     def _members(self) -> Sequence[AdaLFL]:
         """Whose learned losses a step moves."""
         return [self]
 
     @torch.no_grad()
-    def _answer(self) -> None:
-        """Does what was asked for where the learned loss is unhealthy."""
+    def _answer(self, step: int) -> None:
+        """Does what was asked for where the learned loss is unhealthy, or is well again."""
         watch, phi = self.watch, self.problem.phi
         if watch.well:
             if self.on_unhealthy == "last_healthy":
                 watch.phis = [*watch.phis, [p.detach().clone() for p in phi]][-PROBES:]
+            if self.problem.by_task_loss and not watch.failed:
+                self._descend(f"step {step}: the learned loss is well again", by_task_loss=False)
         elif watch.health().status == "unhealthy":
-            if self.on_unhealthy == "task_loss":
-                self._fall_back()
+            if self.on_unhealthy == "task_loss" and not self.problem.by_task_loss:
+                self._descend(f"step {step}", by_task_loss=True)
             elif self.on_unhealthy == "last_healthy" and watch.phis:
                 for parameter, value in zip(phi, watch.phis[0], strict=True):
                     parameter.copy_(value)
 
-    def _fall_back(self) -> None:
-        """From here on base steps descend the task loss, and φ stays as it is."""
-        self.problem.by_task_loss = True
+    def _descend(self, when: str, by_task_loss: bool) -> None:
+        """From here on base steps descend the task loss, and φ rests; or the learned one again."""
+        self.problem.by_task_loss = by_task_loss
         self._forget_recordings()
+        by = "task" if by_task_loss else "learned"
+        self.watch.warnings.append(f"{when}: from here on base steps descend the {by} loss")
+        self.tell(self.watch.warnings[-1])
 
     def health(self, batch: Any = None) -> Health:
         """How the learned loss stands beside the task loss: a word, warnings and numbers.
@@ -363,6 +382,7 @@ class AdaLFL:
         before = snapshot.model_values(model)
         attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
+        self.problem.by_task_loss = False  # an earlier loss may have failed
         for done in range(start + 1, initialization.steps + 1):
             with clock.part("initialization", whole=True):
                 initialization.set_out(self.problem, redraw)
@@ -408,7 +428,7 @@ class AdaLFL:
                 for parameter, value in zip(self.problem.phi, phi, strict=True):
                     parameter.copy_(value)
         if self.on_unhealthy == "task_loss":
-            self._fall_back()
+            self._descend("initialisation", by_task_loss=True)
 
     def _drawing(self, batch: Any) -> Draw:
         """A function that gives a batch, or the next one, as (inputs, labels)."""
@@ -446,6 +466,7 @@ class AdaLFL:
             "tables": self.problem.tables.state_dict(),
             "health": self.watch.state_dict(),
             "by_task_loss": self.problem.by_task_loss,
+            "steps_by_task_loss": self.steps_by_task_loss,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -460,6 +481,7 @@ class AdaLFL:
         if "health" in state:
             self.watch.load_state_dict(state["health"])
             self.problem.by_task_loss = state["by_task_loss"]
+        self.steps_by_task_loss = state.get("steps_by_task_loss", 0)  # since 0.1.0's first days
         self._forget_recordings()
 
     def _forget_recordings(self) -> None:

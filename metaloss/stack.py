@@ -7,6 +7,7 @@ from functools import partial
 from itertools import tee
 from typing import Any
 
+import torch
 from torch.utils._pytree import tree_map
 
 from metaloss.engines.base import Draw
@@ -16,7 +17,7 @@ from metaloss.machine import distributed
 from metaloss.meta_optimizers.base import MetaOptimizer, MetaStep
 from metaloss.meta_optimizers.descents.base import Descent
 from metaloss.meta_optimizers.parts.stacked import StackedMetaOptimizer
-from metaloss.problem.batches import repeat
+from metaloss.problem.batches import StepBatch, repeat
 from metaloss.problem.health import Health
 from metaloss.problem.stacked import Stacked, over_members, stack_optimizers, stack_states
 from metaloss.representations.saved.learned_loss import LearnedLoss
@@ -53,6 +54,8 @@ class Stack(AdaLFL):
     def __init__(self, learners: Sequence[AdaLFL]) -> None:
         _refuse_others(learners)
         self.learners = tuple(learners)
+        self._fallen = [False] * len(self.learners)
+        self._rested = tuple(self._fallen)  # in the latest step
         problems = [learner.problem for learner in learners]
         first, models = problems[0], [problem.model for problem in problems]
         losses = [problem.loss for problem in problems if problem.loss is not None]
@@ -88,6 +91,7 @@ class Stack(AdaLFL):
         )
         if isinstance(self.adaptation, StackedMetaOptimizer):
             self.adaptation.join()
+        self._note_fallen()
         self._forget_recordings()
 
     def step(self, train_batch: Any, valid_batch: Any = None) -> MetaStep:
@@ -96,6 +100,9 @@ class Stack(AdaLFL):
         Raises:
             UnsupportedModelError: torch.func.vmap cannot follow the model, the link or a loss.
         """
+        self._rested = tuple(self._fallen)
+        for learner, rested in zip(self.learners, self._rested, strict=True):
+            learner.steps_by_task_loss += rested
         result = super().step(train_batch, valid_batch)
         for learner in self.learners:
             learner._base_steps = self._base_steps
@@ -150,8 +157,30 @@ class Stack(AdaLFL):
         problems = [learner.problem for learner in self.learners]
         return StackedMetaOptimizer(members, problems, self.problem)
 
+    def members(self, made: MetaStep) -> list[MetaStep]:
+        """What the latest step did for each learner, as it would be of the learner alone.
+
+        Args:
+            made: what `step` gave.
+        """
+        parts = zip(made.members(), self._rested, strict=True)
+        return [MetaStep(part.learned_loss) if rested else part for part, rested in parts]
+
     def _members(self) -> Sequence[AdaLFL]:
         return self.learners
+
+    def _look(self, batch: StepBatch) -> None:
+        super()._look(batch)
+        self._note_fallen()
+
+    def _note_fallen(self) -> None:
+        """Which learners descend the task loss, for the step that all make together."""
+        fallen = [learner.problem.by_task_loss for learner in self.learners]
+        if fallen != self._fallen:
+            self._fallen = fallen
+            mask = torch.tensor(fallen, device=self.problem.device)
+            self.problem.members_by_task_loss = mask if any(fallen) else None
+            self._forget_recordings()
 
     def health(self, batch: Any = None) -> Health:
         """Refused: each learner has its own.
@@ -225,11 +254,6 @@ def _refuse_others(learners: Sequence[AdaLFL]) -> None:
         )
     for learner in learners:
         problem = learner.problem
-        if learner.on_unhealthy != "warn":
-            raise InputError(
-                f"on_unhealthy = {learner.on_unhealthy!r} is for a learner alone: those of a stack "
-                "make the same steps, and take 'warn'"
-            )
         if learner.adapter is not None:
             raise InputError("a stack takes batches (inputs, labels) [S, batch, ...], no `adapter`")
         if problem.gradient_transform is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_spoilt_losses_are_noticed_within_100_steps(kind, how):
     spoil(learner, how)
     with pytest.warns(HealthWarning):
         train_on(learner, train, valid, 90)
-    assert learner.health().status == "unhealthy"
+    assert learner.health().status == "task_loss"  # what it falls back on
     assert learner.health().warnings
 
 
@@ -268,16 +269,29 @@ def test_a_run_that_is_resumed_knows_the_way_back():
 def test_where_nothing_helps_it_is_said():
     learner, train, valid = learner_of("classification")
     spoil(learner, "constant")
-    with pytest.warns(HealthWarning, match="base steps on the learned loss"):
+    with pytest.warns(HealthWarning):
         learner.initialize(
             lambda: next(train), lambda: next(valid), steps=1, inner_steps=1, meta_lr=1e-12,
             horizon=1, fit_steps=0, scale_steps=0, trial_steps=5,
         )  # fmt: skip
-    assert learner.health().status == "unhealthy"
+    assert learner.health().status == "task_loss"
+    *_, trouble, answer = learner.health().warnings
+    assert "base steps on the learned loss" in trouble
+    assert answer == "initialisation: from here on base steps descend the task loss"
 
 
-def test_the_training_can_fall_back_on_the_task_loss():
-    learner, train, valid = initialized("classification", on_unhealthy="task_loss", health_every=2)
+def test_a_loss_that_failed_its_trial_stays_out_of_use():
+    """Its probes may be well: they do not see that it trains nothing."""
+    learner, train, valid = initialized("classification", health_every=2)
+    learner.watch.failed = learner.problem.by_task_loss = True
+    train_on(learner, train, valid, 10)
+    assert learner.watch.well
+    assert learner.health().status == "task_loss"
+    assert learner.steps_by_task_loss == 10
+
+
+def test_the_training_falls_back_on_the_task_loss():
+    learner, train, valid = initialized("classification", health_every=2)
     spoil(learner, "sign")
     with pytest.warns(HealthWarning):
         train_on(learner, train, valid, 10)
@@ -288,6 +302,33 @@ def test_the_training_can_fall_back_on_the_task_loss():
     learner.step((x, y), next(valid))
     for own, expected in zip(learner.problem.theta, plain.parameters(), strict=True):
         assert torch.equal(own.grad, expected.grad)
+
+
+@pytest.mark.parametrize("on_unhealthy", ["task_loss", "warn"])
+def test_a_class_that_was_lost_comes_back_by_the_task_loss(on_unhealthy):
+    """And the learned loss goes on from there; by itself it leaves the class lost."""
+    learner, train, valid = initialized("classification", on_unhealthy=on_unhealthy)
+    x, y, *_ = task_of("classification")
+    train_on(learner, train, valid, 100)
+    with torch.no_grad():
+        learner.problem.model[-1].bias[0] -= 14.0
+    told = 1 if on_unhealthy == "warn" else 3
+    with pytest.warns(HealthWarning):
+        train_on(learner, train, valid, 400)
+    found = learner.health()
+    with torch.no_grad():
+        wrong = float((learner.problem.model(x).argmax(-1) != y)[y == 0].float().mean())
+    assert len(found.warnings) == told, found
+    assert "the task loss is" in found.warnings[0]
+    if on_unhealthy == "warn":
+        assert (found.status, wrong, learner.steps_by_task_loss) == ("unhealthy", 1.0, 0)
+        return
+    assert found.status == "healthy"
+    assert found.warnings[1].endswith("from here on base steps descend the task loss")
+    back = int(found.warnings[2].split()[1].rstrip(":"))
+    assert found.warnings[2].startswith(f"step {back}: the learned loss is well again")
+    assert 0 < learner.steps_by_task_loss < back - 100
+    assert wrong < 0.4
 
 
 def test_the_loss_can_go_back_to_where_it_was_healthy():
@@ -313,9 +354,50 @@ def test_each_loss_of_a_stack_has_its_own_health():
         for _ in range(10):
             drawn = [[torch.stack([part] * 2) for part in next(b)] for b in (train, valid)]
             stack.step(*drawn)
-    assert [learner.health().status for learner in learners] == ["healthy", "unhealthy"]
+    assert [learner.health().status for learner in learners] == ["healthy", "task_loss"]
     with pytest.raises(InputError, match="ask its learners"):
         stack.health()
+
+
+@pytest.mark.parametrize("spoilt", [(1,), (0, 1)])
+def test_a_stack_falls_back_where_its_learners_do_alone(spoilt):
+    """And comes back with them, θ and φ and all; a meta-step is due every third step."""
+
+    def made():
+        learners = []
+        for _ in range(2):
+            adaptation = metaloss.META_OPTIMIZERS["online_one_step"](1e-3, every=3)
+            learner, *draws = initialized("classification", health_every=2, adaptation=adaptation)
+            learners.append((learner, *draws))
+        return learners
+
+    alone, stacked = made(), made()
+    stack = metaloss.Stack([learner for learner, *_ in stacked])
+    for step in range(24):
+        for i, (learner, train, valid) in enumerate(alone):
+            if i in spoilt and step in (3, 10):  # the other sign, and back
+                spoil(learner, "sign")
+                spoil(stacked[i][0], "sign")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", HealthWarning)
+                learner.step(next(train), next(valid))
+        drawn = [[torch.stack(p) for p in zip(*(next(d[k]) for d in stacked), strict=True)]
+                 for k in (1, 2)]  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HealthWarning)
+            stack.step(*drawn)
+        for (one, *_), (other, *_) in zip(alone, stacked, strict=True):
+            assert one.problem.by_task_loss == other.problem.by_task_loss
+            for a, b in zip(one.problem.theta, other.problem.theta, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            for a, b in zip(one.problem.phi, other.problem.phi, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for i, (learner, *_) in enumerate(stacked):
+        found = learner.health()
+        assert found == alone[i][0].health() or found.status == alone[i][0].health().status
+        assert learner.steps_by_task_loss == alone[i][0].steps_by_task_loss
+        assert (0 < learner.steps_by_task_loss < 20) == (i in spoilt)
+        assert learner.health().status == "healthy"
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])

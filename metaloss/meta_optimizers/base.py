@@ -84,6 +84,14 @@ class MetaOptimizer(ABC):
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         """One meta-step, drawing the training batches and the batch for the task loss it needs."""
 
+    def rest(self, draw_objective: Draw) -> None:  # noqa: B027 - it may have nothing to count
+        """A base step was made without it, while meta-parameters rest: counts that step.
+
+        Args:
+            draw_objective: what a meta-step would have drawn, this one draws too: when they move
+                again it is on the batches that they would have had.
+        """
+
     def meta_steps(self, base_steps: int) -> int:
         """How many meta-steps go with so many base steps of a training: one with each."""
         return base_steps

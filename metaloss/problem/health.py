@@ -78,6 +78,7 @@ class Watch:
         warnings: of what was there before it.
 
     Attributes:
+        failed: whether the trial found trouble.
         warnings: troubles found so far, in plain words.
         share: of the trial, see `trial`; None without one.
         phis: φ at the latest probes that found no trouble, from the oldest; the first is from
@@ -92,7 +93,7 @@ class Watch:
         self.phis: list[list[Tensor]] = []
         self.rows = 0
         self.target: Tensor | None = None
-        self._failed = tried is not None and tried.trouble is not None
+        self.failed = tried is not None and tried.trouble is not None
         if tried is not None and tried.trouble is not None:
             self.warnings.append(tried.trouble)
         self._seen: list[list[float]] = []  # the latest probes
@@ -128,7 +129,7 @@ class Watch:
     def health(self) -> Health:
         """What is known so far."""
         enough = len(self._seen) == PROBES
-        if self._now or (self._failed and not enough):
+        if self._now or (self.failed and not enough):
             status = "unhealthy"
         else:
             status = "healthy" if enough or self.share is not None else "unknown"
@@ -233,7 +234,8 @@ def _compared(gg: float, hh: float, gh: float) -> tuple[float, float]:
 
 def slopes(problem: Problem, outputs: Tensor, labels: Any) -> tuple[Tensor, Tensor, Tensor]:
     """∂M_φ/∂z and ∂L_T/∂z, of the outputs' shape, and L_T; none has a graph."""
-    g = problem.slope(outputs, labels, None, graph=False, glance=True).hand_out()
+    with problem.descending_task_loss(False):
+        g = problem.slope(outputs, labels, None, graph=False, glance=True).hand_out()
     free = outputs.detach().requires_grad_()
     task_loss = problem.task_loss(free, labels)
     (h,) = torch.autograd.grad(task_loss.sum(), free, materialize_grads=True)

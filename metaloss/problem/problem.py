@@ -149,6 +149,7 @@ class Problem:
         self.compiled: Callable[..., Any] | None = None  # see `compile`
         self._told = False  # whether it was said that two equal passes differ
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
+        self.members_by_task_loss: Tensor | None = None  # of a stack, bool [S], which of its own do
         replicas.start_alike([model] if loss is None else [model, loss])
 
     def forward(self, inputs: Any, alone: bool = False) -> Tensor:
@@ -645,7 +646,12 @@ class Problem:
             if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
                 return ChunkedSlope(loss, self.link(free, labels), free, divisor)
             looks = self.theta if self._looks_at_theta else []
-            return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
+            loss_share = _share(self.learned_loss(free, labels), share)
+            slope = WholeSlope(loss_share, free, looks, graph)
+            if self.members_by_task_loss is not None:
+                task_share = _share(self.task_loss(free, labels), share)
+                slope.exchange(self.members_by_task_loss, task_share, free)
+            return slope
 
     def set_gradients(self, grads: vectors.Vector) -> None:
         """Gives the optimizer g: of the shapes of `theta`, None for unused parameters."""
@@ -712,11 +718,12 @@ class Problem:
     @contextmanager
     def descending_task_loss(self, wanted: bool = True) -> Iterator[None]:
         """Within it, base steps descend the task loss in place of the learned one, if wanted."""
-        before, self.by_task_loss = self.by_task_loss, wanted
+        before = self.by_task_loss, self.members_by_task_loss
+        self.by_task_loss, self.members_by_task_loss = wanted, None
         try:
             yield
         finally:
-            self.by_task_loss = before
+            self.by_task_loss, self.members_by_task_loss = before
 
     def replaced(
         self, named: Mapping[str, Tensor], surroundings: Kept | None

@@ -178,7 +178,8 @@ class Lockstep:
         if made.skipped is not None:
             self._skipped += made.skipped
             made.skipped = None
-        return {run.seed: own for run, own in zip(self._runs, made.members(), strict=True)}
+        members = self._stack.members(made)
+        return {run.seed: own for run, own in zip(self._runs, members, strict=True)}
 
     def _draws(self, phase: Phase) -> tuple[Draw, Draw | None]:
         """Give the next batches of all, see `State.draws`."""

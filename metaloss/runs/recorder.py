@@ -238,7 +238,7 @@ class Recorder:
 
     def _tell(self, trouble: str) -> None:
         """The learned loss does not work."""
-        self._log({"health": "unhealthy", "warning": trouble})
+        self._log({"health": self.learner.health().status, "warning": trouble})
         self._told(trouble)
 
     def _untell(self) -> None:
@@ -264,6 +264,7 @@ class Recorder:
             "skipped_meta_steps": self._skipped,
             "health": None if self.learner.problem.loss is None else health.status,
             "health_warnings": list(health.warnings),
+            "steps_by_task_loss": self.learner.steps_by_task_loss,
             **self._times(),
             "peak_memory_bytes": memory.of_run(self.learner.problem.device),
         }

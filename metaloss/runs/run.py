@@ -301,7 +301,8 @@ class Run:
         phase, made = "train", state.steps
         if state.initializing is not None:
             phase, made = "initialization", state.init_steps
-        self._log({"phase": phase, "step": made + 1, "health": "unhealthy", "warning": trouble})
+        health = state.learner.health().status
+        self._log({"phase": phase, "step": made + 1, "health": health, "warning": trouble})
         self._warn(trouble)
 
     @distributed.first_alone
@@ -359,6 +360,7 @@ class Run:
             "skipped_meta_steps": int(state.skipped),
             "health": None if state.loss is None else state.learner.health().status,
             "health_warnings": list(state.learner.health().warnings),
+            "steps_by_task_loss": state.learner.steps_by_task_loss,
             "adjoint_residual": None
             if state.worst_residual is None
             else finite_or_none(float(state.worst_residual)),

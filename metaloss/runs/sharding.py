@@ -103,6 +103,7 @@ class Sharded:
         assert shards.shards is not None
         shards.shards.gathered()
         whole.by_task_loss = shards.by_task_loss
+        self._whole.steps_by_task_loss = self.learner.steps_by_task_loss
         theirs = whole.model.state_dict()
         for name, part in self._model.state_dict().items():
             value = _collected(part)

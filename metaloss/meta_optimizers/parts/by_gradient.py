@@ -153,6 +153,11 @@ class ByGradient(MetaOptimizer):
             self.guard.count()
         self.count()
 
+    def rest(self, draw_objective: Draw) -> None:
+        if self.due() and self.objective != "next":
+            draw_objective()
+        self.count()
+
     def certified(self, residual: Tensor) -> None:
         """Takes the residual of a step that a CUDA graph has made."""
         self.guard.note(Certificate(residual, tolerance(self.problem)))

@@ -28,10 +28,12 @@ class StackedDescent(MetaDescent):
 
     Args:
         members: each over views of its part of the stacked meta-parameters.
+        problems: theirs; the meta-parameters of one that descends the task loss are at rest.
     """
 
-    def __init__(self, members: Sequence[MetaDescent]) -> None:
+    def __init__(self, members: Sequence[MetaDescent], problems: Sequence[Problem]) -> None:
         self._members = members
+        self._problems = problems
 
     def look(self, problem: Problem, batch: StepBatch) -> None:
         """None of them asks for anything: `refuse_unstackable`."""
@@ -54,7 +56,10 @@ class StackedDescent(MetaDescent):
             own = Hypergradient(found.learned_loss[i], found.task_loss[i], gradients, None)
             if residual is not None and found.certificate is not None:
                 own.certificate = replace(found.certificate, residual=residual[i])
-            member.move(own, gradients, usable[i])
+            if not self._problems[i].by_task_loss:
+                member.move(own, gradients, usable[i])
+            else:
+                usable[i] = True  # its meta-gradient is left, and not for a fault
         return MetaStep(found.learned_loss, found.task_loss, norm, ~usable, residual)
 
     def branch(self) -> Hashable | None:
@@ -140,13 +145,21 @@ class StackedMetaOptimizer(MetaOptimizer):
         lead.meta = MetaParameters(self._stacked, lead.learn)
         lead.guard = copy.copy(lead.guard)
         lead.guard.trained = None  # the stack calls its parameters otherwise
-        lead.meta_descent = StackedDescent([member.meta_descent for member in self._members])
+        lead.meta_descent = StackedDescent(
+            [member.meta_descent for member in self._members], self._problems
+        )
 
     def step(self, draw_train: Draw, draw_objective: Draw) -> MetaStep:
         result = self._lead.step(draw_train, draw_objective)
-        for member in self._members:
-            member.passed()
+        self._count()
         return result
+
+    def _count(self) -> None:
+        for member, problem in zip(self._members, self._problems, strict=True):
+            if problem.by_task_loss:
+                member.count()  # its meta-parameters rest, as in `rest`
+            else:
+                member.passed()
 
     def branch(self) -> Hashable | None:
         """See `ByGradient.branch`."""
@@ -155,8 +168,7 @@ class StackedMetaOptimizer(MetaOptimizer):
     def replayed(self) -> None:
         """See `ByGradient.replayed`."""
         self._lead.replayed()
-        for member in self._members:
-            member.passed()
+        self._count()
 
     def certified(self, residual: Tensor) -> None:
         """See `ByGradient.certified`."""
