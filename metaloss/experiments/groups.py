@@ -83,6 +83,11 @@ class Group:
         return {status: counts[status] for status in STATUSES[1:] if counts[status]}
 
     @property
+    def fallen_back(self) -> int:
+        """How many finished runs made base steps on the task loss, in place of an unhealthy one."""
+        return sum(bool(run.result.get("steps_by_task_loss")) for run in self.finished)
+
+    @property
     def metric(self) -> str | None:
         """The word for what is measured, "mse" or "error_rate"; None before any evaluation."""
         return next((run.metric for run in self.runs if run.metric is not None), None)

@@ -7,6 +7,7 @@ import pytest
 from metaloss.errors import ConfigError, RunFolderError
 from metaloss.experiments import records, settings
 from metaloss.experiments.groups import group
+from metaloss.experiments.reports.tables import outcome
 from metaloss.experiments.settings import NOT_SET
 from tests.small_runs import write_run
 
@@ -167,7 +168,18 @@ def test_only_runs_of_one_configuration_are_averaged(tmp_path):
         (3, 1.01, 1)
     )
     assert full.failures == {"diverged": 1}
+    assert outcome(full) == "1.0100±1.0000 (3; 1 diverged)"
     assert short.tests == {0: 0.5, 1: 0.5}
+
+
+def test_a_mean_says_which_of_its_runs_fell_back_on_the_task_loss(tmp_path):
+    for seed in range(3):
+        run = write_run(tmp_path / f"run{seed}", BASELINE, seed=seed, test=0.5)
+        found = json.loads((run / "result.json").read_text())
+        found["steps_by_task_loss"] = 40 * (seed > 0)
+        (run / "result.json").write_text(json.dumps(found))
+    ((full,), _) = group(records.read([tmp_path]).runs)
+    assert outcome(full) == ".5000±.0000 (3; 2 in part by the task loss)"
 
 
 def test_of_two_runs_of_a_seed_the_finished_then_the_newer_one_counts(tmp_path):

@@ -97,13 +97,18 @@ def plus_minus(value: Summary | Value) -> str:
 
 
 def outcome(group: Group | None) -> str:
-    """`.0091±.0004 (9; 1 diverged)`: the mean over seeds, n, and the runs without a number."""
+    """`.0091±.0004 (9; 1 diverged)`: the mean over seeds, n, and runs that need a word.
+
+    These have no number, or made base steps on the task loss where their learned loss was not well.
+    """
     if group is None:
         return NOT_RUN
-    failures = ", ".join(f"{count} {status}" for status, count in group.failures.items())
+    words = [f"{count} {status}" for status, count in group.failures.items()]
+    if group.fallen_back:
+        words.append(f"{group.fallen_back} in part by the task loss")
     if group.summary is None:
-        return failures
-    return f"{plus_minus(group.summary)} ({group.summary.n}{'; ' * bool(failures)}{failures})"
+        return ", ".join(words)
+    return f"{plus_minus(group.summary)} ({group.summary.n}{'; ' * bool(words)}{', '.join(words)})"
 
 
 def comparison_cells(comparison: Comparison) -> tuple[Cell, ...]:
