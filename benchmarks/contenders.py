@@ -71,9 +71,17 @@ def adalfl(
     return _learner(model, loss, task_loss, online, recorded, tabulate)
 
 
-def base_step(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
+def base_step(
+    model: nn.Module,
+    loss: nn.Module,
+    task_loss: TaskLoss,
+    *,
+    engine: str = "auto",
+    tabulate: Tabulate = "auto",
+) -> Step:
     """A step on the learned loss that no meta-step follows."""
-    return _learner(model, loss, task_loss, OnlineOneStep(META_LR, stop=0))
+    online = OnlineOneStep(META_LR, stop=0, engine=engine)
+    return _learner(model, loss, task_loss, online, tabulate=tabulate)
 
 
 def recorded_baseline(model: nn.Module, loss: nn.Module, task_loss: TaskLoss) -> Step:
@@ -264,6 +272,8 @@ _PEERS = {
 CONTENDERS: dict[str, Contender] = {
     "baseline": Contender(baseline),
     "base_step": Contender(base_step),
+    "base_step_from_a_table": Contender(partial(base_step, tabulate="always")),
+    "base_step_compiled": Contender(partial(base_step, engine="compiled"), counted=False),
     "exact": Contender(partial(adalfl, engine="exact")),
     "exact_next": Contender(partial(adalfl, engine="exact", objective="next")),
     "exact_every_pair": Contender(partial(adalfl, engine="exact", tabulate="never")),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
+from metaloss import links
 from metaloss.base_optimizers.base import update_of
 from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, Hypergradient
 from metaloss.engines.exact import Exact
@@ -25,6 +26,7 @@ from metaloss.problem.forward_mode import Watch
 from metaloss.problem.meta_parameters import MetaParameters
 from metaloss.problem.problem import Problem
 from metaloss.problem.refusals import refuse_hooks
+from metaloss.problem.tables import Certified
 
 #: How many kinds of steps an engine compiles, each for seconds: of batches of other shapes.
 MOST_KINDS = 8
@@ -40,11 +42,15 @@ class CompiledStep:
         given: finds these.
         run: the function.
         constants: other tensors that it reads, as no module has them by name, and their versions.
+        rows: of the shape of the model's outputs, without memory; None: no table serves them.
+        table: by which it reads the learned loss; None: by none.
     """
 
     given: Given
     run: Callable[..., Sequence[Any]]
     constants: Sequence[tuple[Tensor, int]]
+    rows: Tensor | None
+    table: Certified | None
 
     def holds(self) -> bool:
         """Whether these are as they were: a compiler may write small ones out as numbers."""
@@ -119,8 +125,14 @@ class Compiled(CertifiedEngine):
             self._followed, self._steps = problem.followed, {}
         changes = problem.surroundings.changes()
         kind = (meta, len(train), _kind(problem, [train[0], *objective]), changes)
-        if (made := self._steps.get(kind)) is not None and not made.holds():
-            self._steps[kind, made.run] = self._steps.pop(kind)  # it counts: see MOST_KINDS
+        if (made := self._steps.get(kind)) is not None:
+            table = _table(problem, made.rows, meta is not None)
+            if not made.holds():
+                self._steps[kind, made.run] = self._steps.pop(kind)  # it counts: see MOST_KINDS
+            elif table != made.table:  # φ has come to ask for another one, and may go back
+                self._steps[kind, made.table] = self._steps.pop(kind)
+                if (kind, table) in self._steps:
+                    self._steps[kind] = self._steps.pop((kind, table))
         if kind not in self._steps:
             self._steps[kind] = self._made(problem, meta, train, objective)
         step = self._steps[kind]
@@ -152,13 +164,15 @@ class Compiled(CertifiedEngine):
                 raise UnsupportedModelError(f"there are more than {MOST_KINDS} kinds of steps")
             _require_supported(problem, meta, train, objective)
             with snapshot.on_trial(problem, train[0]):
+                rows = _rows(problem, train[0])
+                table = _table(problem, rows, meta is not None)
                 used = _try(problem, train[0], objective)
                 given = Given(problem, {} if meta is None else meta.named_phi, used)
-                traced = trace(problem, given, train[0], *objective)
+                traced = trace(problem, given, table, train[0], *objective)
                 parts = given(train[0], *objective)
                 tensors = [tensor for part in parts for tensor in part]
                 run = traced if self.compiler == "none" else _compile(traced, tensors)
-                return CompiledStep(given, run, _constants(traced))
+                return CompiledStep(given, run, _constants(traced), rows, table)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -185,6 +199,24 @@ def _kind(problem: Problem, batches: Sequence[StepBatch]) -> Any:
     ]
     modes = problem.model.training, problem.autocast, parameter.dtype, parameter.device
     return tuple(parts), modes, traced_step.branches(problem.optimizer)
+
+
+def _rows(problem: Problem, batch: StepBatch) -> Tensor | None:
+    """Of the shape [rows, C] of the model's outputs, without memory; None: no table serves them."""
+    inputs, labels = batch
+    with torch.no_grad():
+        outputs = problem.forward(inputs)
+    classes = None
+    if problem.tables.asked(outputs):
+        classes = links.classes(problem.link, outputs, labels)
+    return None if classes is None else outputs.new_zeros(()).expand(classes.rows(outputs).shape)
+
+
+def _table(problem: Problem, rows: Tensor | None, graph: bool) -> Certified | None:
+    """The table that the learned loss is read by at the present φ; None: by none."""
+    found = None if rows is None else problem.tables.serving(rows, graph)
+    # The polynomial near 0 saves calls of kernels, which are fused here, and is no fixed graph.
+    return None if found is None else replace(found, head=0)
 
 
 def _constants(graph: fx.GraphModule) -> list[tuple[Tensor, int]]:

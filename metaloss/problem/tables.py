@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,18 @@ class Certified:
     head: int  #: degree of the polynomial near 0; 0: cells all the way
 
 
+class Pairs(Protocol):
+    """What a table asks of a loss."""
+
+    def pair_losses(self, prediction: Tensor, target: Tensor, outputs: int) -> Tensor:
+        """See `Representation.pair_losses`."""
+
+
 @dataclass
 class Reading:
     """A table at one φ, and the slopes at its nodes, [L · nodes], with a graph to φ if asked."""
 
-    loss: Representation
+    loss: Pairs
     table: Table
     slopes: Tensor
     own: bool
@@ -97,11 +104,7 @@ class Tables:
         """
         if not self._may_serve(rows, graph):
             return None
-        version = self._version()
-        if version != self._counted:
-            self._look_again(graph)
-            self._counted = version
-            self._kept.clear()
+        self._count(graph)
         key = (rows.shape[1], rows.dtype, rows.device, rows.numel() >= MANY)
         kept = self._kept.get(key)
         if kept is not None and not graph:
@@ -111,6 +114,18 @@ class Tables:
             return None
         self._kept[key] = replace(reading, slopes=reading.slopes.detach())
         return reading if graph else self._kept[key]
+
+    def serving(self, rows: Tensor, graph: bool) -> Certified | None:
+        """What the table is that `reading` gives.
+
+        Args:
+            rows, graph: see `reading`.
+        """
+        if not self._may_serve(rows, graph):
+            return None
+        self._count(graph)
+        found = self._certificate(rows.shape[1], rows.dtype)
+        return found if self._pays(rows, found, graph) else None
 
     def glance(self, rows: Tensor) -> Reading | None:
         """A table for a look on the side, by the certificate at hand; nothing of it remains.
@@ -135,26 +150,27 @@ class Tables:
         """For each node of a table, from which on it pays."""
         return (PAYS if graph else PAYS_AT_ONCE) * len(LABELS) if self.tabulate == "auto" else 0
 
+    def _pays(self, rows: Tensor, found: Certified, graph: bool) -> bool:
+        """Whether there is a table by a certificate, and it pays for such a batch."""
+        grid = _grid_of(rows, found)
+        return found.panels > 0 and rows.numel() >= self._least_pairs(graph) * grid.nodes
+
     def _made_of(self, rows: Tensor, found: Certified, graph: bool) -> Reading | None:
         """The table of a certificate at the present φ; None where there is none that pays."""
         assert self.loss is not None
-        pairs, outputs = rows.numel(), rows.shape[1]
-        grid = _grid(found.panels, rows.dtype, pairs >= MANY, found.head)
-        if found.panels == 0 or pairs < self._least_pairs(graph) * grid.nodes:
-            return None
-        labels = LABELS if found.own else LABELS[:1]
-        values, slopes = _evaluate(
-            self.loss, *_pairs(grid, labels, rows.dtype, rows.device), outputs, graph
-        )
-        shape = (len(labels), grid.nodes)
-        table = Table(grid, values.view(shape), slopes.detach().view(shape))
-        # Nearly all of a softmax over many classes is near 0; a GPU would have to wait to know.
-        head = found.head > 0 and rows.device.type == "cpu" and outputs > 4 / HEAD
-        return Reading(self.loss, table, slopes, found.own, head)
+        return make(self.loss, rows, found, graph) if self._pays(rows, found, graph) else None
 
     def _version(self) -> Any:
         """Changes with φ, and with all else that the loss is made of."""
         return tuple((t.data_ptr(), t._version) for t in self._tensors)
+
+    def _count(self, graph: bool) -> None:
+        """Counts a φ that has not been seen yet."""
+        version = self._version()
+        if version != self._counted:
+            self._look_again(graph)
+            self._counted = version
+            self._kept.clear()
 
     def _look_again(self, graph: bool) -> None:
         """Drops the certificates where φ has moved far from where they were made.
@@ -210,6 +226,25 @@ class Tables:
         self._made = state["made"]
         for outputs, dtype, *found in state["certified"]:
             self._certified[outputs, getattr(torch, dtype)] = Certified(*found)
+
+
+def make(loss: Pairs, rows: Tensor, found: Certified, graph: bool) -> Reading:
+    """The table of a certificate, for a batch.
+
+    Args:
+        loss: what it was certified for, or the same at another φ near.
+        rows: see `Tables.reading`.
+        found: there is a table by it.
+        graph: whether φ is to be learned through it.
+    """
+    grid, outputs = _grid_of(rows, found), rows.shape[1]
+    labels = LABELS if found.own else LABELS[:1]
+    values, slopes = _evaluate(loss, *_pairs(grid, labels, rows.dtype, rows.device), outputs, graph)
+    shape = (len(labels), grid.nodes)
+    table = Table(grid, values.view(shape), slopes.detach().view(shape))
+    # Nearly all of a softmax over many classes is near 0; a GPU would have to wait to know.
+    head = found.head > 0 and rows.device.type == "cpu" and outputs > 4 / HEAD
+    return Reading(loss, table, slopes, found.own, head)
 
 
 def certificate(loss: Representation, outputs: int, dtype: torch.dtype) -> Certified:
@@ -301,6 +336,10 @@ def _grid(panels: int, dtype: torch.dtype, many: bool, head: int) -> Grid:
     return Grid(panels, 1, panels << 11, head) if many else Grid(panels, 2, panels << 8, head)
 
 
+def _grid_of(rows: Tensor, found: Certified) -> Grid:
+    return _grid(found.panels, rows.dtype, rows.numel() >= MANY, found.head)
+
+
 @functools.lru_cache(maxsize=8)
 def _pairs(
     grid: Grid, labels: tuple[float, ...], dtype: torch.dtype, device: torch.device
@@ -311,7 +350,7 @@ def _pairs(
 
 
 def _evaluate(
-    loss: Representation, prediction: Tensor, target: Tensor, outputs: int, graph: bool
+    loss: Pairs, prediction: Tensor, target: Tensor, outputs: int, graph: bool
 ) -> tuple[Tensor, Tensor]:
     """ℓ and ∂ℓ/∂f of pairs, [N]; the second with a graph to φ, if asked."""
     prediction = prediction.detach().requires_grad_()

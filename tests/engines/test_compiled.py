@@ -21,6 +21,7 @@ from metaloss import BACKBONES, ENGINES, RATES, REPRESENTATIONS, AdaLFL, ClipNor
 from metaloss.engines import compiled
 from metaloss.meta_optimizers.online_one_step import OnlineOneStep
 from metaloss.problem.batches import Batch
+from metaloss.problem.tables import Certified, Tables
 from tests.helpers import thinned
 
 
@@ -172,6 +173,7 @@ SETTINGS = {
     "some of φ": {"online": {"learn": ("layers.1.*",)}},
     "start and stop": {"online": {"start": 1, "stop": 3}},
     "a task loss that looks at θ": {"task_loss": regularised},
+    "read from a table": {"tabulate": "always"},
     "another task loss": {"task_loss": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1)},
 }
 #: Each case traces several kinds of steps; these trace the most of them.
@@ -215,6 +217,43 @@ def test_a_step_of_another_shape_is_recorded_anew(monkeypatch):
     assert len(caught) == 1
 
 
+def many(count: int) -> list[Batch]:
+    """Batches of 200 classes: of more, the exact engine has a polynomial beside the table."""
+    return [(x, torch.randint(200, (7,))) for x, _ in batches(count)]
+
+
+@pytest.mark.parametrize("tabulate", ["never", "always"])
+def test_a_table_has_the_loss_recorded_at_its_nodes_alone(tabulate):
+    """At each of the 1400 pairs, or at 2 x 64 nodes and more, as the certificate asks for."""
+    torch.manual_seed(0)
+    engine, loss, given = ENGINES["compiled"]("none"), LOSSES["nn"](), many(6)
+    ours, exact = both(engine, nn.Linear(6, 200), loss, given, tabulate=tabulate)
+    assert_close(ours, exact)
+    (step,) = engine._steps.values()
+    widths = {
+        node.meta["tensor_meta"].shape[-1]
+        for node in step.run.graph.nodes
+        if node.target is torch.ops.aten.sigmoid.default
+    }
+    if tabulate == "never":
+        assert step.table is None and widths == {1400}
+    else:
+        assert widths == {2 * 16 * step.table.panels} and step.table.own
+
+
+def test_each_table_is_recorded_once(monkeypatch):
+    """φ has come to ask for more nodes, and then for the former ones again."""
+    torch.manual_seed(0)
+    engine, asked = ENGINES["compiled"]("none"), iter([8, 8, 16, 16, 8, 16])
+    traced, trace = [], compiled.trace
+    monkeypatch.setattr(compiled, "trace", lambda *given: traced.append(given[2]) or trace(*given))
+    monkeypatch.setattr(Tables, "serving", lambda *given: Certified(next(asked), own=True, head=5))
+    ours, exact = both(engine, mlp(), LOSSES["nn"](), batches(10), tabulate="always")
+    assert_close(ours, exact, 1e-9)  # which has the certificate's own table
+    assert [table.panels for table in traced] == [8, 16]
+    assert len(engine._steps) == 2
+
+
 class WithUnused(nn.Sequential):
     """Holds a layer that has no part in the outputs."""
 
@@ -232,8 +271,9 @@ def test_a_parameter_without_a_gradient_gets_no_momentum():
     assert_close(ours, exact)  # which takes as many momenta
 
 
+@pytest.mark.parametrize("tabulate", ["never", "always"])
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 3])
-def test_it_goes_on_bit_for_bit(every):
+def test_it_goes_on_bit_for_bit(every, tabulate):
     """Also with base steps, before which no meta-step has been made since."""
 
     def learner() -> AdaLFL:
@@ -241,7 +281,7 @@ def test_it_goes_on_bit_for_bit(every):
         model = mlp()
         optimizer = torch.optim.SGD(model.parameters(), 0.1, **SGD)
         online = OnlineOneStep(1e-2, every, engine=ENGINES["compiled"]("none"))
-        return AdaLFL(model, optimizer, LOSSES["nn"](), adaptation=online)
+        return AdaLFL(model, optimizer, LOSSES["nn"](), adaptation=online, tabulate=tabulate)
 
     given, one, other = batches(12), learner(), learner()
     for k in range(0, 8, 2):

@@ -24,7 +24,9 @@ from metaloss.engines.parts.certificate import adjoint_residual, product
 from metaloss.errors import UnsupportedModelError
 from metaloss.problem.forward_mode import ForwardMode, KeepPrimals
 from metaloss.problem.problem import Problem
-from metaloss.problem.vectors import Vector, gradient
+from metaloss.problem.slopes import Slope, TabulatedSlope, WholeSlope
+from metaloss.problem.tables import Certified, make
+from metaloss.problem.vectors import Vector
 
 
 class Given:
@@ -74,10 +76,39 @@ def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[
     return {f"{path}{dot}{name}": (module.get_submodule(path), name) for path, dot, name in paths}
 
 
-def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
+class OfPairs(nn.Module):
+    """What a table asks of a learned loss, with other tensors in the place of the loss's own.
+
+    Args:
+        loss: the loss.
+        named: the tensors, by the names of its own.
+    """
+
+    def __init__(self, loss: nn.Module, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+        self._named = {f"loss.{name}": tensor for name, tensor in named.items()}
+
+    def pair_losses(self, prediction: Tensor, target: Tensor, outputs: int) -> Tensor:
+        """See `Representation.pair_losses`."""
+        losses: Tensor = functional_call(self, self._named, (prediction, target, outputs))
+        return losses
+
+    def forward(self, *given: Any) -> Tensor:
+        losses: Tensor = self.loss.pair_losses(*given)  # type: ignore[operator]
+        return losses
+
+
+def trace(problem: Problem, given: Given, table: Certified | None, *batches: Any) -> fx.GraphModule:
     """Records a base step on the first batch, and with a second one the meta-step through it.
 
     Nothing moves while it is recorded.
+
+    Args:
+        problem: as it is when the step is made.
+        given: finds the tensors.
+        table: by which the learned loss is read; None: it is evaluated at each pair.
+        batches: one, or two.
 
     Returns:
         A function of all tensors in `given(*batches)`, one after the other, which moves θ and the
@@ -95,6 +126,15 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
         named = dict(zip(problem.theta_names, theta, strict=True))
         return problem.replaced(named | dict(zip(given.of_model, constants, strict=True)), None)
 
+    def slope_at(f: Tensor, y: Tensor, named: dict[str, Tensor], graph: bool) -> Slope:
+        classes = None if table is None else links.classes(problem.link, f, y)
+        if table is not None and classes is not None:
+            reading = make(OfPairs(learned_loss, named), classes.rows(f), table, graph)
+            return TabulatedSlope(reading, classes, f, 1.0, graph)
+        prediction, target, *weights = problem.link(f.requires_grad_(), y)
+        loss = links.mean(functional_call(learned_loss, named, (prediction, target)), *weights)
+        return WholeSlope(loss, f, [], graph)
+
     def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:
         theta, sgd, phi, of_model, of_loss, (x, y), *objective = parts
         before, phi, primals = _leaves(theta), _leaves(phi), KeepPrimals()
@@ -102,14 +142,12 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
         with torch.enable_grad(), at(before, of_model):
             with primals:
                 f = problem.forward(x)
-            free = f.detach().requires_grad_()
-            prediction, target, *weights = problem.link(free, y)
-            loss = links.mean(functional_call(learned_loss, named, (prediction, target)), *weights)
-            (slope,) = torch.autograd.grad(loss, free, create_graph=True, materialize_grads=True)
-            g = torch.autograd.grad(f, before, slope.detach(), allow_unused=True)
+            slope = slope_at(f.detach(), y, named, graph=bool(objective))
+            along = slope.hand_out(keep=True)
+            g = torch.autograd.grad(f, before, along, allow_unused=True)
         moved = given.sgd.step(theta, g, sgd)
         if not objective:
-            return [loss.detach()], moved
+            return [slope.loss], moved
         ((valid_x, valid_y),) = objective
         after = _leaves(moved[: len(theta)])
         with torch.enable_grad(), at(after, of_model):  # which checkpoints are run again in too
@@ -123,11 +161,11 @@ def trace(problem: Problem, given: Given, *batches: Any) -> fx.GraphModule:
             ):
                 t = forward_ad.unpack_dual(problem.forward(x)).tangent
             u = None if t is None else given.sgd.scale(sgd) * t
-            phi_bar = gradient([slope], phi, [u])
+            phi_bar = slope.pullback(phi, u, ())
         residual = adjoint_residual(
-            problem, product(problem, g, v), product(problem, [slope], [t]), len(y)
+            problem, product(problem, g, v), product(problem, [along], [t]), len(y)
         )
-        return [loss.detach(), task.detach(), residual, *phi_bar], moved
+        return [slope.loss, task.detach(), residual, *phi_bar], moved
 
     parts = given(*batches)
     sizes = [len(part) for part in parts]
