@@ -39,9 +39,9 @@ class LogitDifference(ByIdentity):
     base step at a time.
 
     Args:
-        relative_step: ‖εu‖ / ‖θ‖; None takes a thirtieth of the cube root of the floating-point
-            type's resolution (1.6e-4 in float32). The cube root itself would balance the two errors
-            if f changed over the length of θ; networks change over much less of it.
+        relative_step: ‖εu‖ / ‖θ‖; None takes a thirtieth of the cube root of the resolution of the
+            passes' floating-point type (1.6e-4 in float32). The cube root itself would balance the
+            two errors if f changed over the length of θ; networks change over much less of it.
     """
 
     of_shards = True
@@ -110,7 +110,7 @@ class TwoSteps:
         if t is not None:
             dtype = step.taken.theta_before[0].dtype
             self._most = MOST_APART_IN_FLOAT64 if dtype is torch.float64 else MOST_APART
-            near = self._relative_step or default_step(dtype)
+            near = self._relative_step or default_step(problem.precision)
             far = central_difference(problem, step, part, u, 2 * near, tangent_alone=True)[1]
             assert far is not None
             self._apart.append((t - far).double().square().sum())
@@ -159,7 +159,7 @@ def central_difference(
     directions = [direction for direction in u if direction is not None]
     size = _length(problem, directions)
     if relative_step is None:
-        relative_step = default_step(theta[0].dtype)
+        relative_step = default_step(problem.precision)
     epsilon = relative_step * _length(problem, theta) / size
     epsilon = torch.where(size > 0, epsilon, 1.0)  # u = 0 has the derivative 0
 

@@ -15,8 +15,10 @@ from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, H
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
 from metaloss.engines.parts.linearity import (
     CAUSE,
+    OF_CURVATURE,
     WORDS,
     Beside,
+    curvature_residual,
     derivative_residual,
     with_transform,
     worst,
@@ -81,7 +83,7 @@ class Sweep(CertifiedEngine):
         certificates: list[Certificate] = []
         while steps:  # popped: a step's memory is free before the next one is run again
             v, state_bar, phi_share, alpha_share = _back(
-                problem, meta, steps.pop(), v, state_bar, certificates
+                problem, meta, steps.pop(), v, state_bar, certificates, bool(steps)
             )
             phi_bar = add(phi_bar, phi_share)
             (alpha_bar,) = add([alpha_bar], [alpha_share])
@@ -127,12 +129,16 @@ def _back(
     v: Vector,
     state_bar: list[dict[str, Tensor]],
     certificates: list[Certificate],
+    before: bool,
 ) -> tuple[list[Tensor | None], list[dict[str, Tensor]], list[Tensor | None], Tensor | None]:
     """From the cotangents of θ_{k+1}, s_{k+1} to those of θ_k, s_k, and the shares of φ, α.
 
     What certifies it comes to `certificates`, if g was kept for it: that the step which is run
     again has the gradient of the one that was made, and that its double backward pass is the
     derivative.
+
+    Args:
+        before: whether a step comes before it, so that it matters how g moves with θ.
     """
     certify = bool(step.gradient.g) and all(part.graph is None for part in step.gradient.passes)
     again: list[Tensor | None] = [None] * len(problem.theta)
@@ -171,6 +177,18 @@ def _back(
                 problem, made, grad_bar, beside.slope, bars[-1], again_at, step.gradient.weight
             )
             certificates.append(Certificate(derived, bound, WORDS, CAUSE))
+            if before and (beside.own or problem.hooked):
+                at = partial(_elsewhere, problem, part)
+                curved = curvature_residual(
+                    problem,
+                    theta,
+                    made,
+                    grad_bar,
+                    bars[: len(theta)],
+                    at,
+                    step.gradient.weight,
+                )
+                certificates.append(Certificate(curved, bound, OF_CURVATURE, CAUSE))
     if certify:
         repeated = Certificate(repeat_residual(problem, step.gradient, again), bound)
         certificates.append(with_transform(problem, step.gradient.g, after, repeated))
@@ -179,8 +197,13 @@ def _back(
     return add(theta_bar, direct), state_bar, phi_share, alpha_bar
 
 
-def _once_more(problem: Problem, part: Pass, theta: list[Tensor], beside: Beside) -> Vector:
-    """A pass's share of g, from a slope to which something is added."""
+def _once_more(problem: Problem, part: Pass, theta: list[Tensor], beside: Beside | None) -> Vector:
+    """A pass's share of g, from a slope to which something may be added."""
     named = dict(zip(problem.theta_names, theta, strict=True))
     with problem.again(named, part):
         return problem.graph(theta, part.batch, part.share, beside)[1]
+
+
+def _elsewhere(problem: Problem, part: Pass, theta: Sequence[Tensor]) -> Vector:
+    """A pass's share of g at another θ."""
+    return _once_more(problem, part, [p.requires_grad_() for p in theta], None)

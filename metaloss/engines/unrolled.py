@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +14,13 @@ from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, H
 from metaloss.engines.parts.certificate import tolerance
 from metaloss.engines.parts.linearity import (
     CAUSE,
+    OF_CURVATURE,
     WORDS,
     Beside,
+    curvature_residual,
     derivative_residual,
     with_transform,
+    worst,
 )
 from metaloss.machine import distributed, seeding
 from metaloss.problem import replicas
@@ -80,7 +84,7 @@ class Unrolled(CertifiedEngine):
         certificate = None
         with refusing_single_backward():
             if last is not None:
-                certificate = last.certificate(taken, v, problem.weight(train[-1]))
+                certificate = last.certificate(taken, v, problem.weight(train[-1]), len(train) > 1)
             bars = gradient(theta, leaves, v)
         bars = distributed.mean(bars, leaves, 1)
         alpha_bar = None if alpha is None else bars.pop()
@@ -108,11 +112,15 @@ class Last:
             self.passes = [Pass(parts(batch)[0], None, None, KeepPrimals(), *kept)]
 
     def certificate(
-        self, taken: TakenStep, v: Vector, weight: float | Tensor
+        self, taken: TakenStep, v: Vector, weight: float | Tensor, several: bool
     ) -> Certificate | None:
         """Of the step that was taken, given v; None where it is not a single pass.
 
         Comes before the graph of θ' is gone.
+
+        Args:
+            weight: of this process's rows.
+            several: whether steps come before it, so that it matters how g moves with θ.
         """
         if not self.passes:
             return None
@@ -123,11 +131,27 @@ class Last:
         (t,) = gradient(self.grads, [self.beside.leaf], u, retain_graph=True)
         residual = derivative_residual(problem, g, u, self.beside.slope, t, self._again, weight)
         certificate = Certificate(residual, tolerance(problem), WORDS, CAUSE)
+        if several and (self.beside.own or problem.hooked):
+            found = gradient(self.grads, self._theta, u, retain_graph=True)
+            curved = curvature_residual(
+                problem,
+                self._theta,
+                g,
+                u,
+                found,
+                partial(self._pass, None),
+                weight,
+            )
+            another = Certificate(curved, certificate.tolerance, OF_CURVATURE, CAUSE)
+            certificate = worst([certificate, another])
         return with_transform(problem, g, u, certificate)
 
     def _again(self, beside: Beside) -> Vector:
+        return self._pass(beside, self._theta)
+
+    def _pass(self, beside: Beside | None, theta: Sequence[Tensor]) -> Vector:
         (part,) = self.passes
-        theta = [p.detach().requires_grad_() for p in self._theta]
+        theta = [p.detach().requires_grad_() for p in theta]
         named = dict(zip(self._problem.theta_names, theta, strict=True))
         with self._problem.again(named, part):
             return self._problem.graph(theta, part.batch, None, beside)[1]

@@ -37,6 +37,7 @@ from metaloss.problem.double_backward import DoubleBackward
 from metaloss.problem.followed import Followed, follow
 from metaloss.problem.forward_mode import KeepPrimals
 from metaloss.problem.gradient_transform import GradientTransform, Transformed
+from metaloss.problem.graph import dtypes
 from metaloss.problem.refusals import (
     refuse_aliases,
     refuse_failing_in_exchange,
@@ -298,13 +299,14 @@ class Problem:
             [self.link, self.outputs, self.gradient_transform],
         )
         self._looks_at_theta = False
+        self.hooked = False  # whether a pass was seen to register a hook on a tensor
         self._known: set[Any] = set()  # what passes did whose steps had a certificate
         kinds = {p.dtype for p in self.model.parameters() if p.dtype in PRECISIONS}
         self._precision = max(kinds, key=PRECISIONS.index, default=torch.float32)
 
     @property
     def precision(self) -> torch.dtype:
-        """The lowest one that a pass of the model computes in, as far as its parameters say it."""
+        """The lowest one that a pass of the model computes in, as its parameters and a pass say."""
         return self.autocast or self._precision
 
     def probe(self, batch: StepBatch) -> bool:
@@ -350,13 +352,17 @@ class Problem:
                 refusing_reentrant_checkpoints(),
                 self.replaced(named, None),
             ):
-                with refusing_gradient_reads(both):
+                with refusing_gradient_reads(both) as watch:
                     outputs = self.forward(inputs)
+                self.hooked |= watch.hooked
                 refuse_written_inputs(given)
                 if self.shards is None:
                     refuse_touched(self.theta_names, self.theta, leaves)
                     refuse_moved(named, dict(self.model.named_parameters(remove_duplicate=False)))
                 refuse_no_graph(outputs)
+                # As by a cast within the model; what parts compute in float32 is known as float64.
+                low = dtypes(outputs) & {torch.float16, torch.bfloat16}
+                self._precision = max({self._precision, *low}, key=PRECISIONS.index)
                 slope, direct = self._look_at_pairs(outputs.detach(), labels, both)
                 if self.shards is None:
                     # A reentrant checkpoint shows in its backward pass.

@@ -75,8 +75,8 @@ def refusing_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def refusing_gradient_reads(trained: Iterable[Tensor]) -> Iterator[None]:
-    """Within it belongs a forward pass of the model.
+def refusing_gradient_reads(trained: Iterable[Tensor]) -> Iterator[Watch]:
+    """Within it belongs a forward pass of the model. Gives what has watched it.
 
     Args:
         trained: its parameters; what it does with gradients of its own is its business.
@@ -85,7 +85,7 @@ def refusing_gradient_reads(trained: Iterable[Tensor]) -> Iterator[None]:
         UnsupportedModelError: the model has read the `.grad` of one of them.
     """
     with Watch(trained) as watch:
-        yield
+        yield watch
     if watch.reads_gradients:
         raise UnsupportedModelError(
             "the model reads a `.grad` in its forward pass, which is the engine's and another one "

@@ -217,9 +217,8 @@ class InFunction(Hooked):
 def double_backward_holds(hook, engine, dtype, how=Hooked):
     problem, (train, valid) = small(dtype)
     problem.model.insert(1, how(hook))
-    steps = [train] * (2 if engine == "sweep" else 1)
     found = metaloss.ENGINES[engine]().hypergradient(
-        problem, MetaParameters(problem), steps, lambda: valid, True
+        problem, MetaParameters(problem), [train], lambda: valid, True
     )
     return bool(found.certificate.holds)
 
@@ -249,6 +248,80 @@ def test_a_hooked_model_is_right_or_refused(hook, engine):
         return nn.Sequential(*layers), rows()
 
     assert check_model(make, engine).holds
+
+
+class Saving(torch.autograd.Function):
+    """A function of whose backward pass a derivative, or what else it saved, is a factor."""
+
+    @staticmethod
+    def forward(ctx, x, function, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return ctx.factor(x) * slope, None, None
+
+
+class OwnFunction(nn.Module):
+    def __init__(self, function, factor) -> None:
+        super().__init__()
+        self.arguments = function, factor
+
+    def forward(self, x):
+        return Saving.apply(x, *self.arguments)
+
+
+class MultipliesByActivation(nn.Module):
+    def forward(self, x):
+        if x.requires_grad:
+            x.register_hook(lambda slope: slope * x.detach())
+        return x
+
+
+WRONG_AT_SEVERAL = {
+    "a derivative that it saved": lambda: OwnFunction(
+        lambda x: x**3, lambda x: 3 * x.detach() ** 2
+    ),
+    "an activation by a hook": MultipliesByActivation,
+    "halved by a hook": lambda: Hooked(SOUND["halved"]),  # so is what comes by a second time
+    "reversed": lambda: OwnFunction(lambda x: x.view_as(x), lambda x: -torch.ones_like(x)),
+}
+SOUND_AT_SEVERAL = {
+    "a derivative": lambda: OwnFunction(lambda x: x**3, lambda x: 3 * x**2),
+    "a mask": lambda: OwnFunction(torch.relu, lambda x: (x > 0).to(x)),
+    "looked at by a hook": lambda: Hooked(lambda slope: None),
+}
+
+
+def several_hold(make, engine, dtype, steps=3):
+    problem, (train, valid) = small(dtype)
+    problem.model.insert(1, make())
+    found = metaloss.ENGINES[engine]().hypergradient(
+        problem, MetaParameters(problem), [train] * steps, lambda: valid, True
+    )
+    return bool(found.certificate.holds)
+
+
+of_several = pytest.mark.parametrize("engine", ["exact", "sweep", "unrolled"])
+
+
+@of_several
+@pytest.mark.parametrize("kind", WRONG_AT_SEVERAL)
+def test_curvature_that_a_backward_pass_leaves_out_is_found_where_it_matters(kind, engine):
+    """In one step it does not: how g moves with θ is asked of several alone."""
+    assert not several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float64)
+    if engine == "unrolled":
+        assert several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float64, steps=1)
+
+
+@pytest.mark.parametrize("dtype", [*PLANTED, torch.bfloat16])
+@of_several
+@pytest.mark.parametrize("kind", SOUND_AT_SEVERAL)
+def test_curvature_that_autograd_knows_is_certified(kind, engine, dtype):
+    assert several_hold(SOUND_AT_SEVERAL[kind], engine, dtype)
 
 
 def length(grads):
@@ -823,6 +896,45 @@ class HalfPrecision(nn.Module):
     def forward(self, x):
         x = self.trained(x).to(self.part.weight.dtype)
         return self.head(torch.tanh(self.part(x)).to(self.head.weight.dtype))
+
+
+class CastsByHand(nn.Sequential):
+    """Its parameters are in float32; nothing but its pass says that it computes in less."""
+
+    def __init__(self, cast):
+        super().__init__(nn.Linear(6, 8), nn.Linear(8, 3))
+        self.float()
+        self.cast = cast
+
+    def forward(self, x):
+        first, last = self
+        return last(self.cast(first, x.float()).tanh().float())
+
+
+def under_autocast(layer, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(x)
+
+
+@pytest.mark.parametrize("engine", ["exact", "unrolled", "logit_difference"])
+@pytest.mark.parametrize(
+    "cast",
+    [
+        under_autocast,
+        lambda layer, x: F.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()),
+    ],
+)
+def test_the_precision_of_a_pass_is_seen_where_no_parameter_says_it(cast, engine):
+    torch.manual_seed(0)
+    model = CastsByHand(cast)
+    adaptation = OnlineOneStep(engine=engine, certify_every=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = metaloss.REPRESENTATIONS["nn"]()
+    learner = metaloss.AdaLFL(model, optimizer, loss, F.cross_entropy, adaptation=adaptation)
+    batch, valid = make_batches(2, 16, 6)
+    for _ in range(5):
+        assert not learner.step((batch[0].float(), batch[1]), (valid[0].float(), valid[1])).skipped
+    assert learner.problem.precision is torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

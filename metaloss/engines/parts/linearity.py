@@ -30,6 +30,7 @@ from metaloss.engines.base import Certificate
 from metaloss.engines.parts.certificate import ERRORS, Product, product, tolerance
 from metaloss.machine import distributed, seeding
 from metaloss.problem.gradient_transform import ClipNorm, ClipValue, Transformed
+from metaloss.problem.graph import by_functions
 from metaloss.problem.problem import Problem
 from metaloss.problem.vectors import Vector, gradient
 
@@ -46,6 +47,8 @@ WHY_TRANSFORM = (
     "length or a direction, or computes under torch.no_grad()"
 )
 
+OF_CURVATURE = "what another θ makes of ⟨g, u⟩ and its derivative by double backward"
+
 #: The share of ‖g(m + r) - g(m)‖‖u‖ that a residual is relative to at least. There is no J u to
 #: take the length of, and where the two are next to orthogonal, their product is rounding itself.
 SHARE = 5e-2
@@ -53,6 +56,8 @@ SHARE = 5e-2
 KINKS = 10.0
 #: How much a mean may be off, relative to the size: as much more, but in low precision.
 AT_MOST = 0.1
+#: By what share of their length two quotients of one derivative may differ, to say anything.
+MOST_APART = 0.25
 #: How many more comparisons the mean is of.
 MORE = 3
 
@@ -66,17 +71,20 @@ class Beside:
     Attributes:
         leaf: what is added, once there are outputs.
         slope: what has gone on into the model, without graph; once it has.
+        own: whether the model's pass is by a torch.autograd.Function, as hooks on modules are too.
     """
 
     def __init__(self, added: Tensor | None = None) -> None:
         self._added = added
         self.leaf: Tensor
         self.slope: Tensor | None = None
+        self.own = False
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """The outputs, on whose way back it is added."""
         added = torch.zeros_like(outputs) if self._added is None else self._added
         self.leaf = added.detach().requires_grad_()
+        self.own = by_functions(outputs)
         passed: Tensor = _Beside.apply(outputs, self)  # type: ignore[no-untyped-call]
         return passed
 
@@ -166,6 +174,76 @@ def derivative_residual(
             whole = product(problem, g, u)
             gap = product(problem, [t], [slope]).value - whole.value
             residual = _relative(gap, _size(whole))
+    return distributed.mean_beside([], [], [residual], weight)[1][0]
+
+
+def curvature_residual(
+    problem: Problem,
+    theta: Sequence[Tensor],
+    g: Vector,
+    u: Vector,
+    found: Vector,
+    at: Callable[[Sequence[Tensor]], Vector],
+    weight: float | Tensor,
+) -> Tensor:
+    """∂⟨g, u⟩/∂θ along a direction, as autograd has it, - a quotient of g; of several steps.
+
+    Torch's own operators know their second derivatives. A backward pass of one's own may not: one
+    that multiplies by what its forward pass has saved of a derivative is right in one step, and
+    takes the curvature of the model for 0. And what changes gradients on their way, as a hook or a
+    gradient reversal, changes those of a double backward pass too.
+
+    Kinks make a quotient uncertain by what two of them differ by, and what both sides of one; and
+    what is left of it in each of some directions is the derivative's. That is asked in float64
+    alone: the steps of lower precision cross so many kinks, as of max pooling, that these make a
+    curvature which no derivative has. It waits for the device.
+
+    Args:
+        theta: of the step.
+        g, u, found: over θ; found is what autograd has.
+        at: a pass at another θ -> g there.
+        weight: of this process's rows.
+
+    Returns:
+        A scalar; of a stack [S].
+    """
+    if problem.precision is not torch.float64:
+        return torch.zeros_like(product(problem, g, u).value)
+    step = float(torch.finfo(torch.float64).eps ** (1 / 3)) / 30  # networks are curved
+    bound = tolerance(problem)
+    length = torch.stack(torch._foreach_norm([p.detach() for p in theta])).norm()
+
+    def along(seed: int) -> Tensor:
+        chance = torch.Generator().manual_seed(seed)
+        r = [
+            torch.randn(p.shape, generator=chance).to(p) + (0.0 if bar is None else bar.sign())
+            for p, bar in zip(theta, found, strict=True)
+        ]
+        scale = length / torch.stack(torch._foreach_norm(r)).norm()
+        r = [scale * part for part in r]
+        ends = {
+            by: at([(p + by * d).detach() for p, d in zip(theta, r, strict=True)])
+            for by in (step, -step, 2 * step, -2 * step)
+        }
+
+        def between(more: float, less: float) -> Product:
+            return product(problem, _less(ends[more], ends[less]), u)
+
+        middle, wide = between(step, -step), between(2 * step, -2 * step)
+        sides = product(problem, _less(ends[step], g), u).value
+        size = _size(middle)
+        apart = torch.maximum(
+            _relative(middle.value - wide.value / 2, size),
+            _relative(2 * (2 * sides - middle.value), size),
+        )
+        gap = _relative(2 * step * product(problem, found, r).value - middle.value, size)
+        residual = (gap - 2 * ERRORS * apart).clamp_min(0.0) / KINKS
+        return torch.where(apart < MOST_APART, residual, 0.0)
+
+    residual = along(0)
+    for seed in range(1, MORE + 1):
+        if bool((residual > bound).any()):
+            residual = torch.minimum(residual, along(seed))
     return distributed.mean_beside([], [], [residual], weight)[1][0]
 
 
