@@ -9,12 +9,13 @@ import re
 from functools import cache
 from statistics import mean
 
+import numpy as np
 import pytest
 
 from benchmarks import tables
 from metaloss.experiments import groups, records
 from metaloss.experiments.reports import choice, paper
-from metaloss.experiments.reports.tables import number, plus_minus
+from metaloss.experiments.reports.tables import number, plus_minus, signed
 from metaloss.experiments.statistics import summarize, welch
 from tests.helpers import ROOT
 
@@ -334,3 +335,30 @@ def test_what_is_said_of_the_loss_that_stays_follows():
     assert f"logistic regression, {said}: 0, 1e-6, 1e-5 and 1e-4 are within .0003" in text
     worse = {number(group.tests[1]) for group in found["scale_only"]}
     assert any(f"Under seed 1 that loss is worse ({value})" in text for value in worse)
+
+
+def test_what_is_said_of_the_variance_between_seeds_follows():
+    text = section("docs/results.md", "Where does the variance between seeds come from?")
+    (groups,) = raw("question_variance").values()
+    errors = np.array([[group.tests[seed] for seed in sorted(group.tests)] for group in groups])
+    rows, columns = errors.shape
+    by_row, by_column, mean_of_all = errors.mean(1), errors.mean(0), errors.mean()
+    left = errors - by_row[:, None] - by_column + mean_of_all
+    left = (left**2).sum() / ((rows - 1) * (columns - 1))
+    between = [
+        ((n * of.var(ddof=1) - left) / n) ** 0.5 for of, n in ((by_column, rows), (by_row, columns))
+    ]
+    told = [number(value) for value in (*between, left**0.5)]
+    assert "deviation is {} between the columns, {} between the rows".format(*told) in text
+    assert f"and\n{told[2]} is left" in text
+
+
+def test_what_is_said_of_the_labels_follows():
+    text = section("docs/results.md", "What are the labels of the validation data worth?")
+    (groups,) = raw("question_labels").values()
+    means = {
+        (rate_of(g), g.settings.values["tasks.mnist.valid_fraction"]): g.summary.mean
+        for g in groups
+    }
+    differences = [signed(means[rate, 0.0002] - means[rate, 0.1]) for rate in (0.01, 0.03, 0.1)]
+    assert f"differ by {differences[0]}, {differences[1]} and {differences[2]}" in text
