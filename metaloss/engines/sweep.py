@@ -15,11 +15,10 @@ from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, H
 from metaloss.engines.parts.certificate import repeat_residual, tolerance
 from metaloss.engines.parts.linearity import (
     CAUSE,
-    OF_CURVATURE,
     WORDS,
     Beside,
-    curvature_residual,
     derivative_residual,
+    of_curvature,
     with_transform,
     worst,
 )
@@ -177,18 +176,12 @@ def _back(
                 problem, made, grad_bar, beside.slope, bars[-1], again_at, step.gradient.weight
             )
             certificates.append(Certificate(derived, bound, WORDS, CAUSE))
-            if before and (beside.own or problem.hooked):
+            if before:
                 at = partial(_elsewhere, problem, part)
-                curved = curvature_residual(
-                    problem,
-                    theta,
-                    made,
-                    grad_bar,
-                    bars[: len(theta)],
-                    at,
-                    step.gradient.weight,
-                )
-                certificates.append(Certificate(curved, bound, OF_CURVATURE, CAUSE))
+                found: partial[Vector] = partial(list, bars[: len(theta)])
+                certificates += of_curvature(
+                    problem, beside, theta, made, grad_bar, found, at, step.gradient.weight,
+                )  # fmt: skip
     if certify:
         repeated = Certificate(repeat_residual(problem, step.gradient, again), bound)
         certificates.append(with_transform(problem, step.gradient.g, after, repeated))

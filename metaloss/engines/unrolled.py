@@ -14,11 +14,10 @@ from metaloss.engines.base import ENGINES, Certificate, CertifiedEngine, Draw, H
 from metaloss.engines.parts.certificate import tolerance
 from metaloss.engines.parts.linearity import (
     CAUSE,
-    OF_CURVATURE,
     WORDS,
     Beside,
-    curvature_residual,
     derivative_residual,
+    of_curvature,
     with_transform,
     worst,
 )
@@ -131,19 +130,11 @@ class Last:
         (t,) = gradient(self.grads, [self.beside.leaf], u, retain_graph=True)
         residual = derivative_residual(problem, g, u, self.beside.slope, t, self._again, weight)
         certificate = Certificate(residual, tolerance(problem), WORDS, CAUSE)
-        if several and (self.beside.own or problem.hooked):
-            found = gradient(self.grads, self._theta, u, retain_graph=True)
-            curved = curvature_residual(
-                problem,
-                self._theta,
-                g,
-                u,
-                found,
-                partial(self._pass, None),
-                weight,
-            )
-            another = Certificate(curved, certificate.tolerance, OF_CURVATURE, CAUSE)
-            certificate = worst([certificate, another])
+        if several:
+            found = partial(gradient, self.grads, self._theta, u, retain_graph=True)
+            at = partial(self._pass, None)
+            others = of_curvature(problem, self.beside, self._theta, g, u, found, at, weight)
+            certificate = worst([certificate, *others])
         return with_transform(problem, g, u, certificate)
 
     def _again(self, beside: Beside) -> Vector:

@@ -148,7 +148,7 @@ class Problem:
         self.device = self.theta[0].device
         self.tables = Tables(loss, tabulate)
         self.compiled: Callable[..., Any] | None = None  # see `compile`
-        self._told = False  # whether it was said that two equal passes differ
+        self._told: set[Callable[[], None]] = set()  # what was said of the model
         self.by_task_loss = False  # whether the task loss is descended in place of M_φ
         self.members_by_task_loss: Tensor | None = None  # of a stack, bool [S], which of its own do
         replicas.start_alike([model] if loss is None else [model, loss])
@@ -426,9 +426,14 @@ class Problem:
                         refuse_reading_past()
         finally:
             seeding.set_global_state(random_state, self.device)
-        if not same and not self._told:
-            self._told = True
-            warn_of_other_outputs()
+        if not same:
+            self.tell_once(warn_of_other_outputs)
+
+    def tell_once(self, warn: Callable[[], None]) -> None:
+        """Says something of the model, unless it was said before."""
+        if warn not in self._told:
+            self._told.add(warn)
+            warn()
 
     def _equal(self, one: Tensor, other: Tensor) -> bool:
         """Whether two outputs are the same up to the order in which kernels add."""

@@ -514,6 +514,17 @@ def warn_of_other_outputs() -> None:
     )
 
 
+def warn_of_curvature() -> None:
+    """Warns of a model whose derivatives through several base steps nothing certifies."""
+    warnings.warn(
+        "the model has hooks on activations, or a torch.autograd.Function of its own: one base "
+        "step is certified, but whether autograd has its second derivatives, which several steps "
+        "need, is asked in float64 alone: make some meta-steps of it in float64, or take "
+        "inner_steps = 1",
+        stacklevel=4,
+    )
+
+
 def refuse_hooks(parameters: Iterable[Tensor]) -> None:
     """Raises InputError if a parameter has hooks of its own.
 

@@ -296,8 +296,9 @@ SOUND_AT_SEVERAL = {
 }
 
 
-def several_hold(make, engine, dtype, steps=3):
-    problem, (train, valid) = small(dtype)
+def several_hold(make, engine, dtype, steps=3, problem=None):
+    made, (train, valid) = small(dtype)
+    problem = problem or made
     problem.model.insert(1, make())
     found = metaloss.ENGINES[engine]().hypergradient(
         problem, MetaParameters(problem), [train] * steps, lambda: valid, True
@@ -321,7 +322,23 @@ def test_curvature_that_a_backward_pass_leaves_out_is_found_where_it_matters(kin
 @of_several
 @pytest.mark.parametrize("kind", SOUND_AT_SEVERAL)
 def test_curvature_that_autograd_knows_is_certified(kind, engine, dtype):
-    assert several_hold(SOUND_AT_SEVERAL[kind], engine, dtype)
+    if dtype is torch.float64:
+        assert several_hold(SOUND_AT_SEVERAL[kind], engine, dtype)
+        return
+    with pytest.warns(UserWarning, match="which several steps need, is asked in float64 alone"):
+        assert several_hold(SOUND_AT_SEVERAL[kind], engine, dtype)
+
+
+@of_several
+@pytest.mark.parametrize("kind", WRONG_AT_SEVERAL)
+def test_curvature_that_is_left_out_is_told_of_where_it_is_not_asked(kind, engine):
+    problem, _ = small(torch.float32)
+    with pytest.warns(UserWarning, match="is asked in float64 alone") as told:
+        several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float32, problem=problem)
+        several_hold(lambda: nn.Identity(), engine, torch.float32, problem=problem)
+    assert len(told) == 1
+    several_hold(lambda: nn.Identity(), engine, torch.float32)  # of a plain model nothing
+    several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float32, steps=1)
 
 
 def length(grads):

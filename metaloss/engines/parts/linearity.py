@@ -32,6 +32,7 @@ from metaloss.machine import distributed, seeding
 from metaloss.problem.gradient_transform import ClipNorm, ClipValue, Transformed
 from metaloss.problem.graph import by_functions
 from metaloss.problem.problem import Problem
+from metaloss.problem.refusals import warn_of_curvature
 from metaloss.problem.vectors import Vector, gradient
 
 #: What its certificate compares, for messages.
@@ -177,16 +178,17 @@ def derivative_residual(
     return distributed.mean_beside([], [], [residual], weight)[1][0]
 
 
-def curvature_residual(
+def of_curvature(
     problem: Problem,
+    beside: Beside,
     theta: Sequence[Tensor],
     g: Vector,
     u: Vector,
-    found: Vector,
+    found: Callable[[], Vector],
     at: Callable[[Sequence[Tensor]], Vector],
     weight: float | Tensor,
-) -> Tensor:
-    """∂⟨g, u⟩/∂θ along a direction, as autograd has it, - a quotient of g; of several steps.
+) -> list[Certificate]:
+    """Of several steps: whether autograd's ∂⟨g, u⟩/∂θ is that of quotients of g.
 
     Torch's own operators know their second derivatives. A backward pass of one's own may not: one
     that multiplies by what its forward pass has saved of a derivative is right in one step, and
@@ -196,19 +198,38 @@ def curvature_residual(
     Kinks make a quotient uncertain by what two of them differ by, and what both sides of one; and
     what is left of it in each of some directions is the derivative's. That is asked in float64
     alone: the steps of lower precision cross so many kinks, as of max pooling, that these make a
-    curvature which no derivative has. It waits for the device.
+    curvature which no derivative has. There it is said, once. It waits for the device.
 
     Args:
+        beside: of the pass.
         theta: of the step.
-        g, u, found: over θ; found is what autograd has.
+        g, u: over θ.
+        found: gives what autograd has, likewise.
         at: a pass at another θ -> g there.
         weight: of this process's rows.
 
     Returns:
-        A scalar; of a stack [S].
+        One, where the model has what this is about, else none.
     """
+    if not (beside.own or problem.hooked):
+        return []
     if problem.precision is not torch.float64:
-        return torch.zeros_like(product(problem, g, u).value)
+        problem.tell_once(warn_of_curvature)
+        return []
+    residual = _curvature_residual(problem, theta, g, u, found(), at, weight)
+    return [Certificate(residual, tolerance(problem), OF_CURVATURE, CAUSE)]
+
+
+def _curvature_residual(
+    problem: Problem,
+    theta: Sequence[Tensor],
+    g: Vector,
+    u: Vector,
+    found: Vector,
+    at: Callable[[Sequence[Tensor]], Vector],
+    weight: float | Tensor,
+) -> Tensor:
+    """A scalar; of a stack [S]. Found: over θ, what autograd has; all else as above."""
     step = float(torch.finfo(torch.float64).eps ** (1 / 3)) / 30  # networks are curved
     bound = tolerance(problem)
     length = torch.stack(torch._foreach_norm([p.detach() for p in theta])).norm()
