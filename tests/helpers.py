@@ -110,6 +110,7 @@ QUICK = (
     "Runner.figures = 2",
     "tasks.digits.batch_size = 16",
     "backbones.mlp.hidden = (8,)",
+    "Runner.on_unhealthy = 'warn'",  # a loss of so short an initialisation fails its trial
 )
 #: An initialisation of nine meta-steps.
 SHORT = (

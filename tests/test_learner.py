@@ -188,8 +188,9 @@ def test_no_tensor_outlives_its_step():
 
     model = make_model()
     learner = metaloss.AdaLFL(
-        model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), make_loss()
-    )
+        model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), make_loss(),
+        on_unhealthy="warn",
+    )  # fmt: skip
     batch = make_batches(1)[0]
     for _ in range(24):  # the first probe of health is over, which keeps the shares of the labels
         learner.step(batch)

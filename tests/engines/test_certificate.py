@@ -139,6 +139,7 @@ class Planted(nn.Module):
         return CutInPart.apply(x, self.share)
 
 
+@pytest.mark.filterwarnings("ignore:the model has hooks on activations")  # of several steps
 @pytest.mark.parametrize("dtype", PLANTED)
 @pytest.mark.parametrize("engine", ["sweep", "unrolled"])
 def test_a_planted_error_is_found_in_double_backward(engine, dtype):
@@ -338,7 +339,8 @@ def test_curvature_that_is_left_out_is_told_of_where_it_is_not_asked(kind, engin
         several_hold(lambda: nn.Identity(), engine, torch.float32, problem=problem)
     assert len(told) == 1
     several_hold(lambda: nn.Identity(), engine, torch.float32)  # of a plain model nothing
-    several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float32, steps=1)
+    if engine != "exact":  # of one step it asks for a forward derivative
+        several_hold(WRONG_AT_SEVERAL[kind], engine, torch.float32, steps=1)
 
 
 def length(grads):

@@ -132,8 +132,9 @@ def write_tried(folder, rate, selections, tests, status="finished"):
     for seed, (select, test) in enumerate(zip(selections, tests, strict=True)):
         files = ("tasks/digits_mlp.gin", "methods/baseline.gin")
         run = write_run(
-            folder / f"{rate}" / f"seed{seed}", files, [f"base_optimizers.sgd.lr = {rate}"], seed,
-            test, status if seed == 0 else "finished",
+            folder / f"{rate}" / f"seed{seed}", files,
+            [f"base_optimizers.sgd.lr = {rate}", "Runner.select_fraction = 0.5"], seed, test,
+            status if seed == 0 else "finished",
         )  # fmt: skip
         result = json.loads((run / "result.json").read_text())
         (run / "result.json").write_text(json.dumps({**result, "select": select}))
