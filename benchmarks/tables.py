@@ -21,13 +21,16 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- python ([^#\n]+?)(?: # ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+OPENING = "<!-- python "
+BLOCK = re.compile(
+    rf"({OPENING}([^#\n]+?)(?: # ([^\n]+?))? -->\n)(?:(?!{OPENING}).)*?(<!-- end -->)", re.DOTALL
+)
 
 
 def pages() -> list[Path]:
     """The documents that have such tables."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    return sorted(page for page in found if BLOCK.search(page.read_text(encoding="utf-8")))
+    return sorted(page for page in found if OPENING in page.read_text(encoding="utf-8"))
 
 
 def remade(text: str, printed: Callable[[str], str]) -> str:
@@ -36,7 +39,12 @@ def remade(text: str, printed: Callable[[str], str]) -> str:
     Args:
         text: the page.
         printed: what a command prints, without the word `python`.
+
+    Raises:
+        ValueError: a table has no end before the next one begins, so that text would be lost.
     """
+    if len(BLOCK.findall(text)) != text.count(OPENING):
+        raise ValueError("a table has no <!-- end --> before the next one begins")
 
     def block(match: re.Match[str]) -> str:
         opening, command, title, closing = match.groups()

@@ -44,6 +44,8 @@ def test_a_table_is_what_stands_under_its_title():
     assert tables.remade(new, lambda command: report) == new
     with pytest.raises(ValueError, match="under the title 'T 1'"):
         tables.remade(text, lambda command: "### T 2\n\nno\n")
+    with pytest.raises(ValueError, match="no <!-- end --> before the next one"):
+        tables.remade(text.replace("<!-- end -->", "kept") + text, lambda command: report)
 
 
 def test_every_table_of_the_results_is_made_again():
