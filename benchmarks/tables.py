@@ -21,16 +21,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPENING = "<!-- python "
+OPENING = re.compile(r"^<!-- python ", re.MULTILINE)
 BLOCK = re.compile(
-    rf"({OPENING}([^#\n]+?)(?: # ([^\n]+?))? -->\n)(?:(?!{OPENING}).)*?(<!-- end -->)", re.DOTALL
+    r"^(<!-- python ([^#\n]+?)(?: # ([^\n]+?))? -->\n)(?:(?!\n<!-- python ).)*?(<!-- end -->)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
 def pages() -> list[Path]:
     """The documents that have such tables."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    return sorted(page for page in found if OPENING in page.read_text(encoding="utf-8"))
+    return sorted(page for page in found if OPENING.search(page.read_text(encoding="utf-8")))
 
 
 def remade(text: str, printed: Callable[[str], str]) -> str:
@@ -43,7 +44,7 @@ def remade(text: str, printed: Callable[[str], str]) -> str:
     Raises:
         ValueError: a table has no end before the next one begins, so that text would be lost.
     """
-    if len(BLOCK.findall(text)) != text.count(OPENING):
+    if len(BLOCK.findall(text)) != len(OPENING.findall(text)):
         raise ValueError("a table has no <!-- end --> before the next one begins")
 
     def block(match: re.Match[str]) -> str:
