@@ -97,8 +97,8 @@ class AdaLFL:
             `adaptation`, else 0.
         on_unhealthy: what happens where they find trouble, beside a `HealthWarning`: "task_loss",
             base steps descend the task loss, and φ rests, until they find none, or to the end
-            where the trial has failed; "last_healthy", φ becomes again what it was when they last
-            found none; "warn", no more.
+            where the trial has failed or it is the second time; "last_healthy", φ becomes again
+            what it was when they last found none; "warn", no more.
 
     Attributes:
         watch: what the probes and the trial have found, see `health`.
@@ -244,6 +244,9 @@ class AdaLFL:
                 self._descend(f"step {step}: the learned loss is well again", by_task_loss=False)
         elif watch.health().status == "unhealthy":
             if self.on_unhealthy == "task_loss" and not self.problem.by_task_loss:
+                # The first time it may be where θ stood. A loss that brought it there once more
+                # would do so again and again.
+                watch.failed = self.steps_by_task_loss > 0
                 self._descend(f"step {step}", by_task_loss=True)
             elif self.on_unhealthy == "last_healthy" and watch.phis:
                 for parameter, value in zip(phi, watch.phis[0], strict=True):
@@ -254,7 +257,8 @@ class AdaLFL:
         self.problem.by_task_loss = by_task_loss
         self._forget_recordings()
         by = "task" if by_task_loss else "learned"
-        self.watch.warnings.append(f"{when}: from here on base steps descend the {by} loss")
+        end = ", to the end" if by_task_loss and self.watch.failed else ""
+        self.watch.warnings.append(f"{when}: from here on base steps descend the {by} loss{end}")
         self.tell(self.watch.warnings[-1])
 
     def health(self, batch: Any = None) -> Health:

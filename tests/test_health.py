@@ -277,7 +277,7 @@ def test_where_nothing_helps_it_is_said():
     assert learner.health().status == "task_loss"
     *_, trouble, answer = learner.health().warnings
     assert "base steps on the learned loss" in trouble
-    assert answer == "initialisation: from here on base steps descend the task loss"
+    assert answer == "initialisation: from here on base steps descend the task loss, to the end"
 
 
 def test_a_loss_that_failed_its_trial_stays_out_of_use():
@@ -302,6 +302,23 @@ def test_the_training_falls_back_on_the_task_loss():
     learner.step((x, y), next(valid))
     for own, expected in zip(learner.problem.theta, plain.parameters(), strict=True):
         assert torch.equal(own.grad, expected.grad)
+
+
+def test_a_loss_that_is_unhealthy_twice_stays_out_of_use():
+    learner, train, valid = initialized("classification", health_every=2)
+    for _ in range(4):  # the other sign, and back, twice
+        spoil(learner, "sign")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HealthWarning)
+            train_on(learner, train, valid, 12)
+    assert learner.watch.well
+    assert learner.health().status == "task_loss"
+    told = [text.partition(": ")[2] for text in learner.health().warnings if "from here" in text]
+    assert told == [
+        "from here on base steps descend the task loss",
+        "the learned loss is well again: from here on base steps descend the learned loss",
+        "from here on base steps descend the task loss, to the end",
+    ]
 
 
 @pytest.mark.parametrize("on_unhealthy", ["task_loss", "warn"])

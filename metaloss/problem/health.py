@@ -78,7 +78,7 @@ class Watch:
         warnings: of what was there before it.
 
     Attributes:
-        failed: whether the trial found trouble.
+        failed: whether the trial found trouble, or probes did a second time.
         warnings: troubles found so far, in plain words.
         share: of the trial, see `trial`; None without one.
         phis: φ at the latest probes that found no trouble, from the oldest; the first is from
