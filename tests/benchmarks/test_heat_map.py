@@ -79,8 +79,8 @@ def test_a_file_of_results_is_continued_and_shown(tmp_path, capsys, monkeypatch)
 def test_a_cell_by_the_runner():
     """From the gin files that ship, as `--by=runner` makes its rows."""
     cell = ("sgd", 0.1, 0.9)
-    baseline = heat_map.run("mlp", cell, 0, "baseline", STEPS)
-    row = heat_map.run("mlp", cell, 0, "adalfl", STEPS)
+    baseline = heat_map.run("mlp", cell, 0, "baseline", heat_map.STEPS)
+    row = heat_map.run("mlp", cell, 0, "adalfl", heat_map.STEPS)
     assert heat_map.verdict(baseline, row) == "holds"
     assert not heat_map.alarmed(row)
-    assert row["health"] == {"0": {"status": "healthy"}, "200": {"status": "healthy"}}
+    assert row["health"] == {"0": {"status": "healthy"}, "1000": {"status": "healthy"}}
