@@ -380,6 +380,16 @@ def test_what_is_said_of_the_variance_between_seeds_follows():
     assert f"and\n{told[2]} is left" in text
 
 
+def test_what_is_said_of_tables_4_and_5_follows():
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    found = {m: number(of[0].summary.mean) for m, of in raw("tables_4_5_logistic").items()}
+    assert (
+        f"a quadratic has {found['table4_taylor_quadratic']}, a cubic "
+        f"{found['table4_taylor_cubic']}, the network {found['adalfl_letter']}"
+    ) in page
+    assert f"not ({found['ml3_letter']} and {found['table5_relu_softplus']}, [Table 5]" in page
+
+
 def test_what_is_said_of_the_labels_follows():
     text = section("docs/results.md", "What are the labels of the validation data worth?")
     (groups,) = raw("question_labels").values()
