@@ -386,7 +386,7 @@ class AdaLFL:
         before = snapshot.model_values(model)
         attributes = Kept(Surroundings(model, None, {}).watch().contents)
         self._forget_recordings()
-        self.problem.by_task_loss = False  # an earlier loss may have failed
+        self.problem.by_task_loss, self.steps_by_task_loss = False, 0  # of an earlier loss
         for done in range(start + 1, initialization.steps + 1):
             with clock.part("initialization", whole=True):
                 initialization.set_out(self.problem, redraw)

@@ -376,14 +376,17 @@ def test_each_loss_of_a_stack_has_its_own_health():
         stack.health()
 
 
+@pytest.mark.parametrize("engine", ["auto", "sweep", "unrolled"])
 @pytest.mark.parametrize("spoilt", [(1,), (0, 1)])
-def test_a_stack_falls_back_where_its_learners_do_alone(spoilt):
+def test_a_stack_falls_back_where_its_learners_do_alone(spoilt, engine):
     """And comes back with them, θ and φ and all; a meta-step is due every third step."""
 
     def made():
         learners = []
         for _ in range(2):
-            adaptation = metaloss.META_OPTIMIZERS["online_one_step"](1e-3, every=3)
+            adaptation = metaloss.META_OPTIMIZERS["online_one_step"](
+                1e-3, every=3, engine=engine
+            )
             learner, *draws = initialized("classification", health_every=2, adaptation=adaptation)
             learners.append((learner, *draws))
         return learners

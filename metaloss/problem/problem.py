@@ -201,7 +201,10 @@ class Problem:
         if self.loss is None or self.by_task_loss:
             return self.task_loss(outputs, labels)
         prediction, target, *weights = self.link(outputs, labels)
-        return links.mean(self.loss(prediction, target), *weights)
+        loss = links.mean(self.loss(prediction, target), *weights)
+        if self.members_by_task_loss is not None:  # here, where every engine comes by
+            loss = torch.where(self.members_by_task_loss, self.task_loss(outputs, labels), loss)
+        return loss
 
     def weight(self, batch: StepBatch) -> float | Tensor:
         """What the rows of a step's batch weigh together, as the link has it, else its examples.
@@ -657,12 +660,7 @@ class Problem:
             if isinstance(loss, Representation) and outputs.numel() > MOST_AT_ONCE:
                 return ChunkedSlope(loss, self.link(free, labels), free, divisor)
             looks = self.theta if self._looks_at_theta else []
-            loss_share = _share(self.learned_loss(free, labels), share)
-            slope = WholeSlope(loss_share, free, looks, graph)
-            if self.members_by_task_loss is not None:
-                task_share = _share(self.task_loss(free, labels), share)
-                slope.exchange(self.members_by_task_loss, task_share, free)
-            return slope
+            return WholeSlope(_share(self.learned_loss(free, labels), share), free, looks, graph)
 
     def set_gradients(self, grads: vectors.Vector) -> None:
         """Gives the optimizer g: of the shapes of `theta`, None for unused parameters."""

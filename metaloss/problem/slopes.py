@@ -256,19 +256,6 @@ class WholeSlope(Slope):
         self._slope = torch.zeros_like(free) if slope is None else slope
         self.loss, self._value = loss.detach(), self._slope.detach()
 
-    def exchange(self, members: Tensor, loss: Tensor, free: Tensor) -> None:
-        """Gives members of a stack another loss. The way to φ stays: it is theirs no more.
-
-        Args:
-            members: bool [S], which.
-            loss: [S], with its graph.
-            free: the outputs in it, [S, batch, ...].
-        """
-        (slope,) = torch.autograd.grad(loss, free, torch.ones_like(loss))
-        rows = members.view(-1, *[1] * (free.dim() - 1))
-        self.loss = torch.where(members, loss.detach(), self.loss)
-        self._value = torch.where(rows, slope, self._slope.detach())
-
     def pullback(self, phi: Sequence[Tensor], t: Tensor | None, u: Vector) -> list[Tensor | None]:
         ends = [self._slope, *self.direct]
         return gradient(ends, phi, [t, *(u if self.direct else [])])
