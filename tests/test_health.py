@@ -384,9 +384,7 @@ def test_a_stack_falls_back_where_its_learners_do_alone(spoilt, engine):
     def made():
         learners = []
         for _ in range(2):
-            adaptation = metaloss.META_OPTIMIZERS["online_one_step"](
-                1e-3, every=3, engine=engine
-            )
+            adaptation = metaloss.META_OPTIMIZERS["online_one_step"](1e-3, every=3, engine=engine)
             learner, *draws = initialized("classification", health_every=2, adaptation=adaptation)
             learners.append((learner, *draws))
         return learners
