@@ -135,10 +135,10 @@ def test_the_means_are_those_of_the_runs_that_finished(earlier):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_readme_tells_them(results, pair):
+def test_the_readme_tells_them(earlier, pair):
     rows = [cells(line) for line in section("README.md", "Results").splitlines()]
     (row,) = (row for row in rows if row[0].removesuffix(" regression") == pair)
-    assert row[1:] == [told(results[pair, method]) for method in METHODS]
+    assert row[1:] == [told(earlier[pair, method][0]) for method in METHODS]
 
 
 def test_what_is_said_of_the_first_runs_follows(earlier):
@@ -181,12 +181,13 @@ def test_the_first_screen_tells_baseline_recipe_and_letter(results, pair):
 
 def test_the_first_screen_tells_how_many_seeds_there_are(results):
     text = " ".join(section("README.md", "What you gain, and what it costs").split())
-    (few,), (recipe,), (letter,) = (
-        {len(results[pair, method]) for pair in PAIRS}
-        for method in ("baseline", "adalfl", "adalfl_letter")
+    (recipe,), (letter,) = (
+        {len(results[pair, method]) for pair in PAIRS} for method in ("adalfl", "adalfl_letter")
     )
-    california = len(results["California + MLP", "baseline"])
-    assert f"descends the task loss ({few} seeds; California {california})" in text
+    more = ("MNIST + logistic", "California + MLP")
+    (many,) = {len(results[pair, "baseline"]) for pair in more}
+    (few,) = {len(results[pair, "baseline"]) for pair in PAIRS if pair not in more}
+    assert f"({few} seeds; logistic regression and California {many})" in text
     assert f"the shipped files ({recipe} seeds;" in text
     assert f"as they are written ({letter} seeds)" in text
 
@@ -399,3 +400,45 @@ def test_what_is_said_of_the_labels_follows():
     }
     differences = [signed(means[rate, 0.0002] - means[rate, 0.1]) for rate in (0.01, 0.03, 0.1)]
     assert f"differ by {differences[0]}, {differences[1]} and {differences[2]}" in text
+
+
+def test_what_is_said_of_the_size_follows():
+    text = section("docs/results.md", "How much do the size of the loss network and φ_0 matter?")
+    (groups,) = raw("question_size").values()
+    small, *others = sorted(groups, key=lambda g: g.settings.values["representations.nn.hidden"])
+    told = [number(group.summary.mean) for group in others]
+    assert "the means are {}, {} and {}".format(*told) in text
+    baseline = {
+        run.seed: run.test
+        for group in raw("recipe_pairs")["baseline"]
+        if group.pair == small.pair
+        for run in group.runs
+    }
+    worse = [seed for seed, error in small.tests.items() if error > baseline[seed]]
+    fallen = [run for run in small.runs if run.result["steps_by_task_loss"]]
+    assert "Two of its five runs are worse than the untuned baseline" in text and len(worse) == 2
+    (fallen,) = fallen
+    assert "In a third one the learned loss" in text and fallen.seed not in worse
+    assert f"for {fallen.result['steps_by_task_loss']} of the 10,000 steps" in text
+
+
+def test_what_is_said_of_the_methods_on_logistic_regression_follows(kept):
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    ours = {m: kept["MNIST + logistic", m] for m in ("baseline", "ml3", "meta_lr", "adalfl")}
+    assert {len(seeds) for seeds in ours.values()} == {5}
+    baseline, ml3, meta_lr, adalfl = (number(mean(seeds)) for seeds in ours.values())
+    assert f"not held on logistic regression, 5 seeds ({adalfl} and {ml3}," in page
+    assert f"held on logistic regression, 5 seeds ({meta_lr} and {baseline})" in page
+
+
+def test_what_is_said_of_longer_trainings_follows(kept):
+    text = " ".join((ROOT / "docs/protocol.md").read_text().split())
+    (groups,) = raw("protocol_logistic_longer").values()
+    chosen = choice.best(groups)
+    found = {(g.settings.values["Runner.steps"], rate_of(g)): g.summary.mean for g in groups}
+    assert (chosen.settings.values["Runner.steps"], rate_of(chosen)) == (13300, 0.03)
+    assert f"rate .03 are chosen, with a test error of {number(found[13300, 0.03])}" in text
+    assert f"39,500 steps at the same rate have {number(found[39500, 0.03])}" in text
+    assert all(found[39500, rate] > found[39500, 0.03] for rate in (0.1, 0.3))
+    ours = kept["MNIST + logistic", "adalfl"]
+    assert f"steps, has {number(mean(ours))} ({len(ours)} seeds)" in text
