@@ -358,6 +358,8 @@ def test_what_is_said_of_the_loss_that_stays_follows():
     assert f"left it is as good**, {said} (" in text
     assert f"An intervention there, {said}:" in text
     assert f"{said.capitalize()} show what happened" in text
+    shapes = [number(group.summary.mean) for group in found["shape_only"]]
+    assert "({}, {} and {} in the mean)".format(*shapes) in text
     means = [group.summary.mean for group in (stays, *found["adalfl"])]
     assert max(means) - min(means) <= 0.0003
     assert f"logistic regression, {said}: 0, 1e-6, 1e-5 and 1e-4 are within .0003" in text
