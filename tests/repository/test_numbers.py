@@ -444,3 +444,37 @@ def test_what_is_said_of_longer_trainings_follows(kept):
     assert all(found[39500, rate] > found[39500, 0.03] for rate in (0.1, 0.3))
     ours = kept["MNIST + logistic", "adalfl"]
     assert f"steps, has {number(mean(ours))} ({len(ours)} seeds)" in text
+
+
+def test_what_is_said_of_lenet5_beside_tuned_baselines_follows():
+    text = " ".join(section("docs/protocol.md", "An example: LeNet-5 on MNIST").split())
+    tried = raw("protocol_lenet5")
+    chosen = {method: choice.best(of) for method, of in tried.items()}
+    best = {method: number(group.summary.mean) for method, group in chosen.items()}
+    ours = {rate_of(group): group for group in tried["adalfl"]}
+    theirs = {rate_of(g): g.summary.mean for g in tried["baseline"]}
+    assert f"the tuned baseline here**, {best['adalfl']} and {best['baseline']}" in text
+    assert f"At the shipped rate, .01, the baseline has {number(theirs[0.01])}" in text
+    gain = theirs[0.01] - chosen["adalfl"].summary.mean
+    by_rate = (theirs[0.01] - chosen["baseline"].summary.mean) / gain
+    assert "two fifths of what" in text and 0.35 < by_rate < 0.45
+    assert min(theirs, key=theirs.get) == 0.1 and f".1, has {number(theirs[0.1])}" in text
+    for errors in ({rate: g.summary.mean for rate, g in ours.items()}, theirs):
+        small = [error for rate, error in errors.items() if rate <= 0.2]
+        assert re.search(rf"between {number(min(small))} and {number(max(small))}", text)
+    assert f"Brier score has {best['brier']} under seed 0" in text
+    under = [number(chosen[method].tests[0]) for method in ("adalfl", "baseline")]
+    assert "where AdaLFL has {} and the tuned baseline {}".format(*under) in text
+    entropies = [
+        f"{cross_entropy(chosen[m]):.3f}".lstrip("0") for m in ("adalfl", "baseline")
+    ]
+    assert "cross-entropy is {}, the tuned baseline's {}".format(*entropies) in text
+    high = [run for rate, group in ours.items() if rate >= 0.03 for run in group.runs]
+    fallen = [run for run in high if run.result["steps_by_task_loss"]]
+    assert (len(fallen), len(high)) == (6, 10) and "in six of ten runs" in text
+    two = (chosen["adalfl"].tests.keys(), chosen["baseline"].tests.keys())
+    assert [list(seeds) for seeds in two] == [[0, 1], [0, 1]]
+    for page in ("README.md", "docs/results.md"):
+        other = " ".join((ROOT / page).read_text().split())
+        told = f"{best['adalfl']},? and .{{,40}}{best['baseline']}"
+        assert re.search(told.replace(".0", r"\.0"), other)
