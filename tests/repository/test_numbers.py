@@ -465,9 +465,7 @@ def test_what_is_said_of_lenet5_beside_tuned_baselines_follows():
     assert f"Brier score has {best['brier']} under seed 0" in text
     under = [number(chosen[method].tests[0]) for method in ("adalfl", "baseline")]
     assert "where AdaLFL has {} and the tuned baseline {}".format(*under) in text
-    entropies = [
-        f"{cross_entropy(chosen[m]):.3f}".lstrip("0") for m in ("adalfl", "baseline")
-    ]
+    entropies = [f"{cross_entropy(chosen[m]):.3f}".lstrip("0") for m in ("adalfl", "baseline")]
     assert "cross-entropy is {}, the tuned baseline's {}".format(*entropies) in text
     high = [run for rate, group in ours.items() if rate >= 0.03 for run in group.runs]
     fallen = [run for run in high if run.result["steps_by_task_loss"]]
