@@ -281,6 +281,9 @@ CONTENDERS: dict[str, Contender] = {
         f"exact_every_{k}": Contender(partial(adalfl, engine="exact", every=k), steps=k)
         for k in (4, 20)
     },
+    "exact_every_20_from_a_table": Contender(
+        partial(adalfl, engine="exact", every=20, tabulate="always"), steps=20
+    ),
     "exact_uncertified": Contender(partial(adalfl, engine="exact", certify_every=0)),
     "exact_all_certified": Contender(partial(adalfl, engine="exact", certify_every=1)),
     "unrolled_uncertified": Contender(partial(adalfl, engine="unrolled", certify_every=0)),
