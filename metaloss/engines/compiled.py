@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any, Literal
 
 import torch
@@ -67,10 +68,12 @@ class Compiled(CertifiedEngine):
     momenta kept, where torch.optim.SGD has them; its own `step` is not called, and `.grad` is None.
 
     It is for one base step by SGD on a batch of two tensors, φ learned alone, in one process and
-    one precision, without a gradient transform; and for models and losses that draw no random
-    numbers and leave their buffers alone: no BatchNorm or dropout in train mode. Anything else, or
-    a machine without a C++ compiler, it warns of once, and does as `exact`. Where something was
-    changed that the step reads as Python has it, as an attribute, it is compiled anew.
+    one precision, without a gradient transform; for models and losses that draw no random numbers,
+    as dropout does in train mode, and losses that leave their buffers alone. The model may move its
+    own in place, as BatchNorm its running statistics, which the base pass alone does. Anything
+    else, or a machine without a C++ compiler, it warns of once, and does as `exact`. Where
+    something was changed that the step reads as Python has it, as an attribute, it is compiled
+    anew.
 
     Args:
         compiler: "inductor"; or "none", which calls the recorded kernels one by one.
@@ -270,7 +273,8 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     Raises:
         UnsupportedModelError: see `_require_supported`.
     """
-    before = _buffers(problem), seeding.global_state(problem.device)
+    held = list(problem.model.buffers())
+    before = _buffers_of_loss(problem), seeding.global_state(problem.device)
     if problem.probe(batch):
         raise UnsupportedModelError("the loss looks at θ itself")
     if problem.surroundings.beyond_tensors:
@@ -280,8 +284,10 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
     used = [parameter.grad is not None for parameter in problem.theta]
     for judging in objective:
         problem.task_gradient(judging)
-    after = _buffers(problem), seeding.global_state(problem.device)
-    names = ("a buffer of the model or the loss moves", "the model or the loss draws at random")
+    if not all(map(is_, held, problem.model.buffers())):
+        raise UnsupportedModelError("the model has another buffer in the place of one")
+    after = _buffers_of_loss(problem), seeding.global_state(problem.device)
+    names = ("a buffer of the loss moves", "the model or the loss draws at random")
     for name, old, new in zip(names, before, after, strict=True):
         if not all(one.equal(other) for one, other in zip(old, new, strict=True)):
             raise UnsupportedModelError(name)
@@ -289,10 +295,9 @@ def _try(problem: Problem, batch: StepBatch, objective: Sequence[StepBatch]) -> 
         for inputs, labels in (batch, *objective):
             problem.task_loss(problem.forward(inputs), labels)
     if watch.called & READING_OUT:
-        raise UnsupportedModelError("the model or the task loss reads numbers out of its tensors")
+        raise UnsupportedModelError("the model or a loss reads numbers out of its tensors")
     return used
 
 
-def _buffers(problem: Problem) -> list[Tensor]:
-    modules = [problem.model] if problem.loss is None else [problem.model, problem.loss]
-    return [buffer.clone() for module in modules for buffer in module.buffers()]
+def _buffers_of_loss(problem: Problem) -> list[Tensor]:
+    return [] if problem.loss is None else [buffer.clone() for buffer in problem.loss.buffers()]

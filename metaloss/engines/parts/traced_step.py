@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import get_decompositions
 from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -67,6 +68,13 @@ class Given:
         )
         return [[*self._theta], self.sgd.tensors(), self._phi, *constants, *map(list, batches)]
 
+    def with_own_buffers(self, of_model: Sequence[Tensor]) -> list[Tensor]:
+        """What the model holds beside θ, its buffers copied: a pass may move them."""
+        return [
+            tensor.clone() if name in owner._buffers else tensor
+            for tensor, (owner, name) in zip(of_model, self.of_model.values(), strict=True)
+        ]
+
 
 def _constants(module: nn.Module, learned: Sequence[Tensor]) -> dict[str, tuple[nn.Module, str]]:
     """A module's parameters and buffers that are not learned: their owners, and the names there."""
@@ -111,13 +119,14 @@ def trace(problem: Problem, given: Given, table: Certified | None, *batches: Any
         batches: one, or two.
 
     Returns:
-        A function of all tensors in `given(*batches)`, one after the other, which moves θ and the
-        momenta. It gives M_φ; and of a meta-step L_T, the residual of its
-        certificate, and ∇_φ L_T, None for what is zero.
+        A function of all tensors in `given(*batches)`, one after the other, which moves θ, the
+        momenta, and the buffers that the base pass moves. It gives M_φ; and of a meta-step L_T, the
+        residual of its certificate, and ∇_φ L_T, None for what is zero.
 
     Raises:
         NotImplementedError: an operator of the model has no forward derivative.
-        RuntimeError: the model or a loss does something else for other values of its tensors.
+        UnsupportedModelError: the model or a loss reads numbers out of its tensors, and so may do
+            something else for other values of them.
     """
     assert problem.loss is not None
     learned_loss = problem.loss
@@ -138,26 +147,28 @@ def trace(problem: Problem, given: Given, table: Certified | None, *batches: Any
     def step(parts: list[list[Tensor]]) -> tuple[list[Tensor | None], list[Tensor]]:
         theta, sgd, phi, of_model, of_loss, (x, y), *objective = parts
         before, phi, primals = _leaves(theta), _leaves(phi), KeepPrimals()
+        # Each pass moves buffers of its own, as BatchNorm's; those of the base pass stay.
+        left = given.with_own_buffers(of_model)
         named = dict(zip([*given.phi_names, *given.of_loss], [*phi, *of_loss], strict=True))
-        with torch.enable_grad(), at(before, of_model):
+        with torch.enable_grad(), at(before, left):
             with primals:
                 f = problem.forward(x)
             slope = slope_at(f.detach(), y, named, graph=bool(objective))
             along = slope.hand_out(keep=True)
             g = torch.autograd.grad(f, before, along, allow_unused=True)
-        moved = given.sgd.step(theta, g, sgd)
+        moved = [*given.sgd.step(theta, g, sgd), *left]
         if not objective:
             return [slope.loss], moved
         ((valid_x, valid_y),) = objective
-        after = _leaves(moved[: len(theta)])
-        with torch.enable_grad(), at(after, of_model):  # which checkpoints are run again in too
+        after, aside = _leaves(moved[: len(theta)]), given.with_own_buffers(left)
+        with torch.enable_grad(), at(after, aside):  # which checkpoints are run again in too
             task = problem.task_loss(problem.forward(valid_x), valid_y)
             v = torch.autograd.grad(task, after, allow_unused=True)
         with torch.enable_grad():
             with (
                 forward_ad.dual_level(),
                 ForwardMode(primals),
-                at(_duals(theta, v), of_model),
+                at(_duals(theta, v), given.with_own_buffers(of_model)),
             ):
                 t = forward_ad.unpack_dual(problem.forward(x)).tangent
             u = None if t is None else given.sgd.scale(sgd) * t
@@ -175,10 +186,17 @@ def trace(problem: Problem, given: Given, table: Certified | None, *batches: Any
         left = iter(flat)
         return step([[next(left) for _ in range(size)] for size in sizes])
 
-    graph = make_fx(flat_step, decomposition_table=DECOMPOSITIONS)(*flat)
+    try:
+        graph = make_fx(flat_step, decomposition_table=DECOMPOSITIONS)(*flat)
+    except RuntimeError as error:
+        if "tracing tensor" not in str(error):
+            raise
+        reason = "the model or a loss reads numbers out of its tensors"
+        raise UnsupportedModelError(reason) from error
     graph = make_fx(functionalize(graph, remove="mutations"))(*flat)
     momenta = range(sizes[0] + 1, sizes[0] + sizes[1])
-    return _in_place(graph, [*range(sizes[0]), *momenta])
+    of_model = range(sum(sizes[:3]), sum(sizes[:4]))
+    return _in_place(graph, [*range(sizes[0]), *momenta, *of_model])
 
 
 def _thin_product(a: Tensor, b: Tensor) -> Any:
@@ -199,10 +217,36 @@ def _thin_product_added(c: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha:
     return NotImplemented if product is NotImplemented else beta * c + alpha * product
 
 
+def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    *settings: float,
+) -> Any:
+    """The operator that says that it moves running statistics: a recording must know."""
+    if mean is None or var is None:
+        return NotImplemented
+    legit = torch.ops.aten._native_batch_norm_legit.default
+    return legit(input, weight, bias, mean, var, training, *settings)
+
+
 #: What is recorded in place of some operations.
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mm.default: _thin_product,
     torch.ops.aten.addmm.default: _thin_product_added,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    # The kernels of GPUs do not say it either: they are taken for the one above.
+    torch.ops.aten.miopen_batch_norm.default: _batch_norm,
+    **get_decompositions(
+        [
+            torch.ops.aten.cudnn_batch_norm,
+            torch.ops.aten.cudnn_batch_norm_backward,
+            torch.ops.aten.miopen_batch_norm_backward,
+        ]
+    ),
 }
 
 
@@ -225,8 +269,10 @@ def _in_place(graph: fx.GraphModule, places: Sequence[int]) -> fx.GraphModule:
     found, moved = end.args[0]
     with graph.graph.inserting_before(end):
         for place, value in zip(places, moved, strict=True):
-            if value is not inputs[place]:
-                graph.graph.call_function(torch.ops.aten.copy_.default, (inputs[place], value))
+            given = inputs[place]
+            still = value.target is torch.ops.aten.clone.default and value.args[0] is given
+            if value is not given and not still:
+                graph.graph.call_function(torch.ops.aten.copy_.default, (given, value))
     end.args = (tuple(found),)
     graph.graph.eliminate_dead_code()
     graph.recompile()
