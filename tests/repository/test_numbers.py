@@ -476,3 +476,23 @@ def test_what_is_said_of_lenet5_beside_tuned_baselines_follows():
         other = " ".join((ROOT / page).read_text().split())
         told = f"{best['adalfl']},? and .{{,40}}{best['baseline']}"
         assert re.search(told.replace(".0", r"\.0"), other)
+
+
+def test_what_is_said_of_the_cheap_recipe_follows():
+    text = " ".join((ROOT / "docs/performance.md").read_text().split())
+    tried = raw("cheap_lenet5")
+    size = "meta_optimizers.offline_unrolled.objective_batch_size"
+    fast, cheap = sorted(tried["cheap"], key=lambda g: g.settings.values[size] is None)
+    (baseline,) = tried["baseline"]
+    seconds = [[run.result["seconds"] for run in group.runs] for group in (cheap, baseline)]
+    ratios = [ours / theirs for ours, theirs in zip(*seconds, strict=True)]
+    told = [f"{ratio:.2f}" for ratio in ratios]
+    assert "takes {}, {} and {} times as long as the baseline".format(*told) in text
+    assert f"(median {np.median(ratios):.2f}), and its test error is" in text
+    assert f"is {number(cheap.summary.mean)}, that of AdaLFL" in text
+    more = fast.summary.mean - cheap.summary.mean
+    assert f"Their error, {number(fast.summary.mean)}, is {number(more)} higher" in text
+    reproduced = " ".join((ROOT / "docs/reproduce.md").read_text().split())
+    assert f"at {np.median(ratios):.2f} baseline trainings by the clock" in reproduced
+    said = f"ours {number(cheap.summary.mean)} ± {number(cheap.summary.deviation)} on LeNet-5"
+    assert said in (ROOT / "gin_configs/README.md").read_text()
