@@ -496,3 +496,24 @@ def test_what_is_said_of_the_cheap_recipe_follows():
     assert f"at {np.median(ratios):.2f} baseline trainings by the clock" in reproduced
     said = f"ours {number(cheap.summary.mean)} ± {number(cheap.summary.deviation)} on LeNet-5"
     assert said in (ROOT / "gin_configs/README.md").read_text()
+
+
+def test_what_is_said_of_logistic_regression_under_a_third_seed_follows():
+    _, text = (ROOT / "docs/protocol.md").read_text().split("**A third seed (2)**")
+    text = " ".join(text.split("**With AdaLFL's time**")[0].split())
+    tried = raw("protocol_logistic_seed2")
+    found = {method: choice.best(of).summary.mean for method, of in tried.items()}
+    names = ("adalfl", "brier", "cosine", "poly", "baseline")
+    assert sorted(names, key=found.get) == list(names)
+    ours, brier, *others = (number(found[name]) for name in names)
+    assert f"AdaLFL has {ours}, the Brier score {brier}, the schedule {others[0]}, " in text
+    assert f"PolyLoss {others[1]} and the tuned baseline {others[2]}" in text
+    assert f"first two are {number(found['brier'] - found['adalfl'])} apart" in text
+    rates = {rate_of(group): group.summary.mean for group in tried["adalfl"]}
+    small = [error for rate, error in rates.items() if rate <= 0.1]
+    assert f"between {number(min(small))} and {number(max(small))} at rates" in text
+    assert f"they are {number(rates[0.2])} and {number(rates[0.3])}, above" in text
+    assert min(rates[0.2], rates[0.3]) > max(found.values())
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert f"a third {ours}, {brier} and {others[2]}" in page
+    assert f"under a third {ours} and {others[2]};" in page
